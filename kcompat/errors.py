@@ -1,0 +1,43 @@
+"""The few errors a user can meet; each message names the thing that was wrong, on one line."""
+
+from __future__ import annotations
+
+import os
+
+
+class KcompatError(Exception):
+    """Anything kcompat says to a user instead of a traceback."""
+
+    exit_code = 1
+
+
+class BadInput(KcompatError):
+    """A file that is not what it should be: truncated, foreign, corrupt."""
+
+    def __init__(self, path: str | os.PathLike[str], fault: str) -> None:
+        super().__init__(f"{os.fspath(path)}: {fault}")
+        self.path = os.fspath(path)
+        self.fault = fault
+
+
+class Missing(KcompatError):
+    """Something this machine could have but has not: root, a package, a mounted file system."""
+
+    exit_code = 2
+
+
+class Unsupported(KcompatError):
+    """Something this kernel cannot do, or forbids: no BPF, lockdown, no usable hook."""
+
+    exit_code = 3
+
+
+class UnknownField(KcompatError):
+    """A program needs fields whose offsets are not known, so it is not loaded."""
+
+    def __init__(self, program: str, fields: list[str], reasons: dict[str, str] | None = None) -> None:
+        reasons = reasons or {}
+        told = ", ".join(f"{name} ({reasons[name]})" if reasons.get(name) else name for name in fields)
+        super().__init__(f"{program} is not loaded: no known offset for {told}")
+        self.program = program
+        self.fields = fields
