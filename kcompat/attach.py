@@ -1,0 +1,119 @@
+"""Attaches loaded programs to kernel functions and tracepoints; closing what is returned detaches them."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import itertools
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kcompat.errors import Missing
+from kcompat.sysbpf import perf_event_open, raw_tracepoint_open
+
+_TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
+_KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
+_PERF_TYPE_TRACEPOINT = 2
+_IOC_ENABLE = 0x2400
+_IOC_SET_BPF = 0x40042408
+_ATTR_SIZE = 112
+_serial = itertools.count()
+
+
+@dataclass(slots=True)
+class Attachment:
+    """Something attached: `name` for people, `close` undoes it."""
+
+    name: str
+    _undo: Callable[[], None] | None
+
+    def close(self) -> None:
+        undo, self._undo = self._undo, None
+        if undo:
+            undo()
+
+
+def tracefs() -> Path:
+    """Where tracefs is mounted. Raises Missing with the command that mounts it."""
+    for path in _TRACEFS:
+        if (path / "events").is_dir():
+            return path
+    raise Missing("tracefs is not mounted: mount -t tracefs nodev /sys/kernel/tracing")
+
+
+def raw_tracepoint(program: int, name: str) -> Attachment:
+    """Raises OSError: ENOENT when the kernel has no such tracepoint."""
+    fd = raw_tracepoint_open(name, program)
+    return Attachment(f"raw_tp:{name}", lambda: os.close(fd))
+
+
+def tracepoint(program: int, category: str, name: str) -> Attachment:
+    """Raises Missing without tracefs, OSError ENOENT when the kernel has no such tracepoint."""
+    event = int((tracefs() / "events" / category / name / "id").read_text())
+    return _attach_event(program, f"tracepoint:{category}:{name}", _PERF_TYPE_TRACEPOINT, event, 0)
+
+
+def kprobe(program: int, function: str, *, at_return: bool = False) -> Attachment:
+    """On entry to a kernel function, or on its return.
+
+    Through the kprobe PMU (4.17 on), which cannot leave anything behind, else through tracefs.
+    Raises OSError: ENOENT or EINVAL when the function cannot be probed; Missing when the only way is tracefs and it
+    is not mounted.
+    """
+    kind = "kretprobe" if at_return else "kprobe"
+    if _KPROBE_PMU.is_dir():
+        name = ctypes.create_string_buffer(function.encode())
+        return _attach_event(program, f"{kind}:{function}", int((_KPROBE_PMU / "type").read_text()),
+                             _retprobe_bit() if at_return else 0, ctypes.addressof(name))
+    return _kprobe_through_tracefs(program, function, kind)
+
+
+def _retprobe_bit() -> int:
+    """The config bit that asks the PMU for a return probe: its format file says ``config:0``."""
+    return 1 << int((_KPROBE_PMU / "format" / "retprobe").read_text().strip().partition(":")[2])
+
+
+def _kprobe_through_tracefs(program: int, function: str, kind: str) -> Attachment:
+    root = tracefs()
+    event = f"kcompat_{os.getpid()}_{next(_serial)}"
+    _append(root / "kprobe_events", f"{'r' if kind == 'kretprobe' else 'p'}:kprobes/{event} {function}\n")
+    try:
+        number = int((root / "events" / "kprobes" / event / "id").read_text())
+        attached = _attach_event(program, f"{kind}:{function}", _PERF_TYPE_TRACEPOINT, number, 0)
+    except OSError:
+        _append(root / "kprobe_events", f"-:kprobes/{event}\n")
+        raise
+
+    def undo() -> None:
+        attached.close()
+        _append(root / "kprobe_events", f"-:kprobes/{event}\n")
+
+    return Attachment(attached.name, undo)
+
+
+def _append(path: Path, line: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(fd, line.encode())
+    finally:
+        os.close(fd)
+
+
+def _attach_event(program: int, name: str, kind: int, config: int, config1: int) -> Attachment:
+    # struct perf_event_attr: type, size, config, sample_period, sample_type, read_format, flags, wakeup_events,
+    # bp_type, config1, then zeros.
+    attr = struct.pack("<IIQQQQQIIQ", kind, _ATTR_SIZE, config, 1, 0, 0, 0, 1, 0, config1).ljust(_ATTR_SIZE, b"\0")
+    fd = perf_event_open(attr, -1, 0)
+    try:
+        fcntl.ioctl(fd, _IOC_SET_BPF, program)
+        fcntl.ioctl(fd, _IOC_ENABLE, 0)
+    except OSError as error:
+        os.close(fd)
+        if error.errno == errno.EEXIST:
+            raise OSError(errno.EEXIST, f"{name}: this kernel allows one BPF program an event") from error
+        raise
+    return Attachment(name, lambda: os.close(fd))

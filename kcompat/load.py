@@ -1,0 +1,122 @@
+"""Loads a compiled object into the kernel: maps, the programs asked for, and their hooks, freed together."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterable
+from types import TracebackType
+
+from kcompat import attach
+from kcompat.bpf import Object, ObjectProgram
+from kcompat.errors import KcompatError, Missing, Unsupported
+from kcompat.maps import Map
+from kcompat.sysbpf import ProgramRefused, ProgType, prog_load, raise_memlock
+
+# A program's name says where it goes: <kind>__<hook>, with a unique suffix after a second "__" if one hook has two.
+KINDS = {
+    "kprobe": ProgType.KPROBE,
+    "kretprobe": ProgType.KPROBE,
+    "rawtp": ProgType.RAW_TRACEPOINT,
+    "tp": ProgType.TRACEPOINT,
+}
+
+
+class Loaded:
+    """A live object: `maps` by name; `attach` loads a program and hooks it. Use it as a context manager."""
+
+    def __init__(self, compiled: Object, version_code: int) -> None:
+        self._object = compiled
+        self._version_code = version_code
+        self._programs: dict[str, int] = {}
+        self.attachments: list[attach.Attachment] = []
+        self.maps: dict[str, Map] = {}
+        raise_memlock()
+        try:
+            for spec in compiled.maps:
+                self.maps[spec.name] = Map(spec)
+        except OSError as error:
+            self.close()
+            raise _explained(error, f"map {spec.name}") from error
+
+    def load(self, name: str) -> int:
+        """The descriptor of a program, loaded on first use. Raises Missing, Unsupported or KcompatError."""
+        if name not in self._programs:
+            program = next((p for p in self._object.programs if p.name == name), None)
+            if program is None:
+                raise KcompatError(f"the object has no program {name}")
+            kind = KINDS[name.partition("__")[0]]
+            try:
+                self._programs[name] = prog_load(kind, self._linked(program), self._object.license,
+                                                 self._version_code, name.partition("__")[2])
+            except ProgramRefused as error:
+                words = [line for line in error.log.splitlines() if line.strip() and not line.startswith("processed")]
+                raise KcompatError(f"the kernel refused program {name}: {error.strerror}: "
+                                   f"{words[-1] if words else 'the verifier said nothing'}") from error
+            except OSError as error:
+                raise _explained(error, f"program {name}") from error
+        return self._programs[name]
+
+    def attach(self, name: str, hook: str) -> attach.Attachment:
+        """Hooks program `name`: `hook` is a function, a raw tracepoint, or ``category:name`` of a tracepoint.
+
+        Raises OSError when the hook is not there, so that a caller can try the next one.
+        """
+        program = self.load(name)
+        kind = name.partition("__")[0]
+        if kind == "rawtp":
+            attached = attach.raw_tracepoint(program, hook)
+        elif kind == "tp":
+            attached = attach.tracepoint(program, *hook.split(":", 1))
+        else:
+            attached = attach.kprobe(program, hook, at_return=kind == "kretprobe")
+        self.attachments.append(attached)
+        return attached
+
+    def attach_first(self, name: str, hooks: Iterable[str]) -> str | None:
+        """Hooks the program to the first of several alternative hooks this kernel has; None when it has none."""
+        for hook in hooks:
+            try:
+                self.attach(name, hook)
+            except OSError:
+                continue
+            return hook
+        return None
+
+    def detach(self) -> None:
+        """Takes every hook away; maps and programs stay."""
+        while self.attachments:
+            self.attachments.pop().close()
+
+    def close(self) -> None:
+        self.detach()
+        while self._programs:
+            os.close(self._programs.popitem()[1])
+        for made in self.maps.values():
+            made.close()
+
+    def _linked(self, program: ObjectProgram) -> bytes:
+        code = bytearray(program.instructions)
+        for at, name in program.relocations:
+            struct.pack_into("<i", code, at * 8 + 4, self.maps[name].fd)
+        return bytes(code)
+
+    def __enter__(self) -> Loaded:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _explained(error: OSError, what: str) -> KcompatError:
+    """What a refusal of bpf(2) means to a user."""
+    if error.errno == errno.ENOSYS:
+        return Unsupported("this kernel has no bpf(2): it was built without CONFIG_BPF_SYSCALL")
+    if error.errno == errno.EPERM and os.geteuid() != 0:
+        return Missing("loading BPF programs needs root (or CAP_BPF and CAP_PERFMON): run it with sudo")
+    if error.errno == errno.EPERM:
+        return Unsupported(f"the kernel forbids BPF here ({what}: {error.strerror}): lockdown, a container without "
+                           "CAP_SYS_ADMIN, or a seccomp profile; see `kcompat info`")
+    return KcompatError(f"{what}: {error.strerror}")

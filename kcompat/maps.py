@@ -1,0 +1,154 @@
+"""BPF maps as Python mappings from bytes to bytes."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kcompat.sysbpf import Cmd, MapType, bpf, map_create
+
+_BATCH = 1024
+_ENOTSUPP = 524  # a kernel-internal code that the batch calls let out
+
+
+@dataclass(frozen=True, slots=True)
+class MapSpec:
+    """What a map is, before it exists."""
+
+    name: str
+    kind: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int = 0
+
+
+class Map:
+    """A live map. Keys and values are bytes of exactly the sizes of its spec; per-CPU maps give one value a CPU."""
+
+    def __init__(self, spec: MapSpec) -> None:
+        self.spec = spec
+        entries = spec.max_entries
+        if spec.kind == MapType.PERF_EVENT_ARRAY:
+            entries = possible_cpus()
+        self.fd = map_create(spec.kind, spec.key_size, spec.value_size, entries, spec.flags, spec.name)
+        size = spec.value_size
+        if spec.kind in (MapType.PERCPU_ARRAY, MapType.PERCPU_HASH):
+            size = (size + 7 & ~7) * possible_cpus()
+        self._key = ctypes.create_string_buffer(spec.key_size)
+        self._value = ctypes.create_string_buffer(size)
+        self._next = ctypes.create_string_buffer(spec.key_size)
+        self._attr = struct.pack("<I4xQQQ", self.fd, ctypes.addressof(self._key), ctypes.addressof(self._value), 0)
+        self._step = struct.pack("<I4xQQQ", self.fd, ctypes.addressof(self._key), ctypes.addressof(self._next), 0)
+        self._batches = spec.kind == MapType.HASH
+
+    def get(self, key: bytes) -> bytes | None:
+        self._set_key(key)
+        try:
+            bpf(Cmd.MAP_LOOKUP_ELEM, self._attr)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+        return self._value.raw
+
+    def set(self, key: bytes, value: bytes) -> None:
+        self._set_key(key)
+        if len(value) != len(self._value):
+            raise ValueError(f"{self.spec.name}: a value of {len(value)} bytes, not {len(self._value)}")
+        self._value.raw = value
+        bpf(Cmd.MAP_UPDATE_ELEM, self._attr)
+
+    def delete(self, key: bytes) -> bool:
+        """Whether the key was there."""
+        self._set_key(key)
+        try:
+            bpf(Cmd.MAP_DELETE_ELEM, self._attr)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+        return True
+
+    def keys(self) -> Iterator[bytes]:
+        """Every key once; keys that come or go meanwhile may or may not be seen."""
+        attr = struct.pack("<I4xQQQ", self.fd, 0, ctypes.addressof(self._next), 0)
+        seen: set[bytes] = set()
+        while True:
+            try:
+                bpf(Cmd.MAP_GET_NEXT_KEY, attr)
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    return
+                raise
+            key = self._next.raw
+            if key in seen:
+                # The key we stood on was deleted and the walk began anew: everything before was given already.
+                self._set_key(key)
+                attr = self._step
+                continue
+            seen.add(key)
+            yield key
+            self._set_key(key)
+            attr = self._step
+
+    def items(self) -> list[tuple[bytes, bytes]]:
+        """Every entry, in batches where the kernel has them (5.6), one by one before."""
+        if self._batches:
+            try:
+                return self._items_in_batches()
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, _ENOTSUPP, errno.ENOSPC):
+                    raise
+                self._batches = error.errno == errno.ENOSPC
+        found = []
+        for key in list(self.keys()):
+            value = self.get(key)
+            if value is not None:
+                found.append((key, value))
+        return found
+
+    def _items_in_batches(self) -> list[tuple[bytes, bytes]]:
+        key_size, value_size = self.spec.key_size, self.spec.value_size
+        keys = ctypes.create_string_buffer(key_size * _BATCH)
+        values = ctypes.create_string_buffer(value_size * _BATCH)
+        token = ctypes.create_string_buffer(max(key_size, 8))
+        found: dict[bytes, bytes] = {}
+        start = 0
+        while True:
+            attr = bytearray(struct.pack("<QQQQIIQQ", start, ctypes.addressof(token), ctypes.addressof(keys),
+                                         ctypes.addressof(values), _BATCH, self.fd, 0, 0))
+            last = False
+            try:
+                bpf(Cmd.MAP_LOOKUP_BATCH, attr)
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                last = True
+            count = struct.unpack_from("<I", attr, 32)[0]
+            raw_keys, raw_values = keys.raw, values.raw
+            for i in range(count):
+                found[raw_keys[i * key_size:(i + 1) * key_size]] = raw_values[i * value_size:(i + 1) * value_size]
+            if last:
+                return list(found.items())
+            start = ctypes.addressof(token)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def _set_key(self, key: bytes) -> None:
+        if len(key) != len(self._key):
+            raise ValueError(f"{self.spec.name}: a key of {len(key)} bytes, not {len(self._key)}")
+        self._key.raw = key
+
+
+def possible_cpus() -> int:
+    """How many CPUs the kernel is ready for: per-CPU maps have that many values, holes included."""
+    with open("/sys/devices/system/cpu/possible") as file:  # noqa: PTH123 - a hot little read
+        return int(file.read().strip().rsplit("-", 1)[-1].rsplit(",", 1)[-1]) + 1
