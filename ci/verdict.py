@@ -1,0 +1,97 @@
+"""Pass, fail or could not tell: judged from what the guest reported and how the VM ended, with no I/O."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class Outcome(enum.Enum):
+    PASS = "pass"
+    FAIL = "fail"
+    UNKNOWN = "could not tell"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    outcome: Outcome
+    reason: str
+    exit_status: int | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the guest's report port said: the release once the command starts, its exit status once it ended."""
+
+    release: str | None = None
+    boot_s: float | None = None
+    exit_status: int | None = None
+
+
+_PANIC = re.compile(r"(Kernel panic - not syncing.*)")
+_STUCK = re.compile(r"Failed to mount real root|VFS: Unable to mount root fs")
+# A process the kernel killed takes its test down, but a kernel thread that oopses does not.
+_OOPS = re.compile(r"^\[ *\d+\.\d+\] ((?:BUG: unable to handle|Oops: |general protection fault).*)", re.MULTILINE)
+
+
+def parse_report(text: str, nonce: str) -> Report:
+    """Lines ``NONCE start RELEASE UPTIME`` and, as the very last thing, ``NONCE exit STATUS``."""
+    prefix = re.escape(nonce)
+    start = re.match(rf"{prefix} start (\S+) (\d+\.\d+)\r?\n", text) if nonce else None
+    if start is None:
+        return Report()
+    end = re.fullmatch(rf"{prefix} exit (\d{{1,3}})\r?\n", text[start.end() :])
+    status = int(end[1]) if end and int(end[1]) < 256 else None
+    return Report(start[1], float(start[2]), status)
+
+
+def judge(report: Report, console: str, release: str | None, deadline_passed_s: float | None) -> Verdict:
+    """The verdict on a VM that is gone, by its report and the end of its console."""
+    if deadline_passed_s is not None:
+        if report.exit_status is not None:
+            phase = "in shutdown"
+        else:
+            phase = "in boot" if report.release is None else "in the command"
+        return Verdict(Outcome.UNKNOWN, f"deadline of {deadline_passed_s:g} s passed {phase}")
+    panic = _PANIC.search(console)
+    if panic:
+        hint = ": are its modules there?" if _STUCK.search(console) else ""
+        return Verdict(Outcome.UNKNOWN, f"{printable(panic[1]).strip()}{hint}")
+    if report.release is None:
+        return Verdict(Outcome.UNKNOWN, f"the VM ended before the command started: {_last_line(console)}")
+    if release is not None and report.release != release:
+        return Verdict(Outcome.UNKNOWN, f"the wrong kernel booted: {report.release}, not {release}")
+    if report.exit_status is None:
+        return Verdict(Outcome.UNKNOWN, f"the VM was lost while the command ran: {_last_line(console)}")
+    if report.exit_status:
+        return Verdict(Outcome.FAIL, f"exit status {report.exit_status}", report.exit_status)
+    oops = _OOPS.search(console)
+    if oops:
+        return Verdict(Outcome.FAIL, f"the kernel oopsed: {printable(oops[1]).strip()}", 0)
+    return Verdict(Outcome.PASS, "exit status 0", 0)
+
+
+def exit_code(outcomes: Iterable[Outcome]) -> int:
+    """0 only if everything asked for passed; 1 on a failure, else 3 when something could not be told."""
+    seen = set(outcomes)
+    if Outcome.FAIL in seen:
+        return 1
+    return 0 if seen == {Outcome.PASS} else 3
+
+
+def last_lines(console: str, count: int) -> list[str]:
+    """The last lines that say something, safe to show on a terminal."""
+    lines = (printable(line).rstrip() for line in re.split(r"[\r\n]+", console))
+    return [line for line in lines if line][-count:]
+
+
+def printable(text: str) -> str:
+    """A guest writes what it likes; escape sequences must not reach the terminal of whoever reads it."""
+    text = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])", "", text)
+    return "".join(char for char in text if char.isprintable() or char == "\t")
+
+
+def _last_line(console: str) -> str:
+    return next(iter(last_lines(console, 1)), "the console is empty")
