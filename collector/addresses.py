@@ -1,0 +1,83 @@
+"""Addresses and ports as the flow datasets write them: text, type, family, and the starred client port."""
+
+from __future__ import annotations
+
+import socket
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network
+from typing import NamedTuple
+
+_V4_MAPPED = bytes(10) + b"\xff\xff"
+_CACHED_ADDRESSES = 1 << 16
+
+
+class Address(NamedTuple):
+    """What the tags say of one address; `type` is private, loopback, multicast or other."""
+
+    text: str
+    type: str
+    family: str
+    is_zero: bool
+
+
+class Cidr(NamedTuple):
+    """A network as two integers, because `ipaddress` objects are too slow to ask once per address."""
+
+    size: int
+    shift: int
+    prefix: int
+
+    @classmethod
+    def of(cls, network: IPv4Network | IPv6Network) -> Cidr:
+        size, packed, length = network.max_prefixlen // 8, network.network_address.packed, network.prefixlen
+        if packed.startswith(_V4_MAPPED) and length >= 96:
+            size, packed, length = 4, packed[12:], length - 96
+        shift = size * 8 - length
+        return cls(size, shift, int.from_bytes(packed) >> shift)
+
+    def holds(self, address: bytes) -> bool:
+        """Whether a packed address, v4-mapped or not, lies in the network."""
+        packed = reduce_mapped(address)
+        return len(packed) == self.size and int.from_bytes(packed) >> self.shift == self.prefix
+
+
+def reduce_mapped(address: bytes) -> bytes:
+    """The 4 bytes inside ::ffff:a.b.c.d; any other address as it is."""
+    return address[12:] if len(address) == 16 and address.startswith(_V4_MAPPED) else address
+
+
+@lru_cache(maxsize=_CACHED_ADDRESSES)
+def describe(address: bytes) -> Address:
+    """Everything the tags need of one packed address."""
+    packed = reduce_mapped(address)
+    family = "IPv4" if len(packed) == 4 else "IPv6"
+    return Address(address_text(packed), address_type(packed), family, not any(packed))
+
+
+def address_text(packed: bytes) -> str:
+    """Dotted, or RFC 5952. The C library would write ::/96 as ::1.2.3.4, kept for known prefixes (section 5)."""
+    if len(packed) == 4:
+        return socket.inet_ntop(socket.AF_INET, packed)
+    if packed.startswith(bytes(12)):
+        high, low = divmod(int.from_bytes(packed[12:]), 1 << 16)
+        return f"::{high:x}:{low:x}" if high else f"::{low:x}" if low else "::"
+    return socket.inet_ntop(socket.AF_INET6, packed)
+
+
+def address_type(packed: bytes) -> str:
+    """private (RFC 1918, fc00::/7), loopback, multicast or other, asked in that order."""
+    first = packed[0]
+    if len(packed) == 4:
+        if first == 10 or (first == 172 and packed[1] >> 4 == 1) or (first == 192 and packed[1] == 168):
+            return "private"
+        return "loopback" if first == 127 else "multicast" if first >> 4 == 14 else "other"
+    if first >> 1 == 0xFC >> 1:
+        return "private"
+    return "multicast" if first == 0xFF else "loopback" if packed == bytes(15) + b"\x01" else "other"
+
+
+def star_ports(local_port: int, remote_port: int, direction: str, ephemeral_port: int) -> tuple[str, str]:
+    """(src_port, dst_port): the client's is `*` from `ephemeral_port` on, so its many connections are one flow."""
+    if direction == "outgoing":
+        return "*" if local_port >= ephemeral_port else str(local_port), str(remote_port)
+    return str(local_port), "*" if remote_port >= ephemeral_port else str(remote_port)
