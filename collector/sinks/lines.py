@@ -1,0 +1,121 @@
+"""Sinks that write one line a record, to a file or to standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from collector.record import Record
+from collector.sinks.sink import CLOSE_DEADLINE_S
+from kcompat.errors import KcompatError
+
+logger = logging.getLogger(__name__)
+
+
+class ByteStream(Protocol):
+    """What a `LineSink` writes to: an unbuffered file, or standard output."""
+
+    def write(self, data: bytes | memoryview, /) -> int | None: ...
+
+    def close(self) -> None: ...
+
+
+class LineSink:
+    """Each batch is one write(2) of whole lines, with no buffer behind it, so what was written outlives a crash.
+
+    A write cut short (disk full) leaves half a line; the next batch then starts on a line of its own.
+    """
+
+    def __init__(self, name: str, stream: ByteStream, encode: Callable[[Record], str], *, torn: bool = False) -> None:
+        self.name = name
+        self.written = 0
+        self.dropped = 0
+        self._stream = stream
+        self._encode = encode
+        self._torn = torn
+        self._failing = False
+
+    def write(self, records: Sequence[Record]) -> None:
+        if not records:
+            return
+        lines = "".join([f"{self._encode(record)}\n" for record in records]).encode()
+        if self._torn:
+            lines = b"\n" + lines
+        done, error = _write_all(self._stream, lines)
+        whole = lines.count(b"\n", 0, done) - (self._torn and done > 0)
+        self._torn = lines[done - 1] != ord("\n") if done else self._torn
+        self.written += whole
+        self.dropped += len(records) - whole
+        if isinstance(error, BrokenPipeError):
+            raise error
+        if error and not self._failing:
+            logger.warning("%s: %s; records are dropped until it takes them again", self.name, error.strerror)
+        self._failing = error is not None
+
+    def flush(self, deadline_s: float = CLOSE_DEADLINE_S) -> None:
+        """Nothing is ever held."""
+
+    def close(self, deadline_s: float = CLOSE_DEADLINE_S) -> None:
+        self._stream.close()
+
+
+class StdoutStream:
+    """Standard output as it is at the time of each write, never closed, and left quiet when its reader has gone."""
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        try:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            _mute_stdout()
+            raise
+        return len(data)
+
+    def close(self) -> None:
+        """Not ours to close."""
+
+
+def open_lines(spec: str, path: str, encode: Callable[[Record], str]) -> LineSink:
+    """Append to `path`; `-` is standard output."""
+    if path == "-":
+        return LineSink(spec, StdoutStream(), encode)
+    try:
+        return LineSink(spec, Path(path).open("ab", buffering=0), encode, torn=_ends_torn(Path(path)))
+    except OSError as error:
+        raise KcompatError(f"{path}: cannot be opened for writing: {error.strerror}") from None
+
+
+def _write_all(stream: ByteStream, data: bytes) -> tuple[int, OSError | None]:
+    """Bytes written, and what stopped it."""
+    done = 0
+    rest = memoryview(data)
+    try:
+        while done < len(data):
+            done += stream.write(rest[done:]) or 0
+    except OSError as error:
+        return done, error
+    return done, None
+
+
+def _ends_torn(path: Path) -> bool:
+    """Whether a crash of an earlier writer left half a line. A file we may not read is taken to be whole."""
+    with contextlib.suppress(OSError):
+        if path.is_file() and path.stat().st_size:
+            with path.open("rb") as tail:
+                tail.seek(-1, os.SEEK_END)
+                return tail.read(1) != b"\n"
+    return False
+
+
+def _mute_stdout() -> None:
+    """Let the interpreter's own flush at exit go nowhere, or it would complain of the broken pipe once more."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
