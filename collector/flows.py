@@ -47,7 +47,7 @@ class FlowDelta(NamedTuple):
 
 
 # The key of a flow: local, src_port, remote, dst_port, transport, netns, pid, process_name, direction. The netns is in
-# no tag, yet two namespaces never make one  A bare tuple: this is what 200,000 sockets go through.
+# no tag, yet two namespaces never make one flow. A bare tuple: this is what 200,000 sockets go through.
 _Key = tuple[bytes, str, bytes, str, str, int, int, str, str]
 # Sums of one flow: read, written, retransmits, established, closed, rtt, rtt_var, sockets with an rtt sample.
 _Sums = list[int]
