@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kcompat.elf import Elf, open_file
+from kcompat.errors import BadInput
+
 NOTES = Path("/sys/kernel/notes")
 _NT_GNU_BUILD_ID = 3
+_SHT_PROGBITS, _SHT_NOTE = 1, 7
+_SHF_ALLOC = 2
+_BANNER = re.compile(rb"Linux version (\d+\.\d\S*) \([^\0\n]*")
+_BTF_MAGICS = (b"\x9f\xeb", b"\xeb\x9f")
+
+# (e_machine, bits, byte order) of elf(5) -> what uname(2) calls it.
+_MACHINES = {
+    (3, 32, "<"): "i686", (8, 64, "<"): "mips64", (8, 64, ">"): "mips64", (20, 32, ">"): "ppc",
+    (21, 64, "<"): "ppc64le", (21, 64, ">"): "ppc64", (22, 64, ">"): "s390x", (40, 32, "<"): "armv7l",
+    (62, 64, "<"): "x86_64", (183, 64, "<"): "aarch64", (243, 64, "<"): "riscv64", (258, 64, "<"): "loongarch64",
+}
+_SPELLINGS = {name: name for name in _MACHINES.values()} | {"arm64": "aarch64", "amd64": "x86_64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +56,44 @@ class Kernel:
         name = os.uname()
         return cls(_read_build_id(NOTES), name.release, Path("/proc/version").read_text().strip(), name.machine,
                    _module_build_ids(("nf_conntrack", "ipv6")))
+
+    @classmethod
+    def from_vmlinux(cls, path: Path) -> Kernel:
+        """The kernel of an uncompressed ``vmlinux``: build-id note, ``linux_banner`` and the ELF header's machine.
+
+        Raises BadInput when the file is no kernel, or only its separated debug sections.
+        """
+        data = open_file(path)
+        elf = Elf(data, path)
+        machine = _MACHINES.get((elf.machine, elf.bits, elf.byte_order))
+        if machine is None:
+            raise BadInput(path, f"{elf.bits}-bit ELF machine {elf.machine} is not known")
+        notes = (build_id_of_notes(elf.read(s), elf.byte_order) for s in elf.sections if s.kind == _SHT_NOTE)
+        build_id = next(filter(None, notes), None)
+        # Only what is loaded: .debug_str and .comment may hold banners of other kernels.
+        loaded = (s for s in elf.sections if s.kind == _SHT_PROGBITS and s.flags & _SHF_ALLOC)
+        found = (_BANNER.search(data, s.offset, s.offset + s.size) for s in loaded)
+        banner = next(filter(None, found), None)
+        if banner is None:
+            raise BadInput(path, "no kernel: it holds no \"Linux version\" banner")
+        return cls(build_id, banner[1].decode("latin-1"), banner[0].decode("latin-1").strip(), machine)
+
+    @classmethod
+    def from_btf(cls, path: Path) -> Kernel:
+        """The kernel of a BTF file. Raw BTF carries no identity, so its build-id is ``btf-`` and its SHA-256.
+
+        Release and machine come from a name as BTFHub gives (``4.19.90-24.4.aarch64.btf``, or ``RELEASE.btf`` in a
+        directory of the machine's name), and are empty where it does not tell. An ELF file has its own identity.
+        """
+        data = open_file(path)
+        if not isinstance(data, bytes):
+            return cls.from_vmlinux(path)
+        if data[:2] not in _BTF_MAGICS:
+            raise BadInput(path, f"not BTF: magic {data[:2].hex()}")
+        release = path.name.removesuffix(".btf") if re.match(r"\d+\.\d+", path.name) else ""
+        spelled = (*re.split(r"[.-]", release)[-1:], path.absolute().parent.name)
+        machine = next((_SPELLINGS[word] for word in spelled if word in _SPELLINGS), "")
+        return cls("btf-" + hashlib.sha256(data).hexdigest(), release, "", machine)
 
     def as_json(self) -> dict[str, str | None]:
         return {"build_id": self.build_id, "release": self.release, "version": self.version, "machine": self.machine}

@@ -1,0 +1,103 @@
+"""The little of ELF the rest needs: open a file without reading it all, find its sections, know its machine."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kcompat.errors import BadInput, Missing
+
+MAGIC = b"\x7fELF"
+_SHT_NOBITS = 8
+_SHN_XINDEX = 0xFFFF
+
+Data = bytes | mmap.mmap
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One section header; `size` is 0 for a section that takes no room in the file."""
+
+    name: str
+    kind: int
+    flags: int
+    offset: int
+    size: int
+
+
+class Elf:
+    """The headers of one ELF file, 32 or 64 bits, either byte order; every section is known to lie in the file."""
+
+    def __init__(self, data: Data, path: Path) -> None:
+        """Raises BadInput when the headers are not those of a whole ELF file."""
+        self.data, self.path = data, path
+        if data[:4] != MAGIC:
+            raise BadInput(path, "not an ELF file")
+        if len(data) < 64 or data[4] not in (1, 2) or data[5] not in (1, 2):
+            raise BadInput(path, "its ELF header is truncated or corrupt")
+        self.bits = 32 * data[4]
+        self.byte_order = "<" if data[5] == 1 else ">"
+        self.machine: int = struct.unpack_from(self.byte_order + "H", data, 18)[0]
+        self.sections = tuple(self._read_sections())
+
+    def find(self, name: str) -> Section | None:
+        return next((s for s in self.sections if s.name == name), None)
+
+    def read(self, section: Section) -> bytes:
+        return self.data[section.offset:section.offset + section.size]
+
+    def _read_sections(self) -> Iterator[Section]:
+        if self.bits == 64:
+            table, = struct.unpack_from(self.byte_order + "Q", self.data, 40)
+            size, count, names_index = struct.unpack_from(self.byte_order + "HHH", self.data, 58)
+            header = struct.Struct(self.byte_order + "IIQQQQI20x")
+        else:
+            table, = struct.unpack_from(self.byte_order + "I", self.data, 32)
+            size, count, names_index = struct.unpack_from(self.byte_order + "HHH", self.data, 46)
+            header = struct.Struct(self.byte_order + "IIIIIII12x")
+        if table == 0:
+            return
+        if size != header.size or table + size > len(self.data):
+            raise BadInput(self.path, "its ELF section headers are truncated or corrupt")
+        # A file of more than 65279 sections keeps their number and the index of the names in section 0 (elf(5)).
+        first = header.unpack_from(self.data, table)
+        count = count or first[5]
+        names_index = first[6] if names_index == _SHN_XINDEX else names_index
+        if table + count * size > len(self.data) or names_index >= count:
+            raise BadInput(self.path, "its ELF section headers are truncated or corrupt")
+        headers = list(header.iter_unpack(self.data[table:table + count * size]))
+        names_offset, names_size = headers[names_index][4:6]
+        names = self.data[names_offset:names_offset + names_size]
+        for name_offset, kind, flags, _, offset, length, _ in headers:
+            if kind == _SHT_NOBITS:
+                length = 0
+            elif offset + length > len(self.data) and kind:
+                raise BadInput(self.path, f"truncated: a section of {length} bytes at {offset} ends past the "
+                                          f"file's {len(self.data)} bytes")
+            name = names[name_offset:names.find(b"\0", name_offset)] if name_offset < len(names) else b""
+            yield Section(name.decode("latin-1"), kind, flags, offset, length)
+
+
+def open_file(path: Path) -> Data:
+    """The file's bytes; an ELF file, which may be a gigabyte, only as a mapping.
+
+    Raises Missing when it is not there or not readable, BadInput when it is no regular file with bytes in it.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(MAGIC))
+            if start == MAGIC:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            data = start + file.read()
+    except FileNotFoundError as error:
+        raise Missing(f"{path} does not exist") from error
+    except PermissionError as error:
+        raise Missing(f"{path} is not readable by this user; try as root") from error
+    except OSError as error:
+        raise BadInput(path, error.strerror or str(error)) from error
+    if not data:
+        raise BadInput(path, "empty")
+    return data
