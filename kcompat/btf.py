@@ -1,0 +1,68 @@
+"""Offsets from BTF: the running kernel's, a file of BTFHub's, a module's, or the .BTF section of an ELF file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from kcompat.btf_types import Btf
+from kcompat.elf import Elf, open_file
+from kcompat.errors import BadInput, Missing
+from kcompat.fields import Field, structs
+from kcompat.kernel import Kernel
+from kcompat.layout import Struct, agreed
+from kcompat.offsets import Offset
+
+RUNNING = Path("/sys/kernel/btf/vmlinux")
+
+
+def load(path: Path, base: Btf | None = None) -> Btf:
+    """The BTF of a raw file or an ELF file; `base` is the kernel's when `path` is a module's.
+
+    An out-of-tree module brings a distilled base of its own, used when none is given.
+    Raises BadInput for anything that is not whole BTF, Missing when there is no such file.
+    """
+    data = open_file(path)
+    if isinstance(data, bytes):
+        return Btf(data, path, base)
+    elf = Elf(data, path)
+    section = elf.find(".BTF")
+    if section is None:
+        raise BadInput(path, "an ELF file without a .BTF section")
+    if base is None and (distilled := elf.find(".BTF.base")):
+        base = Btf(elf.read(distilled), path)
+    return Btf(elf.read(section), path, base)
+
+
+class BtfResolver:
+    """Answers from BTF. Structs of modules are looked up in the BTF files that lie beside the kernel's."""
+
+    name = "btf"
+
+    def __init__(self, path: Path = RUNNING, base: Path | None = None) -> None:
+        """`base` is the kernel's BTF when `path` is a module's."""
+        self._path, self._base = path, base
+
+    def resolve(self, kernel: Kernel, wanted: Sequence[Field]) -> Iterable[Offset]:
+        """Raises Missing when the file does not exist, BadInput when it is not BTF."""
+        if not self._path.exists():
+            raise Missing(_advice(self._path))
+        btf = load(self._path, load(self._base) if self._base else None)
+        found = btf.structs(structs(wanted))
+        for module in self._modules(wanted, found):
+            owned = [f for f in wanted if f.module == module]
+            found |= load(self._path.with_name(module), btf).structs(structs(owned))
+        return [agreed(f, found.get(f.struct, ()), self.name) for f in wanted]
+
+    def _modules(self, wanted: Sequence[Field], found: dict[str, tuple[Struct, ...]]) -> list[str]:
+        """The modules that own a wanted struct the kernel's own BTF does not define, and have BTF."""
+        undefined = {f.module for f in wanted
+                     if f.module and not any(s.members is not None for s in found.get(f.struct, ()))}
+        return sorted(m for m in undefined if m and self._path.with_name(m).exists())
+
+
+def _advice(path: Path) -> str:
+    if path == RUNNING:
+        return (f"{path} does not exist: this kernel was built without CONFIG_DEBUG_INFO_BTF; give a BTF or debug "
+                "file of the same build, or let kcompat guess")
+    return f"{path} does not exist: give a raw BTF file or an ELF file with a .BTF section"
