@@ -1,0 +1,150 @@
+"""What the memory holds, as values, and how each becomes a row and comes back: no SQL, no I/O."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kcompat.errors import KcompatError
+from kcompat.fields import Field, find
+from kcompat.kernel import Kernel
+from kcompat.offsets import Offset, State, Verdict
+
+
+class Unreadable(Exception):
+    """A row that this schema cannot have produced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One source's answer as it is remembered. `module_build_id` is set for a field that a module owns.
+
+    The times are UTC, ISO 8601. A quarantined answer was refuted: it is kept, and never answers again.
+    """
+
+    offset: Offset
+    recorded_at: str
+    module_build_id: str | None = None
+    verified_at: str | None = None
+    quarantined_at: str | None = None
+    quarantine_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Raw kernel memory of one sample of one guess, with what was known to stand in it: for replay and bug reports."""
+
+    run: str
+    object: str
+    hook: str
+    data: bytes
+    expected: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """All that is held of one kernel build."""
+
+    kernel: Kernel
+    first_seen: str
+    last_seen: str
+    stored: tuple[Stored, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A field of one kernel that sources place differently: source -> answer."""
+
+    kernel: Kernel
+    field: Field
+    answers: Mapping[str, Offset]
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def merged(held: Stored | None, new: Stored) -> Stored:
+    """What to remember when the source of `held` speaks again.
+
+    One build has one layout, so a source that finds nothing today does not undo what it found before. The same
+    answer given twice is still as verified, or as refuted, as it was: repeating a claim is no evidence for it.
+    """
+    if held is None:
+        return new
+    if new.offset.state is State.UNKNOWN and held.offset.state is not State.UNKNOWN:
+        return held
+    if held.module_build_id == new.module_build_id and held.offset.same_place(new.offset):
+        return replace(new, verified_at=held.verified_at, quarantined_at=held.quarantined_at,
+                       quarantine_reason=held.quarantine_reason)
+    return new
+
+
+def offset_row(kernel_id: int, stored: Stored) -> dict[str, Any]:
+    offset = stored.offset
+    return {
+        "kernel_id": kernel_id,
+        "field": offset.field.name,
+        "source": offset.source,
+        "module_build_id": stored.module_build_id,
+        "value": offset.offset,
+        "width": offset.width,
+        "bit_offset": offset.bit_offset,
+        "bit_size": offset.bit_size,
+        "state": str(offset.state),
+        "verdict": str(offset.verdict),
+        "confidence": offset.confidence,
+        "candidates": json.dumps(offset.candidates),
+        "reason": offset.reason,
+        "evidence": to_json(offset.evidence),
+        "recorded_at": stored.recorded_at,
+        "verified_at": stored.verified_at,
+        "quarantined_at": stored.quarantined_at,
+        "quarantine_reason": stored.quarantine_reason,
+    }
+
+
+def stored_of(row: Mapping[str, Any]) -> Stored | None:
+    """The answer in an `offset` row; None for a field that is not in this kcompat's catalogue."""
+    try:
+        field = find(row["field"])
+    except KcompatError:
+        return None
+    try:
+        offset = Offset(field, State(row["state"]), row["source"], row["value"], row["width"], row["bit_offset"],
+                        row["bit_size"], Verdict(row["verdict"]), row["confidence"],
+                        tuple(json.loads(row["candidates"])), row["reason"], from_json(row["evidence"]))
+    except (TypeError, ValueError) as error:
+        raise Unreadable(f"the row of {field.name} from {row['source']!r}: {error}") from error
+    return Stored(offset, row["recorded_at"], row["module_build_id"], row["verified_at"], row["quarantined_at"],
+                  row["quarantine_reason"])
+
+
+def kernel_of(row: Mapping[str, Any]) -> Kernel:
+    unnamed = Kernel(None, row["release"], row["version"], row["machine"], from_json(row["modules"]))
+    return unnamed if unnamed.key == row["build_id"] else replace(unnamed, build_id=row["build_id"])
+
+
+def window_row(kernel_id: int, window: Window) -> dict[str, Any]:
+    return {"kernel_id": kernel_id, "run": window.run, "object": window.object, "hook": window.hook,
+            "bytes": window.data, "expected": to_json(window.expected)}
+
+
+def window_of(row: Mapping[str, Any]) -> Window:
+    return Window(row["run"], row["object"], row["hook"], row["bytes"], from_json(row["expected"]))
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    # default=str: an odd value in the evidence must not cost the answer it belongs to.
+    return json.dumps(dict(value), default=str)
+
+
+def from_json(text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise Unreadable(f"{text[:40]!r}: {error}") from error

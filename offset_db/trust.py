@@ -1,0 +1,62 @@
+"""Which of the remembered answers may be used, and whether they contradict each other: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kcompat.fields import Field
+from kcompat.kernel import Kernel
+from kcompat.offsets import Offset, State, Verdict
+from offset_db.rows import Disagreement, Stored
+
+# Best first. Answers from anywhere else are shown, and never given.
+TRUSTED = ("btf", "dwarf", "guess")
+
+
+def module_build_id(kernel: Kernel, field: Field) -> str | None:
+    """The build that decides where the field lies, when that is a module's and not vmlinux's."""
+    return kernel.modules.get(field.module) if field.module else None
+
+
+def standing(stored: Iterable[Stored]) -> dict[tuple[Field, str | None], dict[str, Stored]]:
+    """(field, module build-id) -> source -> answer, without what is refuted and what says nothing."""
+    found: dict[tuple[Field, str | None], dict[str, Stored]] = {}
+    for s in stored:
+        if s.quarantined_at is None and s.offset.state is not State.UNKNOWN:
+            found.setdefault((s.offset.field, s.module_build_id), {})[s.offset.source] = s
+    return found
+
+
+def usable(stored: Iterable[Stored], kernel: Kernel) -> dict[Field, list[Stored]]:
+    """Field -> the answers that may be given for `kernel` with its modules as they are now, best first."""
+    best_first = {field: [answers[source] for source in TRUSTED if source in answers and _is_sure(answers[source])]
+                  for (field, module), answers in standing(stored).items() if module == module_build_id(kernel, field)}
+    return {field: answers for field, answers in best_first.items() if answers}
+
+
+def contradict(offsets: Iterable[Offset]) -> bool:
+    """Whether the answers put one field at more than one place."""
+    first, *rest = offsets
+    return not all(first.same_place(other) for other in rest)
+
+
+def told_apart(offsets: Iterable[Offset]) -> str:
+    """Who says what, for the user: ``btf says 12, guess says 16``."""
+    return ", ".join(f"{o.source} says {_place(o)}" for o in offsets)
+
+
+def disagreements(kernel: Kernel, stored: Iterable[Stored]) -> list[Disagreement]:
+    """The fields of one kernel that sources place differently, for whichever build of the owning module."""
+    found = [(field, {source: s.offset for source, s in answers.items()})
+             for (field, _), answers in standing(stored).items()]
+    return [Disagreement(kernel, field, offsets) for field, offsets in found if contradict(offsets.values())]
+
+
+def _is_sure(stored: Stored) -> bool:
+    return stored.offset.verdict is (Verdict.ABSENT if stored.offset.state is State.ABSENT else Verdict.OK)
+
+
+def _place(offset: Offset) -> str:
+    if offset.state is not State.KNOWN:
+        return str(offset.state)
+    return f"{offset.offset}" if offset.bit_offset is None else f"{offset.offset} bit {offset.bit_offset}"
