@@ -1,0 +1,155 @@
+"""The memory answers only what agrees with itself and what an event has just confirmed."""
+
+import logging
+
+import pytest
+
+from kcompat.engine import resolve
+from kcompat.errors import KcompatError, Unsupported
+from kcompat.fields import Field, find
+from kcompat.kernel import Kernel
+from kcompat.offsets import Offset, State, Verdict
+from offset_db import rows
+from offset_db.db import Database
+from offset_db.resolver import DatabaseResolver
+
+DADDR, DPORT, COOKIE = find("skc_daddr"), find("skc_dport"), find("skc_cookie")
+
+
+def confirm(kernel, offsets):
+    return ()
+
+
+def ask(db, kernel, *wanted, verify=confirm):
+    return {o.field: o for o in DatabaseResolver(db, verify).resolve(kernel, wanted)}
+
+
+def test_a_hit_tells_where_it_came_from(db, kernel):
+    db.record(kernel, [Offset.known(DADDR, 0, "guess", confidence=0.9)])
+    answer = ask(db, kernel, DADDR, DPORT)[DADDR]
+    assert (answer.state, answer.offset, answer.width, answer.confidence) == (State.KNOWN, 0, 4, 0.9)
+    (stored,) = db.offsets(kernel)
+    assert answer.source == "db"
+    assert answer.evidence == {"recorded_source": "guess", "recorded_at": stored.recorded_at}
+
+
+def test_another_kernel_is_a_miss(db, kernel):
+    db.record(kernel, [Offset.known(DADDR, 0, "btf")])
+    assert ask(db, Kernel("cd" * 20, kernel.release, kernel.version, kernel.machine), DADDR) == {}
+
+
+@pytest.mark.parametrize(("sources", "preferred"), [
+    (("guess", "dwarf", "btf"), "btf"), (("guess", "dwarf"), "dwarf"), (("guess",), "guess")])
+def test_the_best_of_agreeing_sources_answers(db, kernel, sources, preferred):
+    db.record(kernel, [Offset.known(DADDR, 0, source) for source in sources])
+    assert ask(db, kernel, DADDR)[DADDR].evidence["recorded_source"] == preferred
+
+
+@pytest.mark.parametrize("held", [
+    Offset.unknown(DADDR, "guess", "ambiguous", candidates=(0, 8)),
+    Offset.known(DADDR, 0, "a neighbour"),
+    Offset(DADDR, State.KNOWN, "guess", 0, 4, verdict=Verdict.AMBIGUOUS, candidates=(0, 8)),
+])
+def test_what_is_not_sure_does_not_answer(db, kernel, held):
+    db.record(kernel, [held])
+    assert ask(db, kernel, DADDR) == {}
+
+
+def test_a_disputed_field_stays_unknown_and_names_both_sides(db, kernel):
+    db.record(kernel, [Offset.known(DADDR, 0, "btf"), Offset.known(DADDR, 4, "guess"), Offset.known(DPORT, 12, "btf")])
+    answers = ask(db, kernel, DADDR, DPORT)
+    assert answers[DPORT].offset == 12
+    assert (answers[DADDR].state, answers[DADDR].disputed) == (State.UNKNOWN, True)
+    assert answers[DADDR].reason == "sources disagree: btf says 0, guess says 4"
+
+
+def test_no_later_source_decides_a_dispute(db, kernel):
+    db.record(kernel, [Offset.known(DADDR, 0, "btf"), Offset.absent(DADDR, "guess", "not there")])
+    later = DatabaseResolver(db, None)
+    later.resolve = lambda kernel, wanted: [Offset.known(f, 0, "btf") for f in wanted]
+    answer = resolve(kernel, [DADDR], [DatabaseResolver(db, confirm), later]).offsets[DADDR]
+    assert (answer.state, answer.reason) == (State.UNKNOWN, "sources disagree: btf says 0, guess says absent")
+
+
+def test_verify_sees_the_known_offsets_once(db, kernel):
+    db.record(kernel, [Offset.known(DADDR, 0, "btf"), Offset.known(DPORT, 12, "guess"),
+                       Offset.absent(COOKIE, "btf", "no such member")])
+    seen = []
+    answers = ask(db, kernel, DADDR, DPORT, COOKIE, verify=lambda k, offsets: seen.append((k, offsets)) or ())
+    ((asked_kernel, offsets),) = seen
+    assert (asked_kernel, {o.field for o in offsets}) == (kernel, {DADDR, DPORT})
+    assert answers[COOKIE].state is State.ABSENT
+
+
+def test_what_the_event_confirms_is_marked_verified(db, kernel, monkeypatch):
+    db.record(kernel, [Offset.known(DADDR, 0, "btf"), Offset.known(DPORT, 12, "btf")])
+    monkeypatch.setattr(rows, "now", lambda: "2031-01-01T00:00:00Z")
+    ask(db, kernel, DADDR)
+    verified = {s.offset.field: s.verified_at for s in db.offsets(kernel)}
+    assert verified == {DADDR: "2031-01-01T00:00:00Z", DPORT: None}
+
+
+def test_what_the_event_refutes_is_quarantined_with_all_who_said_so(db, kernel, caplog):
+    db.record(kernel, [Offset.known(DADDR, 0, "btf"), Offset.known(DADDR, 0, "guess"), Offset.known(DPORT, 12, "btf")])
+    answers = ask(db, kernel, DADDR, DPORT, verify=lambda kernel, offsets: {DADDR})
+    assert list(answers) == [DPORT]
+    reasons = {(s.offset.field, s.offset.source): s.quarantine_reason for s in db.offsets(kernel)}
+    refuted = "refuted by an event"
+    assert reasons == {(DADDR, "btf"): refuted, (DADDR, "guess"): refuted, (DPORT, "btf"): None}
+    assert "btf says 0 is refuted" in caplog.text
+    assert list(ask(db, kernel, DADDR, DPORT)) == [DPORT]
+
+
+def test_a_memory_that_cannot_be_verified_is_not_trusted(db, kernel):
+    def cannot(kernel, offsets):
+        raise Unsupported("no BPF here")
+
+    db.record(kernel, [Offset.known(DADDR, 0, "btf"), Offset.absent(COOKIE, "btf", "no such member")])
+    answers = ask(db, kernel, DADDR, COOKIE, verify=cannot)
+    assert {a.reason for a in answers.values()} == {"remembered, but it cannot be verified: no BPF here"}
+    assert {a.state for a in answers.values()} == {State.UNKNOWN}
+    assert not any(a.disputed for a in answers.values())
+
+
+def test_without_verify_the_record_is_taken_as_it_stands(db, kernel):
+    db.record(kernel, [Offset.known(DADDR, 0, "btf")])
+    assert ask(db, kernel, DADDR, verify=None)[DADDR].offset == 0
+    assert db.offsets(kernel)[0].verified_at is None
+
+
+def test_a_read_only_memory_answers_and_refutes_without_writing(recorded, kernel):
+    with Database.open(recorded, read_only=True) as db:
+        answers = ask(db, kernel, DADDR, DPORT, verify=lambda kernel, offsets: {DADDR})
+        assert list(answers) == [DPORT]
+        assert not any(s.quarantined_at or s.verified_at for s in db.offsets(kernel))
+
+
+def test_a_hit_counts_even_if_it_cannot_be_marked(db, kernel, monkeypatch, caplog):
+    def full(kernel, fields):
+        raise KcompatError("no space left")
+
+    db.record(kernel, [Offset.known(DADDR, 0, "btf")])
+    monkeypatch.setattr(db, "mark_verified", full)
+    with caplog.at_level(logging.WARNING):
+        assert ask(db, kernel, DADDR)[DADDR].offset == 0
+    assert "not remembered: no space left" in caplog.text
+
+
+@pytest.mark.parametrize(("modules", "hit"), [
+    ({"nf_conntrack": "aa"}, True), ({"nf_conntrack": "bb"}, False), ({}, False)])
+def test_a_field_of_a_module_needs_the_same_build_of_it(db, monkeypatch, modules, hit):
+    status = Field("nf_conn", "status", "unsigned long", (8,), ("status",), "nf_conn", module="nf_conntrack")
+    monkeypatch.setattr(rows, "find", {"nf_conn.status": status}.__getitem__)
+    then, now = (Kernel("ab" * 20, "6.1", "Linux", "x86_64", m) for m in ({"nf_conntrack": "aa"}, modules))
+    db.record(then, [Offset.known(status, 128, "btf")])
+    assert (status in ask(db, now, status)) == hit
+
+
+def test_answers_for_two_builds_of_a_module_do_not_clash(db, monkeypatch):
+    status = Field("nf_conn", "status", "unsigned long", (8,), ("status",), "nf_conn", module="nf_conntrack")
+    monkeypatch.setattr(rows, "find", {"nf_conn.status": status}.__getitem__)
+    old, new = (Kernel("ab" * 20, "6.1", "Linux", "x86_64", {"nf_conntrack": m}) for m in ("aa", "bb"))
+    db.record(old, [Offset.known(status, 128, "btf")])
+    db.record(new, [Offset.known(status, 136, "guess")])
+    assert db.disagreements() == ()
+    assert ask(db, new, status)[status].offset == 136
