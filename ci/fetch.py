@@ -88,15 +88,21 @@ def _index(suite: str, architecture: str, cache: Path) -> str:
     state = _state_dir(suite, architecture, cache)
     sources, stamp = state / "debian.sources", state / "updated"
     text = sources_text(archive, suite)
-    fresh = stamp.exists() and time.time() - stamp.stat().st_mtime < INDEX_MAX_AGE_S
-    if not fresh or not sources.exists() or sources.read_text() != text:
+    if not sources.exists() or sources.read_text() != text:
         for folder in ("lists/partial", "cache/archives/partial"):
             (state / folder).mkdir(parents=True, exist_ok=True)
         (state / "status").touch()
-        sources.write_text(text)
         stamp.unlink(missing_ok=True)
-        _run(["apt-get", *options, "--error-on=any", "update"])
-        stamp.touch()
+        sources.write_text(text)
+    if not stamp.exists() or time.time() - stamp.stat().st_mtime > INDEX_MAX_AGE_S:
+        try:
+            _run(["apt-get", *options, "--error-on=any", "update"])
+            stamp.touch()
+        except FetchError as error:
+            # Without a network an old index still finds the kernels that are in the cache.
+            if not stamp.exists():
+                raise
+            log.warning("using the index of %s as it was last fetched: %s", suite, error)
     files = _run(["apt-get", *options, "indextargets", "--format", "$(FILENAME)", "Created-By: Packages"]).split()
     return "".join(_run(["/usr/lib/apt/apt-helper", *options, "cat-file", path]) for path in files)
 

@@ -20,6 +20,8 @@ from ci.console import Console
 from ci.verdict import Outcome, Verdict, judge, last_lines, parse_report
 
 TOOLS = ("vng", "virtme-run", "qemu-system-x86_64", "setpriv", "timeout", "file")
+# Documentation/x86/boot.rst: at 0x202 of every bzImage.
+BZIMAGE_MAGIC = b"HdrS"
 GUEST_SCRIPT = """\
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 # What a booted host has and virtme-ng leaves out.
@@ -32,6 +34,7 @@ env {environment} {command} </dev/null
 status=$?
 sync
 printf '%s exit %s\\n' {nonce} "$status" >/dev/ttyS1
+exit "$status"
 """
 
 
@@ -103,9 +106,9 @@ def vng_command(vng: str, kernel: Kernel, job: Job, script: Path, report: Path) 
 def boot(kernel: Kernel, job: Job, log: Path, progress: Callable[[str], None] = lambda text: None) -> Run:
     """Runs a job to its end, its console going to ``log``; ``progress`` is handed the console as it comes."""
     begun = time.monotonic()
-    missing = [tool for tool in TOOLS if _which(tool) is None]
-    if missing:
-        return Run(Verdict(Outcome.UNKNOWN, f"not installed: {', '.join(missing)}"), "", None, 0.0)
+    obstacle = _obstacle(kernel)
+    if obstacle:
+        return Run(Verdict(Outcome.UNKNOWN, obstacle), "", None, 0.0)
     with tempfile.TemporaryDirectory(prefix="kcompat-vm-") as temporary:
         work = Path(temporary)
         script, report_file, nonce = work / "guest.sh", work / "report", secrets.token_hex(16)
@@ -114,13 +117,26 @@ def boot(kernel: Kernel, job: Job, log: Path, progress: Callable[[str], None] = 
         log.parent.mkdir(parents=True, exist_ok=True)
         console = Console(log.open("wb"))
         try:
-            command = vng_command(str(_which("vng")), kernel, job, script, report_file)
+            command = vng_command(str(find_tool("vng")), kernel, job, script, report_file)
             in_time = _run(command, job.deadline_s, work, console, progress)
         finally:
             console.close()
         report = parse_report(report_file.read_text(errors="replace"), nonce)
     verdict = judge(report, console.tail, kernel.release, None if in_time else job.deadline_s)
     return Run(verdict, "\n".join(last_lines(console.tail, 40)), report.boot_s, time.monotonic() - begun)
+
+
+def _obstacle(kernel: Kernel) -> str | None:
+    """Why this boot need not be tried; QEMU would run garbage for as long as the deadline lets it."""
+    missing = [tool for tool in TOOLS if find_tool(tool) is None]
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    try:
+        with kernel.vmlinuz.open("rb") as file:
+            head = file.read(0x206)
+    except OSError as error:
+        return f"cannot read {kernel.vmlinuz}: {error.strerror}"
+    return None if head[0x202:] == BZIMAGE_MAGIC else f"{kernel.vmlinuz} is no x86 kernel image"
 
 
 def _run(command: list[str], deadline_s: float, work: Path, console: Console, progress: Callable[[str], None]) -> bool:
@@ -166,5 +182,5 @@ def _tool_path() -> str:
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 
-def _which(tool: str) -> str | None:
+def find_tool(tool: str) -> str | None:
     return shutil.which(tool, path=_tool_path())

@@ -1,0 +1,149 @@
+"""Real boots that go wrong: each ends in time, with its reason, and leaves no process behind."""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ci.verdict import Outcome
+from ci.vm import Job, Kernel, boot, guest_script, vng_command
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def processes_with(text):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes()
+        except OSError:
+            continue
+        if text.encode() in command and int(path.parent.name) != os.getpid():
+            found.append(int(path.parent.name))
+    return found
+
+
+def wait_until(condition, timeout_s):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Boots with a mark in the kernel's command line and sees that nothing marked is left."""
+    mark = f"mark={secrets.token_hex(8)}"
+
+    def run(kernel, *command, deadline_s=240):
+        job = Job(command, REPOSITORY, deadline_s, kernel_arguments=(mark,))
+        return boot(kernel, job, tmp_path / "logs/console.log")
+
+    yield run
+    assert processes_with(mark) == []
+
+
+def test_words_are_quoted_on_their_way_through_the_shells():
+    job = Job(("echo", "a b", "$HOME"), Path("/a dir"), 60, {"X": "1 2"}, ("quiet", "x=y"))
+    script = guest_script(job, "n0nce")
+    assert "cd '/a dir' || exit 1" in script
+    assert "env 'X=1 2' echo 'a b' '$HOME' </dev/null" in script
+    command = vng_command("vng", Kernel(Path("/a dir/vmlinuz")), job, Path("/t/guest.sh"), Path("/t/report"))
+    assert "'/a dir/vmlinuz'" in command
+    assert [word for word in command if word.startswith("--append")] == ["--append=quiet", "--append=x=y"]
+
+
+@pytest.mark.vm
+def test_the_status_of_a_command_that_fails_is_told(kernel, run, tmp_path):
+    done = run(kernel, "sh", "-c", "echo said it; exit 7")
+    assert (done.verdict.outcome, done.verdict.exit_status) == (Outcome.FAIL, 7)
+    assert b"said it" in (tmp_path / "logs/console.log").read_bytes()
+
+
+@pytest.mark.vm
+def test_the_guest_is_a_usable_host(kernel, run):
+    checks = """
+        set -ex
+        touch /tmp/written
+        test "$(id -u)" = 0
+        test -d /sys/kernel/debug/tracing/events -a -d /sys/kernel/tracing/events
+        modprobe nf_conntrack
+        ip netns add other
+        ip netns exec other ip link set lo up
+        ping -c 1 -W 5 127.0.0.1 || ip -4 addr show lo | grep 127.0.0.1
+        ip -6 addr show lo | grep ::1
+        test "$(nproc)" = 2
+    """
+    done = run(kernel, "sh", "-c", checks)
+    assert done.verdict.outcome is Outcome.PASS, done.tail
+
+
+@pytest.mark.vm
+def test_garbage_instead_of_a_kernel(kernel, run, tmp_path):
+    (tmp_path / "vmlinuz").write_bytes(os.urandom(100_000))
+    done = run(Kernel(tmp_path / "vmlinuz"), "true")
+    assert (done.verdict.outcome, done.total_s < 5) == (Outcome.UNKNOWN, True)
+    assert "is no x86 kernel image" in done.verdict.reason
+
+
+@pytest.mark.vm
+def test_a_kernel_cut_short(kernel, run, tmp_path):
+    (tmp_path / "vmlinuz").write_bytes(kernel.vmlinuz.read_bytes()[:2_000_000])
+    done = run(Kernel(tmp_path / "vmlinuz"), "true", deadline_s=15)
+    assert done.verdict.outcome is Outcome.UNKNOWN
+    assert done.total_s < 25
+
+
+@pytest.mark.vm
+def test_a_kernel_without_its_modules(kernel, run, tmp_path):
+    shutil.copy(kernel.vmlinuz, tmp_path / "vmlinuz")
+    done = run(Kernel(tmp_path / "vmlinuz"), "true")
+    assert done.verdict.outcome is Outcome.UNKNOWN
+    assert "Unable to mount root" in done.verdict.reason
+    assert "modules" in done.verdict.reason
+
+
+@pytest.mark.vm
+def test_a_command_that_hangs_ends_at_the_deadline(kernel, run):
+    done = run(kernel, "sleep", "1000", deadline_s=40)
+    assert done.verdict.outcome is Outcome.UNKNOWN
+    assert done.verdict.reason.startswith("deadline of 40 s passed")
+    assert done.total_s < 50
+
+
+@pytest.mark.vm
+def test_a_panic_in_the_command(kernel, run):
+    done = run(kernel, "sh", "-c", "echo c >/proc/sysrq-trigger; sleep 1000")
+    assert done.verdict.outcome is Outcome.UNKNOWN
+    assert done.verdict.reason == "Kernel panic - not syncing: sysrq triggered crash"
+
+
+@pytest.mark.vm
+def test_the_wrong_kernel(kernel, run):
+    done = run(Kernel(kernel.vmlinuz, "5.10.0-0-amd64"), "true")
+    assert (done.verdict.outcome, "wrong kernel" in done.verdict.reason) == (Outcome.UNKNOWN, True)
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_ended_takes_its_vm_along(kernel, number, tmp_path):
+    mark = f"mark={secrets.token_hex(8)}"
+    command = [sys.executable, "-m", "ci", "-k", "5.10", "--append", mark, "--logs", tmp_path, "--", "sleep", "1000"]
+    started = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+
+        def qemu_runs():
+            return any(b"qemu" in Path(f"/proc/{pid}/comm").read_bytes() for pid in processes_with(mark))
+
+        wait_until(qemu_runs, 60)
+        started.send_signal(number)
+        assert started.wait(20) != 0
+        wait_until(lambda: not processes_with(mark), 20)
+    finally:
+        started.kill()
