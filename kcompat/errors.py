@@ -15,6 +15,8 @@ class BadInput(KcompatError):
     """A file that is not what it should be: truncated, foreign, corrupt."""
 
     def __init__(self, path: str | os.PathLike[str], fault: str) -> None:
+        # Faults quote what stands in the file: never a line break or a terminal's escape sequence.
+        fault = "".join(c if c.isprintable() else "?" for c in fault)
         super().__init__(f"{os.fspath(path)}: {fault}")
         self.path = os.fspath(path)
         self.fault = fault

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from kcompat.errors import KcompatError
@@ -133,6 +134,7 @@ def structs(fields: Iterable[Field] = CATALOGUE) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f.struct for f in fields))
 
 
+@cache
 def find(name: str) -> Field:
     """The field of that dotted name, macro or member name (when only one struct has it).
 

@@ -72,10 +72,11 @@ class Kernel:
         build_id = next(filter(None, notes), None)
         # Only what is loaded: .debug_str and .comment may hold banners of other kernels.
         loaded = (s for s in elf.sections if s.kind == _SHT_PROGBITS and s.flags & _SHF_ALLOC)
-        found = (_BANNER.search(data, s.offset, s.offset + s.size) for s in loaded)
-        banner = next(filter(None, found), None)
-        if banner is None:
+        banners = [m for s in loaded for m in _BANNER.finditer(data, s.offset, s.offset + s.size)]
+        if not banners:
             raise BadInput(path, "no kernel: it holds no \"Linux version\" banner")
+        # Since 6.1 an overridden one without build number ("# SMP") is left in vmlinux (kernel commit 2df8220cc511).
+        banner = next((m for m in banners if re.search(rb" #\d", m[0])), banners[0])
         return cls(build_id, banner[1].decode("latin-1"), banner[0].decode("latin-1").strip(), machine)
 
     @classmethod

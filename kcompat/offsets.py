@@ -1,9 +1,10 @@
-"""Where a field lies on one kernel, with its state, its source and the evidence: the values everything passes around."""
+"""Where a field lies on one kernel, with its state, its source and the evidence: what everything passes around."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field as dc_field
+from dataclasses import dataclass
+from dataclasses import field as dc_field
 from enum import StrEnum
 from typing import Any
 

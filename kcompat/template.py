@@ -71,8 +71,8 @@ def _in_catalogue_order(fields: Iterable[Field]) -> list[Field]:
 def _follow(guards: list[set[str]], word: str, rest: str) -> None:
     """Keeps the stack of conditions; each level is the set of fields it guarantees."""
     if word in ("if", "ifdef", "ifndef"):
-        names = set(re.findall(r"HAVE_(\w+)", rest)) if word != "ifndef" and "||" not in rest and "!" not in rest else set()
-        guards.append(names)
+        plain = word != "ifndef" and not re.search(r"\|\||!", rest)
+        guards.append(set(re.findall(r"HAVE_(\w+)", rest)) if plain else set())
     elif word in ("else", "elif") and guards:
         guards[-1] = set()
     elif word == "endif" and guards:

@@ -1,0 +1,116 @@
+"""A thread with a name only we know, in network namespaces only we use: nobody's traffic but ours in there."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import secrets
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_CLONE_NEWNET = 0x40000000
+_PR_SET_NAME = 15
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFADDR = 0x8913, 0x8914, 0x8916
+_IFF_UP = 1
+LOOPBACK_IFINDEX = 1
+NETNS = Path("/proc/thread-self/ns/net")
+
+
+def in_own_thread(work: Callable[[bytes], T]) -> T:
+    """What `work(nonce)` returns, run in a thread of its own that bears `nonce` as its name and sits on one CPU.
+
+    Namespaces, names and CPU affinity belong to threads: all of it ends with this one.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            nonce = secrets.token_hex(7).encode()
+            ctypes.CDLL(None).prctl(_PR_SET_NAME, nonce, 0, 0, 0)
+            with suppress(OSError):
+                os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+            results.append(work(nonce))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=body, name="guess", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+class Netns:
+    """A network namespace held open by a descriptor."""
+
+    def __init__(self) -> None:
+        """The namespace this thread is in now."""
+        self.fd = os.open(NETNS, os.O_RDONLY | os.O_CLOEXEC)
+        self.inode = os.fstat(self.fd).st_ino
+
+    @classmethod
+    def fresh(cls) -> Netns:
+        """A new one, entered, with its loopback up. Raises OSError where that is not allowed or not built in."""
+        _check(_libc().unshare(_CLONE_NEWNET))
+        _loopback_up()
+        return cls()
+
+    def enter(self) -> None:
+        _check(_libc().setns(self.fd, _CLONE_NEWNET))
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def add_ipv6(address: str) -> None:
+    """Gives this namespace's loopback an IPv6 address (no duplicate detection there). Raises OSError."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as control:
+        # struct in6_ifreq: address, prefix length, interface index.
+        request = struct.pack("<16sIi", socket.inet_pton(socket.AF_INET6, address), 128, LOOPBACK_IFINDEX)
+        fcntl.ioctl(control, _SIOCSIFADDR, request)
+
+
+def wait_until_bindable(address: str, patience_s: float = 0.5) -> bool:
+    """Whether the address leaves its tentative state in time: a worker of the kernel does that, a moment later."""
+    deadline = time.monotonic() + patience_s
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        while time.monotonic() < deadline:
+            try:
+                probe.bind((address, 0))
+            except OSError:
+                time.sleep(0.0003)
+            else:
+                return True
+    return False
+
+
+def _loopback_up() -> None:
+    for name in ("all", "lo"):
+        # A host that switched IPv6 off by sysctl hands that down to new namespaces.
+        with suppress(OSError):
+            Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("0")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        request = struct.pack("<16sh14x", b"lo", 0)
+        flags = struct.unpack("<16sh14x", fcntl.ioctl(control, _SIOCGIFFLAGS, request))[1]
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("<16sh14x", b"lo", flags | _IFF_UP))
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

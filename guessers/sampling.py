@@ -1,0 +1,230 @@
+"""Collects the samples of one guess: sockets in every state worth seeing, and the routing keys their sends made."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from dataclasses import field as dc_field
+from pathlib import Path
+
+from guessers.facts import SO_MARK, SO_PROTOCOL, TCP_CLOSE, Facts, exact, facts, settled
+from guessers.memory import KernelMemory, ReadFault
+from guessers.search import Found, Sample
+from guessers.stimulus import End, Stimulus
+from kcompat.fields import Field, find
+
+WINDOW = 4096
+_SLABS = {
+    (socket.AF_INET, socket.SOCK_STREAM): "TCP", (socket.AF_INET6, socket.SOCK_STREAM): "TCPv6",
+    (socket.AF_INET, socket.SOCK_DGRAM): "UDP", (socket.AF_INET6, socket.SOCK_DGRAM): "UDPv6",
+    (socket.AF_INET, socket.SOCK_RAW): "RAW", (socket.AF_INET6, socket.SOCK_RAW): "RAWv6",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SockSample:
+    """A socket's window with what else tells about the pointers in it."""
+
+    sample: Sample
+    address: int
+    netns: int
+    inode: int
+    """Inode number of the socket's file: it stands in the struct socket_alloc that sk_socket points into."""
+
+
+@dataclass(slots=True)
+class Haul:
+    """Everything one run collected."""
+
+    socks: list[SockSample] = dc_field(default_factory=list)
+    flows: dict[str, list[Sample]] = dc_field(default_factory=lambda: {"flowi4": [], "flowi6": []})
+    reached: dict[Field, Found] = dc_field(default_factory=dict)
+    missed: dict[str, int] = dc_field(default_factory=dict)
+    connections: int = 0
+
+    def miss(self, why: str) -> None:
+        self.missed[why] = self.missed.get(why, 0) + 1
+
+    @property
+    def samples(self) -> int:
+        return len(self.socks) + sum(map(len, self.flows.values()))
+
+
+class Sampler:
+    """Pairs our sockets with their kernel objects and reads both sides of the truth."""
+
+    def __init__(self, memory: KernelMemory, stimulus: Stimulus, netns: int, haul: Haul) -> None:
+        self.memory = memory
+        self.stimulus = stimulus
+        self.netns = netns
+        self.haul = haul
+
+    def watch(self, end: End, act: Callable[[], object]) -> list[tuple[int, ...]]:
+        """Does `act` and returns the arguments of the sock hooks it hit, oldest first."""
+        self.memory.clear()
+        with suppress(BlockingIOError, ConnectionRefusedError):
+            act()
+        return [call.args for call in self.memory.calls() if call.hook.object == "sk"]
+
+    def pointer(self, end: End) -> int | None:
+        """The ``struct sock *`` behind a socket of ours, by an operation that hands it to a hook and changes nothing."""
+        if self.memory.hook("getsockopt"):
+            calls = self.watch(end, lambda: _any_getsockopt(end.sock))
+        elif self.memory.hook("send_length"):
+            calls = self.watch(end, lambda: _refused_send(end.sock))
+        else:
+            return None
+        return calls[-1][0] if calls else None
+
+    def take(self, end: End, address: int | None = None) -> None:
+        """Adds a sample of this socket, or counts why there is none."""
+        address = address or self.pointer(end)
+        if address is None:
+            self.haul.miss(f"no hook named the sock of {end.label}")
+            return
+        try:
+            window, known = settled(lambda: facts(end.sock, bound_dev_if=end.bound_dev_if),
+                                    lambda: self.memory.read(address, WINDOW))
+        except ReadFault as error:
+            self.haul.miss(f"{end.label}: {error}")
+            return
+        sample = Sample(window, known, _object_size(end.sock), end.label)
+        self.haul.socks.append(SockSample(sample, address, self.netns, os.fstat(end.sock.fileno()).st_ino))
+
+    def take_flow(self, end: End, act: Callable[[], object], local: tuple[str, int], remote: tuple[str, int]) -> None:
+        """Does `act`, which routes from `local` to `remote`, and keeps the routing key it put on its stack."""
+        name = "flowi4" if end.sock.family == socket.AF_INET else "flowi6"
+        if not self.memory.has(name):
+            act()
+            return
+        known = flow_facts(end, local, remote)
+        self.memory.clear()
+        with suppress(BlockingIOError):
+            act()
+        telling = [codes for codes in known.values() if len(codes[0]) >= 2 and any(codes[0])]
+        for copy in self.memory.copies():
+            # Address checks and the loopback's input side route too: only the key that holds all we chose is ours.
+            if copy.hook.object == name and all(any(c in copy.data for c in codes) for codes in telling):
+                self.haul.flows[name].append(Sample(copy.data, known, None, end.label))
+                return
+        self.haul.miss(f"no hook copied the {name} of {end.label}")
+
+
+def flow_facts(end: End, local: tuple[str, int], remote: tuple[str, int]) -> Facts:
+    """What stands in the routing key of a send: addresses, ports, protocol, interface and mark."""
+    sock = end.sock
+    name = "flowi4" if sock.family == socket.AF_INET else "flowi6"
+    known = {
+        find(f"{name}.saddr"): (socket.inet_pton(sock.family, local[0]),),
+        find(f"{name}.daddr"): (socket.inet_pton(sock.family, remote[0]),),
+        find(f"{name}.flowi_proto"): exact(sock.getsockopt(socket.SOL_SOCKET, SO_PROTOCOL), 1),
+        find(f"{name}.flowi_oif"): exact(end.bound_dev_if, 4),
+        find(f"{name}.flowi_mark"): exact(sock.getsockopt(socket.SOL_SOCKET, SO_MARK) & 0xFFFF_FFFF, 4),
+    }
+    if sock.type != socket.SOCK_RAW:
+        known[find(f"{name}.sport")] = exact(local[1], 2, "big")
+        known[find(f"{name}.dport")] = exact(remote[1], 2, "big")
+    return known
+
+
+def collect_tcp(sampler: Sampler, rng: random.Random, family: int, connections: int) -> None:
+    """Connections with random histories, both ends sampled, their listeners too."""
+    stimulus = sampler.stimulus
+    for _ in range(connections):
+        local, remote = stimulus.addresses.pair(family)
+        before: dict[str, int | None] = {}
+        server = stimulus.bind(stimulus.open(family, socket.SOCK_STREAM), remote)
+        server.label += " listening"
+        listening = sampler.watch(server, server.sock.listen)
+        client = stimulus.bind(stimulus.open(family, socket.SOCK_STREAM), local)
+        target = server.sock.getsockname()[:2]
+        accepted: list[End] = []
+        sampler.take_flow(client, partial(_connect, stimulus, client, server, accepted),
+                          client.sock.getsockname()[:2], target)
+        states = [call.args for call in sampler.memory.calls() if call.hook.name == "set_state"]
+        before["listening"] = listening[0][0] if listening else None
+        before["client"] = next((a[0] for a in states if a[1] == TCP_CLOSE), None)
+        before["accepted"] = next((a[0] for a in states if a[1] == 3), None)
+        stimulus.walk(client, accepted[0], rng.randrange(6, 16))
+        # A hook that names the socket itself is better than a transition seen: those may be a neighbour's.
+        direct = sampler.memory.hook("getsockopt") or sampler.memory.hook("send_length")
+        for end, key in ((client, "client"), (accepted[0], "accepted"), (server, "listening")):
+            sampler.take(end, None if direct else before[key])
+
+
+def _connect(stimulus: Stimulus, client: End, server: End, accepted: list[End]) -> None:
+    accepted.append(stimulus.connect(client, server))
+
+
+def collect_udp(sampler: Sampler, family: int) -> None:
+    """Bound, connected, disconnected; and bound to multicast: that alone tells inet_saddr from skc_rcv_saddr."""
+    stimulus = sampler.stimulus
+    for _ in range(3):
+        local, remote = stimulus.addresses.pair(family)
+        end = stimulus.bind(stimulus.open(family, socket.SOCK_DGRAM), local)
+        port = stimulus.rng.randrange(1024, 65536)
+        end.sock.setblocking(False)
+        sampler.take_flow(end, partial(end.sock.sendto, b"kcompat", (remote, port)), end.sock.getsockname()[:2],
+                          (remote, port))
+        sampler.take(end)
+        end.sock.connect((remote, port))
+        stimulus.plant(end.sock)
+        sampler.take(end)
+        stimulus.disconnect(end)
+        sampler.take(end)
+    for _ in range(3):
+        end = stimulus.bind(stimulus.open(family, socket.SOCK_DGRAM),
+                            stimulus.addresses.multicast(family))
+        end.label += " multicast"
+        sampler.take(end)
+
+
+def collect_raw(sampler: Sampler, family: int) -> None:
+    """Raw sockets: any protocol number we like, in the socket and in the routing key."""
+    stimulus = sampler.stimulus
+    for _ in range(8):
+        end = stimulus.raw(family)
+        local = end.sock.getsockname()[:2]
+        sampler.take(end)
+        elsewhere = stimulus.addresses.local(family)
+        sampler.take_flow(end, partial(end.sock.sendto, b"kcompat", (elsewhere, 0)), local, (elsewhere, 0))
+
+
+def collect_bare(sampler: Sampler) -> None:
+    """Sockets that talk to nobody: for another namespace's sake."""
+    for _ in range(3):
+        end = sampler.stimulus.bind(sampler.stimulus.open(socket.AF_INET, socket.SOCK_STREAM),
+                                    sampler.stimulus.addresses.local(socket.AF_INET))
+        calls = sampler.watch(end, end.sock.listen)
+        direct = sampler.memory.hook("getsockopt") or sampler.memory.hook("send_length")
+        sampler.take(end, None if direct or not calls else calls[0][0])
+
+
+def _any_getsockopt(sock: socket.socket) -> None:
+    level, option = {
+        socket.SOCK_STREAM: (socket.IPPROTO_TCP, socket.TCP_MAXSEG),
+        socket.SOCK_DGRAM: (socket.IPPROTO_UDP, 1),  # UDP_CORK
+        socket.SOCK_RAW: (255, 1),  # SOL_RAW, ICMP_FILTER: refused, after the hook
+    }[socket.SocketKind(sock.type)]
+    with suppress(OSError):
+        sock.getsockopt(level, option)
+
+
+def _refused_send(sock: socket.socket) -> None:
+    with suppress(OSError):
+        sock.send(b"", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+def _object_size(sock: socket.socket) -> int | None:
+    """The slab object's size, where SLUB shows it: nothing of the socket lies behind it."""
+    name = _SLABS[(socket.AddressFamily(sock.family), socket.SocketKind(sock.type))]
+    try:
+        return int(Path(f"/sys/kernel/slab/{name}/object_size").read_text())
+    except (OSError, ValueError):
+        return None
+
+

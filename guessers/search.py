@@ -1,0 +1,162 @@
+"""The pure solver: from windows of memory and the values known to be in them, to one offset, several, or none."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import field as dc_field
+from math import exp, lgamma
+from typing import Any
+
+from kcompat.fields import Field
+
+# A value and all the encodings it may have in memory: srtt_us of a TCP_INFO rtt of 57 is one of eight numbers.
+Encodings = tuple[bytes, ...]
+
+HOLD_OUT = 4  # every fourth sample is kept back from the search and used only to check its answer
+_STARTS = 6  # values the search may begin with: the rarest of them leaves least to check
+_WINDOWS, _VALUES = 3, 12  # enough memory and enough values to measure how common a value is
+# Fields whose value was chosen by the toss of a coin for every sample, whatever else the sample is.
+TOSSED = frozenset({"skc_bound_dev_if", "flowi_oif"})
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One object's memory, and what we know stands in it. `limit` is the object's size where it is known."""
+
+    window: bytes
+    values: Mapping[Field, Encodings]
+    limit: int | None = None
+    label: str = ""
+
+    @property
+    def end(self) -> int:
+        return min(len(self.window), self.limit or len(self.window))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the samples say of one field: every offset at which all of them agree."""
+
+    field: Field
+    candidates: tuple[int, ...]
+    evidence: Mapping[str, Any] = dc_field(default_factory=dict)
+
+
+def alignment(field: Field) -> int:
+    """What the compiler aligns the field to: its size, but 4 for addresses, and 1 where it may be a bitfield."""
+    return min(field.widths) if field.width != 16 else 4
+
+
+def hits(sample: Sample, encodings: Encodings, step: int) -> set[int]:
+    """Every aligned offset at which one of the encodings stands inside the object."""
+    window, end = sample.window, sample.end
+    found = set()
+    for code in encodings:
+        at = window.find(code, 0, end)
+        while at >= 0:
+            if at % step == 0:
+                found.add(at)
+            at = window.find(code, at + 1, end)
+    return found
+
+
+def stands(sample: Sample, encodings: Encodings, offset: int) -> bool:
+    """Whether one of the encodings stands at `offset`, inside the object."""
+    return any(sample.window.startswith(code, offset) and offset + len(code) <= sample.end for code in encodings)
+
+
+def search(field: Field, samples: Iterable[Sample]) -> Found:
+    """All offsets at which every sample that knows the field holds its value, and why to believe it.
+
+    No vote is taken: one sample that contradicts an offset ends it. Samples held out of the search must agree too;
+    they are what shows that the search did not fit noise.
+    """
+    known = [s for s in samples if field in s.values]
+    step = alignment(field)
+    if not known:
+        return Found(field, (), {"samples": 0})
+    train = [s for i, s in enumerate(known) if i % HOLD_OUT != HOLD_OUT - 1]
+    held = known[HOLD_OUT - 1::HOLD_OUT]
+    distinct = {s.values[field]: s for s in train}
+    survivors = min((hits(s, code, step) for code, s in list(distinct.items())[:_STARTS]), key=len)
+    trail = [len(survivors)]
+    for sample in train:
+        survivors = {o for o in survivors if stands(sample, sample.values[field], o)}
+        trail.append(len(survivors))
+    verified = {o for o in survivors if all(stands(s, s.values[field], o) for s in held)}
+    evidence = {
+        "samples": len(known),
+        "held_out": len(held),
+        "distinct_values": len({s.values[field] for s in known}),
+        "candidates_by_sample": trail,
+        "refuted_by_held_out": sorted(survivors - verified),
+        "expected_false_positives": expected_false_positives(field, known),
+        "null_survivors": null_survivors(field, known, step),
+    }
+    return Found(field, tuple(sorted(verified)), evidence)
+
+
+def expected_false_positives(field: Field, samples: Sequence[Sample]) -> float:
+    """How many offsets would pass by chance.
+
+    The chance of each value is measured, not assumed: how often it stands in the windows of all samples. That is
+    honest for small numbers, which memory is full of.
+    """
+    step = alignment(field)
+    looked_at = samples[::max(1, len(samples) // _WINDOWS)][:_WINDOWS]
+    places = sum(max(1, s.end // step) for s in looked_at)
+    chance = 1.0
+    # Samples with the same value are not independent: a place that holds it once tends to hold it again.
+    distinct = {s.values[field] for s in samples}
+    for codes in itertools.islice(distinct, _VALUES):
+        chance *= min(1.0, (sum(len(hits(s, codes, step)) for s in looked_at) + 0.5) / places)
+    if field.member in TOSSED:
+        chance = min(chance, _chance_of_pattern([s.values[field] for s in samples]))
+    return float(places / len(looked_at) * (chance if len(distinct) > 1 else 1.0))
+
+
+def _chance_of_pattern(values: Sequence[Encodings]) -> float:
+    """The chance that a place which has nothing to do with the coin shows just this sequence of heads and tails."""
+    orders = lgamma(len(values) + 1) - sum(lgamma(values.count(v) + 1) for v in set(values))
+    return exp(-orders)
+
+
+def null_survivors(field: Field, samples: Sequence[Sample], step: int) -> int:
+    """How many offsets pass when every sample is given another one's value: a sound search leaves none.
+
+    -1 when the values do not differ enough to be exchanged.
+    """
+    values = [s.values[field] for s in samples]
+    if len(set(values)) < 2:
+        return -1
+    exchanged = _derangement(values)
+    pairs = [(s, v) for s, v in zip(samples, exchanged, strict=True) if v != s.values[field]]
+    survivors = min((hits(sample, codes, step) for sample, codes in pairs[:_STARTS]), key=len)
+    for sample, codes in pairs:
+        survivors = {o for o in survivors if stands(sample, codes, o)}
+    return len(survivors)
+
+
+def _derangement(values: Sequence[Encodings]) -> list[Encodings]:
+    """The same values, rotated so that as many as possible land on a sample with another value."""
+    turns = range(1, min(len(values), 12))
+    moved = [sum(a != b for a, b in zip(values, _rotated(values, by), strict=True)) for by in turns]
+    return _rotated(values, turns[moved.index(max(moved))])
+
+
+def _rotated(values: Sequence[Encodings], by: int) -> list[Encodings]:
+    return [*values[by:], *values[:by]]
+
+
+def pointers(windows: Sequence[bytes], end: int) -> Iterator[int]:
+    """Offsets at which every window holds something that can be a kernel pointer (upper half, 8-aligned place)."""
+    for at in range(0, min([end, *map(len, windows)]) - 7, 8):
+        if all(is_pointer(int.from_bytes(w[at:at + 8], "little")) for w in windows):
+            yield at
+
+
+def is_pointer(value: int) -> bool:
+    """Whether a 64-bit value lies in the kernel's half of the address space, small negative numbers aside."""
+    return 0xFF00_0000_0000_0000 <= value < 0xFFFF_FFFF_FFFF_F000

@@ -1,0 +1,256 @@
+"""Known traffic: sockets with random addresses, ports, options and histories, so that no two fields stay equal."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import socket
+import struct
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from guessers.facts import SO_MARK
+from guessers.namespace import LOOPBACK_IFINDEX, add_ipv6, wait_until_bindable
+
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
+_TCP_QUICKACK = 12
+_IPV6_V6ONLY = 26
+# Protocol numbers nobody has been given (IANA), for raw sockets: any value will do, as long as it is rare.
+_UNASSIGNED = range(148, 250)
+_PATIENCE_S = 1.0
+
+
+@dataclass(slots=True)
+class End:
+    """One socket of ours, the interface it is bound to (0: none), and a word for the evidence."""
+
+    sock: socket.socket
+    bound_dev_if: int
+    label: str
+
+
+class Addresses:
+    """Random local addresses. In a namespace of our own IPv6 addresses are made, elsewhere mapped ones are used."""
+
+    def __init__(self, rng: random.Random, *, private: bool, ipv6: bool) -> None:
+        self._rng = rng
+        self.ipv6 = ipv6
+        self._pool: list[str] = []
+        if private and ipv6:
+            with suppress(OSError):
+                for _ in range(12):
+                    address = socket.inet_ntop(socket.AF_INET6, b"\xfd" + rng.randbytes(15))
+                    add_ipv6(address)
+                    self._pool.append(address)
+                self._pool = [address for address in self._pool if wait_until_bindable(address)]
+
+    def local(self, family: int) -> str:
+        """An address both ends can have: 127/8 is all ours, and so is what we gave the loopback."""
+        if family == socket.AF_INET:
+            return ".".join(["127", *(str(self._rng.randint(1, 254)) for _ in range(3))])
+        if self._pool:
+            return self._rng.choice(self._pool)
+        return "::ffff:" + self.local(socket.AF_INET)
+
+    def pair(self, family: int) -> tuple[str, str]:
+        one = self.local(family)
+        while (other := self.local(family)) == one:
+            pass
+        return one, other
+
+    def multicast(self, family: int) -> str:
+        if family == socket.AF_INET:
+            return ".".join(["239", *(str(self._rng.randint(1, 254)) for _ in range(3))])
+        return socket.inet_ntop(socket.AF_INET6, b"\xff\x0e" + self._rng.randbytes(14))
+
+
+class Stimulus:
+    """Makes sockets for one run; `close` closes them all."""
+
+    def __init__(self, rng: random.Random, addresses: Addresses) -> None:
+        self.rng = rng
+        self.addresses = addresses
+        self.connections = 0
+        self._open: list[socket.socket] = []
+
+    def open(self, family: int, kind: int, protocol: int = 0, *, to_device: bool | None = None) -> End:
+        """An unbound socket with random mark and buffer sizes, tied to the loopback device by the toss of a coin."""
+        sock = socket.socket(family, kind, protocol)
+        self._open.append(sock)
+        sock.setblocking(False)
+        if family == socket.AF_INET6 and kind != socket.SOCK_RAW:
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_V6ONLY, 0)
+        self.plant(sock)
+        device = self.rng.random() < 0.5 if to_device is None else to_device
+        if device:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+        return End(sock, LOOPBACK_IFINDEX if device else 0, f"{_family(family)} {_kind(kind)}")
+
+    def plant(self, sock: socket.socket) -> None:
+        """Gives options random values. Done again after a connect, copies made by the connect go stale."""
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, self.rng.randrange(20_000, 100_000))
+        sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.rng.randrange(1 << 24, 1 << 31))
+
+    def bind(self, end: End, address: str) -> End:
+        """Binds to a random port whose two bytes differ, so that the byte order shows."""
+        while True:
+            port = self.rng.randrange(1024, 65536)
+            if port >> 8 == port & 0xFF:
+                continue
+            try:
+                end.sock.bind((address, port))
+            except OSError as error:
+                if error.errno != 98:  # EADDRINUSE: somebody has it, take another
+                    raise
+                continue
+            return end
+
+    def listener(self, family: int, address: str) -> End:
+        end = self.bind(self.open(family, socket.SOCK_STREAM), address)
+        end.sock.listen()
+        end.label += " listening"
+        return end
+
+    def raw(self, family: int) -> End:
+        local, remote = self.addresses.pair(family)
+        end = self.open(family, socket.SOCK_RAW, self.rng.choice(_UNASSIGNED))
+        end.sock.bind((local, 0))
+        end.sock.connect((remote, 0))
+        return end
+
+    def connect(self, client: End, server: End) -> End:
+        """Connects and returns the accepted end. Both are alive for `walk`."""
+        self.connections += 1
+        for end in (client, server):
+            end.sock.settimeout(_PATIENCE_S)
+            # Small segments fill the congestion window, so that what is written is ahead of what is sent.
+            end.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, self.rng.randrange(300, 1200))
+        client.sock.connect(server.sock.getsockname()[:2])
+        sock, _ = server.sock.accept()
+        server.sock.setblocking(False)
+        self._open.append(sock)
+        accepted = End(sock, server.bound_dev_if, server.label.replace("listening", "accepted"))
+        for end in (client, accepted):
+            end.sock.setblocking(False)
+            end.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            end.sock.setsockopt(socket.IPPROTO_TCP, _TCP_QUICKACK, 0)
+            self.plant(end.sock)
+        return accepted
+
+    def walk(self, one: End, other: End, steps: int) -> None:
+        """A random history: what was sent, read, acknowledged and lost differs from connection to connection.
+
+        Fields that are often equal (snd_nxt and pushed_seq, snd_una and snd_up, rcv_nxt and rcv_wup, copied_seq and
+        rcvq_space.seq, total_retrans and undo_retrans) are not equal in all of them.
+        """
+        ends = (one.sock, other.sock)
+        # Often one end never speaks: what is set when data is first sent (cwnd_usage_seq) is then still unset.
+        ways = self.rng.choice(([ends, ends[::-1]], [ends], [ends[::-1]]))
+        for _ in range(steps):
+            self.rng.choice(_STEPS)(self.rng, *self.rng.choice(ways))
+        # The last word decides how far ahead of its look-alikes each sequence number is.
+        self.rng.choice(_FINALES)(self.rng, *self.rng.choice(ways))
+
+    @staticmethod
+    def disconnect(end: End) -> None:
+        """connect(2) to AF_UNSPEC: a UDP socket forgets its peer, copies of the peer's address stay behind."""
+        unspec = bytes(16)
+        if ctypes.CDLL(None, use_errno=True).connect(end.sock.fileno(), unspec, len(unspec)):
+            raise OSError(ctypes.get_errno(), "connect(AF_UNSPEC)")
+        end.bound_dev_if = 0  # __udp_disconnect() undoes that too
+        end.label += " disconnected"
+
+    def close(self) -> None:
+        for sock in self._open:
+            sock.close()
+        self._open.clear()
+
+
+def _send(rng: random.Random, sender: socket.socket, _: socket.socket) -> None:
+    with suppress(OSError):
+        sender.send(rng.randbytes(rng.choice((rng.randrange(1, 300), rng.randrange(300, 9000)))))
+
+
+def _send_more(rng: random.Random, sender: socket.socket, _: socket.socket) -> None:
+    """Held back by the sender: written, not pushed."""
+    with suppress(OSError):
+        sender.send(rng.randbytes(rng.randrange(1, 2000)), 0x8000)  # MSG_MORE
+
+
+def _send_urgent(rng: random.Random, sender: socket.socket, _: socket.socket) -> None:
+    with suppress(OSError):
+        sender.send(rng.randbytes(1), socket.MSG_OOB)
+
+
+def _burst(rng: random.Random, sender: socket.socket, _: socket.socket) -> None:
+    for _turn in range(rng.randrange(2, 9)):
+        with suppress(OSError):
+            sender.send(rng.randbytes(rng.randrange(1, 700)))
+
+
+def _read_some(rng: random.Random, _: socket.socket, receiver: socket.socket) -> None:
+    with suppress(OSError):
+        receiver.recv(rng.randrange(1, 4000))
+
+
+def _read_slowly(rng: random.Random, sender: socket.socket, receiver: socket.socket) -> None:
+    """What is read late is acknowledged late: the sender's round trip takes as long as we like."""
+    _send(rng, sender, receiver)
+    until = time.monotonic() + rng.uniform(20e-6, 900e-6)
+    while time.monotonic() < until:
+        pass
+    _read_some(rng, sender, receiver)
+
+
+def _go_deaf(rng: random.Random, _: socket.socket, receiver: socket.socket) -> None:
+    """The receiver's socket drops segments by their length: some are lost, and lost again when sent again."""
+    _filter(receiver, 1 << rng.randrange(3))
+
+
+def _filter(receiver: socket.socket, lost_lengths: int) -> None:
+    """A classic filter on our own socket: it needs no netem, no firewall and no module.
+
+    struct sock_filter: load the length; if (length & lost_lengths) drop; else keep.
+    """
+    program = [(0x80, 0, 0, 0), (0x45, 0, 1, lost_lengths), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFF_FFFF)]
+    code = b"".join(struct.pack("<HBBI", *instruction) for instruction in program)
+    buffer = (ctypes.c_char * len(code)).from_buffer_copy(code)
+    head = struct.pack("<H6xQ", len(program), ctypes.addressof(buffer))
+    with suppress(OSError):
+        receiver.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, head)
+
+
+def _outrun(rng: random.Random, sender: socket.socket, receiver: socket.socket) -> None:
+    """More full segments than the window takes: snd_sml, the end of the last small one, falls behind snd_nxt."""
+    _go_deaf(rng, sender, receiver)
+    with suppress(OSError):
+        sender.send(rng.randbytes(rng.randrange(15_000, 40_000)))
+
+
+def _hole(rng: random.Random, sender: socket.socket, receiver: socket.socket) -> None:
+    """Lost between two that arrive: what follows is sent without touching cwnd_usage_seq (max_packets_seq of old)."""
+    _filter(receiver, 1)
+    for odd in (0, 1, 0, 0, *rng.choices((0, 1), k=rng.randrange(3))):
+        with suppress(OSError):
+            sender.send(rng.randbytes(2 * rng.randrange(20, 140) + odd))
+
+
+def _hear_all(_: random.Random, __: socket.socket, receiver: socket.socket) -> None:
+    with suppress(OSError):
+        receiver.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+
+
+_STEPS = (_send, _send, _send_more, _send_urgent, _burst, _burst, _read_some, _read_slowly, _read_slowly, _go_deaf,
+          _go_deaf, _hear_all, _hole)
+_FINALES = (_outrun, _hole, _hole, _send_more, _read_some)
+
+
+def _family(family: int) -> str:
+    return "IPv4" if family == socket.AF_INET else "IPv6"
+
+
+def _kind(kind: int) -> str:
+    return {socket.SOCK_STREAM: "TCP", socket.SOCK_DGRAM: "UDP", socket.SOCK_RAW: "raw"}[socket.SocketKind(kind)]

@@ -1,0 +1,75 @@
+"""Checks remembered offsets against one known connection per address family: memory is trusted only after that."""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+from collections.abc import Collection, Sequence
+
+from guessers.guess import has_ipv6, netns_inode
+from guessers.hooks import BACKENDS, Backend
+from guessers.memory import KernelMemory, compiled
+from guessers.namespace import Netns, in_own_thread
+from guessers.pointers import leads_to_netns, leads_to_socket
+from guessers.sampling import Haul, Sampler, collect_tcp
+from guessers.search import stands
+from guessers.stimulus import Addresses, Stimulus
+from kcompat.fields import Field, find
+from kcompat.kernel import Kernel
+from kcompat.offsets import Offset, Offsets, State
+from kcompat.version import running_version_code
+
+log = logging.getLogger(__name__)
+
+
+def verify(kernel: Kernel, offsets: Sequence[Offset], backends: tuple[Backend, ...] = BACKENDS) -> Collection[Field]:
+    """The fields whose offset the running kernel refutes: what we know of a socket does not stand there.
+
+    Raises Missing or Unsupported when nothing can be observed, KcompatError when no sample could be had.
+    """
+    program = compiled(running_version_code(kernel.release))
+    return in_own_thread(lambda nonce: _observe(KernelMemory(program, backends), nonce, Offsets(offsets)))
+
+
+def _observe(memory: KernelMemory, nonce: bytes, offsets: Offsets) -> set[Field]:
+    rng = random.Random()
+    with memory:
+        memory.adopt(nonce)
+        try:
+            namespace: Netns | None = Netns.fresh()
+        except OSError:
+            namespace = None
+        haul = Haul()
+        ipv6 = has_ipv6()
+        stimulus = Stimulus(rng, Addresses(rng, private=namespace is not None, ipv6=ipv6))
+        try:
+            sampler = Sampler(memory, stimulus, netns_inode(), haul)
+            for family in (socket.AF_INET, socket.AF_INET6) if ipv6 else (socket.AF_INET,):
+                collect_tcp(sampler, rng, family, 1)
+            return {o.field for o in offsets.known().values() if not _holds(o, offsets, haul, memory)}
+        finally:
+            stimulus.close()
+            if namespace:
+                namespace.close()
+
+
+def _holds(offset: Offset, offsets: Offsets, haul: Haul, memory: KernelMemory) -> bool:
+    """Whether all samples that know the field agree. A field nothing here can show is let pass: nothing refutes it."""
+    field, at = offset.field, offset.offset
+    assert at is not None
+    if field == find("sk_socket"):
+        return all(leads_to_socket(s, at, memory.read) for s in haul.socks)
+    if field == find("skc_net"):
+        return len({s.sample.window[at:at + 8] for s in haul.socks}) == 1
+    if field == find("net.ns.inum"):
+        net = offsets.get(find("skc_net"))
+        if net is None or net.state is not State.KNOWN or net.offset is None:
+            return True
+        return all(leads_to_netns(s, net.offset, at, memory.read) for s in haul.socks[:2])
+    samples = [s.sample for s in haul.socks] if field.base == "sock" else haul.flows.get(field.struct, [])
+    telling = [s for s in samples if field in s.values]
+    if not telling:
+        log.debug("%s: nothing here can show it", field)
+    return all(stands(s, s.values[field], at) for s in telling)
+
