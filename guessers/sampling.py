@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field as dc_field
+from functools import partial
 from pathlib import Path
 
 from guessers.facts import SO_MARK, SO_PROTOCOL, TCP_CLOSE, Facts, exact, facts, settled
