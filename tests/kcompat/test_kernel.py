@@ -11,7 +11,8 @@ from tests.kcompat.c_sample import compiled
 from tests.kcompat.elf_builder import elf, note
 
 BANNER = "Linux version 5.10.0-18-amd64 (debian-kernel@lists.debian.org) (gcc-10) #1 SMP Debian 5.10.140-1"
-RODATA = (".rodata", 1, 2, b"\1\0%s version %s (a@b)\0" + BANNER.encode() + b"\n\0tail")
+EARLY = BANNER.replace("#1 SMP", "# SMP")
+RODATA = (".rodata", 1, 2, b"\1\0%s version %s (a@b)\0" + EARLY.encode() + b"\n\0" + BANNER.encode() + b"\n\0tail")
 BUILD_ID = bytes(range(20))
 
 
