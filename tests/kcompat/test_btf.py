@@ -204,6 +204,12 @@ def test_a_type_that_cannot_be_is_bad_input(type_, fault):
     assert fault in one_bad_input(b.build())
 
 
+def test_a_fault_quotes_no_control_characters():
+    b = BtfBuilder()
+    b.struct("sample", 1, ("evil\n\x1b[31m", b.int("unsigned int", 4), 0))
+    assert "member evil??[31m ends" in one_bad_input(b.build())
+
+
 def test_a_loop_of_typedefs_and_a_self_array_are_bad_input():
     loop, nest = BtfBuilder(), BtfBuilder()
     loop.struct("sample", 8, ("m", 2, 0))
