@@ -1,0 +1,33 @@
+"""The guess as a source of offsets, beside the database, BTF and DWARF."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from guessers.guess import Guess, guess
+from guessers.hooks import BACKENDS, Backend
+from kcompat.errors import KcompatError
+from kcompat.fields import CATALOGUE, Field
+from kcompat.kernel import Kernel
+from kcompat.offsets import Offset
+
+
+class GuessResolver:
+    """Answers by experiment, for the running kernel only. `last` is the whole guess behind the answers."""
+
+    name = "guess"
+
+    def __init__(self, backends: tuple[Backend, ...] = BACKENDS) -> None:
+        self._backends = backends
+        self.last: Guess | None = None
+
+    def resolve(self, kernel: Kernel, wanted: Sequence[Field]) -> Iterable[Offset]:
+        """Raises KcompatError for a kernel that does not run here, Missing or Unsupported as `guess` does.
+
+        The whole catalogue is guessed whatever is wanted: it costs the same, and every settled field narrows
+        down where its neighbours can lie.
+        """
+        if kernel.key != Kernel.running().key:
+            raise KcompatError(f"only the running kernel can be guessed, not {kernel.release or kernel.key}")
+        self.last = guess(CATALOGUE, backends=self._backends)
+        return [self.last.offsets[field] for field in wanted]

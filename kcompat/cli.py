@@ -1,0 +1,279 @@
+"""The `kcompat` command: composition root, options and exit codes; what each command does is beside it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from kcompat.cli_output import emit, quiet_pipe
+from kcompat.cli_sources import SOURCES, Request
+from kcompat.errors import KcompatError
+
+if TYPE_CHECKING:
+    from guessers.hooks import Backend
+
+F = TypeVar("F", bound=Callable[..., Any])
+BACKENDS = ("kprobe", "rawtp")
+# Named here too, because `--help` must not import the collector; a test holds them together.
+DATASETS = ("netflow",)
+
+
+class _ToStderr(logging.Handler):
+    """Warnings read like everything else kcompat says."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"kcompat: {' '.join(self.format(record).splitlines())}", err=True)
+
+
+class _Commands(click.Group):
+    """Turns the errors a user can meet into one line and an exit code; a bug keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except KcompatError as error:
+            click.echo(f"kcompat: {' '.join(str(error).split())}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            ctx.exit(130)
+        except BrokenPipeError:
+            quiet_pipe()
+            ctx.exit(0)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--db", "db_path", type=click.Path(path_type=Path), metavar="PATH",
+              help="Where offsets are remembered. Default: /var/lib/kcompat/offsets.db for root, else in "
+                   "$XDG_DATA_HOME/kcompat.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more on standard error.")
+@click.version_option(package_name="kcompat", message="%(prog)s %(version)s")
+@click.pass_context
+def main(ctx: click.Context, db_path: Path | None, verbose: bool) -> None:
+    """Find where kernel struct fields lie, with BTF or without, and collect network flows with them.
+
+    \b
+    Exit status:
+      0    fine; also when a reader of the output leaves early
+      1    something asked for could not be answered: a field, a file
+      2    usage, or something is missing on this machine: root, bcc, tracefs
+      3    this kernel cannot do it, or forbids it
+      130  interrupted with Ctrl-C
+
+    \b
+    Examples:
+      kcompat info
+      kcompat resolve
+      sudo kcompat guess
+      sudo kcompat collect --interval 10
+    """
+    ctx.obj = db_path
+    root = logging.getLogger()
+    if not any(isinstance(handler, _ToStderr) for handler in root.handlers):
+        root.addHandler(_ToStderr())
+    root.setLevel(logging.WARNING)
+    for name in ("kcompat", "guessers", "offset_db", "collector"):
+        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.WARNING)
+
+
+def _as_json(command: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command)
+
+
+def _sources(command: F) -> F:
+    command = click.option(
+        "--vmlinux", type=click.Path(path_type=Path), metavar="FILE",
+        help="A vmlinux, or a BTF file, to read offsets from.")(command)
+    return click.option(
+        "--source", type=click.Choice(SOURCES), default="auto", show_default=True,
+        help="Where offsets come from; auto asks the database (verified by one event), BTF, DWARF (with "
+             "--vmlinux), then guesses.")(command)
+
+
+@main.command()
+@_as_json
+@click.pass_obj
+def info(db: Path | None, as_json: bool) -> None:
+    """Which kernel this is, what it can do, and which sources of offsets there are.
+
+    What is missing comes with the way to get it. Nothing is changed, and nothing is needed: not even root,
+    which only makes more of the answers certain.
+
+    \b
+    Example:
+      kcompat info
+    """
+    from kcompat.cli_info import info_json, info_text, look
+
+    found = look(db)
+    emit(info_json(found) if as_json else info_text(found))
+
+
+@main.command()
+@_sources
+@_as_json
+@click.option("--no-record", is_flag=True, help="Do not remember what was learnt.")
+@click.argument("fields", nargs=-1, metavar="[FIELD]...")
+@click.pass_obj
+def resolve(db: Path | None, source: str, vmlinux: Path | None, as_json: bool, no_record: bool,
+            fields: tuple[str, ...]) -> None:
+    """The offsets of FIELDs, or of every field of the catalogue, from the best source there is.
+
+    FIELD is a name like sock_common.skc_dport, or skc_dport where that is unique. With --vmlinux the answer is
+    for that file's kernel. Exits with 1 if a field stays unknown.
+
+    \b
+    Examples:
+      kcompat resolve
+      kcompat resolve --source btf sock_common.skc_dport srtt_us
+      kcompat resolve --vmlinux /usr/lib/debug/boot/vmlinux-6.1.0-40-amd64 --json
+    """
+    from kcompat.cli_output import offsets_json, offsets_table
+    from kcompat.cli_sources import answer
+    from kcompat.fields import CATALOGUE, find
+
+    wanted = tuple(dict.fromkeys(find(name) for name in fields)) or CATALOGUE
+    got = answer(Request(source, vmlinux, db, record=not no_record), wanted)
+    emit(offsets_json(got) if as_json else offsets_table(got))
+    click.echo(f"kcompat: {got.origin}", err=True)
+    sys.exit(got.exit_code)
+
+
+@main.command()
+@_as_json
+@click.option("--explain", "explained", metavar="FIELD", help="Show the evidence for one field.")
+@click.option("--backend", type=click.Choice(BACKENDS), help="Use these hooks only. Default: what works.")
+@click.option("--no-record", is_flag=True, help="Do not remember what was found.")
+@click.pass_obj
+def guess(db: Path | None, as_json: bool, explained: str | None, backend: Backend | None, no_record: bool) -> None:
+    """Find every offset of the running kernel by experiment. Needs root; BTF is never consulted.
+
+    kcompat makes connections to itself in a private network namespace, looks for what it knows of them in
+    kernel memory, and keeps only what every sample confirms. Exits with 1 if a field stays unknown.
+
+    \b
+    Examples:
+      sudo kcompat guess
+      sudo kcompat guess --explain srtt_us
+      sudo kcompat guess --backend kprobe --json
+    """
+    from kcompat.cli_output import explain_json, explain_text, offsets_json, offsets_table
+    from kcompat.cli_sources import answer
+    from kcompat.fields import CATALOGUE, find
+
+    field = find(explained) if explained else None
+    got = answer(Request("guess", None, db, backend, record=not no_record), CATALOGUE)
+    if field:
+        got = got.only(field)
+        emit(explain_json(got) if as_json else explain_text(got))
+    else:
+        emit(offsets_json(got) if as_json else offsets_table(got))
+    click.echo(f"kcompat: {got.origin}", err=True)
+    sys.exit(got.exit_code)
+
+
+@main.group("db")
+def database() -> None:
+    """Look into the database of remembered offsets.
+
+    \b
+    Examples:
+      kcompat db show
+      kcompat db disagreements
+    """
+
+
+@database.command()
+@click.argument("kernel", required=False)
+@_as_json
+@click.pass_obj
+def show(db: Path | None, kernel: str | None, as_json: bool) -> None:
+    """The kernels remembered; with KERNEL (a build-id, or a release) every answer held for it.
+
+    \b
+    Examples:
+      kcompat db show
+      kcompat db show 5.10.0-32-amd64
+      kcompat db show --json
+    """
+    from kcompat.cli_database import show_json, show_text, shown
+
+    found = shown(db, kernel)
+    emit(show_json(found) if as_json else show_text(found, fields=kernel is not None))
+
+
+@database.command()
+@_as_json
+@click.pass_obj
+def disagreements(db: Path | None, as_json: bool) -> None:
+    """Fields that two sources place differently. kcompat loads nothing that needs one of them.
+
+    \b
+    Example:
+      kcompat db disagreements
+    """
+    from kcompat.cli_database import disagreements_json, disagreements_text, disputed
+
+    found = disputed(db)
+    emit(disagreements_json(found) if as_json else disagreements_text(found))
+
+
+@main.command()
+@click.argument("dataset", type=click.Choice(DATASETS))
+@_sources
+@click.pass_obj
+def render(db: Path | None, dataset: str, source: str, vmlinux: Path | None) -> None:
+    """The BPF C of DATASET as it would be compiled here, with the offsets of this kernel.
+
+    \b
+    Examples:
+      sudo kcompat render netflow
+      kcompat render netflow --source btf
+    """
+    from kcompat.cli_collect import rendered
+
+    emit(rendered(dataset, Request(source, vmlinux, db, running_only=True), os.uname().nodename))
+
+
+@main.command()
+@click.option("--datasets", default="netflow", show_default=True, metavar="NAMES", help="What to collect, with commas.")
+@click.option("--interval", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Time between points.")
+@click.option("--duration", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+              help="Stop after that time. Default: run until stopped.")
+@click.option("--output", "outputs", multiple=True, metavar="SINK",
+              help="table, jsonl:PATH, lineproto:PATH or http://URL; PATH - is standard output. May be repeated. "
+                   "Default: table.")
+@click.option("--loopback", is_flag=True, help="Keep flows of the loopback interface.")
+@click.option("--exclude", multiple=True, metavar="RULE",
+              help="Leave out flows: cidr=NETWORK, port=NUMBER, process=NAME, direction=incoming|outgoing. "
+                   "May be repeated.")
+@click.option("--ephemeral-port", type=int, default=32768, show_default=True, metavar="PORT",
+              help="Client ports from here on are reported as *.")
+@click.option("--hostname", metavar="NAME", help="The host tag. Default: this machine's name.")
+@_sources
+@click.pass_obj
+def collect(db: Path | None, /, datasets: str, source: str, vmlinux: Path | None, **settings: Any) -> None:
+    """Collect network flows of every process until stopped. Needs root.
+
+    SIGTERM ends it with a last flush and exit status 0, Ctrl-C with a last flush and 130.
+
+    \b
+    Examples:
+      sudo kcompat collect --interval 10
+      sudo kcompat collect --output jsonl:/var/log/flows.jsonl --output table
+      sudo kcompat collect --output http://127.0.0.1:9529/v1/write/network
+      sudo kcompat collect --exclude port=22 --exclude cidr=10.0.0.0/8 --duration 60
+    """
+    from kcompat.cli_collect import run
+
+    names = [name.strip() for name in datasets.split(",")]
+    if unknown := [name for name in names if name not in DATASETS]:
+        raise click.BadParameter(f"no dataset {unknown[0]!r}; there is {', '.join(DATASETS)}", param_hint="--datasets")
+    sys.exit(run(Request(source, vmlinux, db, running_only=True), os.uname().nodename, **settings))

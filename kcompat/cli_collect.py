@@ -1,0 +1,85 @@
+"""`kcompat collect` and `kcompat render`: offsets in, flows or C out, with signals turned into a last flush."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import click
+
+from collector import pipeline
+from collector.config import Exclusions, NetflowOptions
+from collector.sinks import open_sinks
+from kcompat.cli_sources import Request, answer
+
+
+def rendered(dataset: str, request: Request, nodename: str) -> str:
+    """The C of the dataset with this kernel's offsets; where they came from goes to standard error."""
+    got = answer(request, pipeline.wanted())
+    click.echo(f"kcompat: {got.origin}", err=True)
+    return pipeline.render(dataset, got.offsets, NetflowOptions(nodename))
+
+
+def run(request: Request, nodename: str, *, interval: float, duration: float | None, outputs: tuple[str, ...],
+        loopback: bool, exclude: tuple[str, ...], ephemeral_port: int, hostname: str | None) -> int:
+    """Collects until the duration, SIGTERM (exit status 0) or Ctrl-C (130)."""
+    # Everything a user may have got wrong comes before anything that takes time or needs root.
+    options = NetflowOptions(hostname if hostname is not None else nodename, interval, ephemeral_port, loopback,
+                             Exclusions.parse(exclude))
+    sinks = open_sinks(outputs or ("table",))
+    try:
+        got = answer(request, pipeline.wanted())
+        click.echo(f"kcompat: {got.origin}", err=True)
+        stop = threading.Event()
+        with _signals(stop) as caught:
+            summary = pipeline.collect(options, got.offsets, sinks, duration_s=duration, stop=stop,
+                                       ready=_Announced(f"collecting every {interval:g} s"))
+    finally:
+        sinks.close()
+    click.echo(f"kcompat: {_told(summary, sinks.dropped)}", err=True)
+    return 130 if signal.SIGINT in caught else 0
+
+
+class _Announced(threading.Event):
+    """Says so when everything is attached: from then on nothing is missed."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self._words = words
+
+    def set(self) -> None:
+        super().set()
+        click.echo(f"kcompat: {self._words}", err=True)
+
+
+def _told(summary: pipeline.Summary, dropped: int) -> str:
+    """What was collected and, above all, what was lost."""
+    lost = {name: count for name, count in summary.lost.items() if count}
+    if overflow := summary.left_out.get("overflow"):
+        lost["flows past the limit"] = overflow
+    if dropped:
+        lost["not delivered"] = dropped
+    words = f"{summary.records} records in {summary.flushes} intervals with {summary.backend} hooks"
+    return f"{words}; lost: {', '.join(f'{count} {name}' for name, count in lost.items()) or 'nothing'}"
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[list[int]]:
+    """The first SIGTERM or SIGINT asks for a last flush; a second Ctrl-C does not wait for it."""
+    caught: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,219 @@
+"""From what the user asked for to offsets: which sources are asked in which order, and what is remembered."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kcompat.engine import Attempt, Resolver, resolve
+from kcompat.errors import BadInput, KcompatError, Missing
+from kcompat.fields import Field
+from kcompat.kernel import Kernel
+from kcompat.offsets import Offset, Offsets, State
+
+if TYPE_CHECKING:
+    from guessers.guess import Guess
+    from guessers.hooks import Backend
+    from guessers.resolver import GuessResolver
+    from offset_db.db import Database
+
+log = logging.getLogger(__name__)
+
+SOURCES = ("auto", "db", "btf", "dwarf", "guess")
+_NO_GUESS = {"connections": 0, "samples": 0, "rounds": 0, "compile_s": 0.0, "sampling_s": 0.0, "solving_s": 0.0}
+_CALLED = {"db": "the database", "btf": "BTF", "dwarf": "DWARF", "guess": "the guess"}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Where offsets may come from. `db` None is the default file; `running_only` refuses another kernel's file."""
+
+    source: str = "auto"
+    vmlinux: Path | None = None
+    db: Path | None = None
+    backend: Backend | None = None
+    record: bool = True
+    running_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was found. `origin` says in one line where it came from; `guess` is the experiment, if there was one."""
+
+    kernel: Kernel
+    offsets: Offsets
+    origin: str
+    stats: Mapping[str, Any] = field(default_factory=dict)
+    guess: Guess | None = None
+
+    @property
+    def exit_code(self) -> int:
+        return int(any(o.state is State.UNKNOWN for o in self.offsets.values()))
+
+    def only(self, wanted: Field) -> Answer:
+        return replace(self, offsets=Offsets([self.offsets[wanted]]))
+
+
+class _Watched:
+    """A source whose failure is kept whole: the engine keeps only its words, the exit code needs its kind."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self.name = resolver.name
+        self.error: KcompatError | None = None
+        self._resolver = resolver
+
+    def resolve(self, kernel: Kernel, wanted: Sequence[Field]) -> Iterable[Offset]:
+        try:
+            return list(self._resolver.resolve(kernel, wanted))
+        except KcompatError as error:
+            self.error = error
+            raise
+
+
+def answer(request: Request, wanted: Sequence[Field]) -> Answer:
+    """Asks the sources. Raises KcompatError when none of them could be used at all."""
+    started = time.monotonic()
+    kernel, foreign = _kernel(request)
+    guesser = _guesser(request.backend) if request.source in ("auto", "guess") and not foreign else None
+    with _Memory(request) as memory:
+        asked = [_Watched(r) for r in _resolvers(request, foreign, memory.db, guesser)]
+        resolution = resolve(kernel, wanted, asked)
+        offsets = resolution.offsets
+        if not any(a.answered for a in resolution.attempts) and (failed := [w.error for w in asked if w.error]):
+            raise failed[-1]
+        _tell_failures(resolution.attempts)
+        recorded = request.record and memory.record(kernel, offsets)
+    guess = guesser.last if guesser else None
+    stats = dict(guess.stats.as_json()) if guess else dict(_NO_GUESS)
+    stats["total_s"] = round(time.monotonic() - started, 6)
+    return Answer(kernel, offsets, _origin(offsets, foreign, memory.path if recorded else None), stats, guess)
+
+
+def _kernel(request: Request) -> tuple[Kernel, bool]:
+    """The kernel asked about, and whether it is another one than the one running here."""
+    running = Kernel.running()
+    if request.vmlinux is None:
+        if request.source == "dwarf":
+            raise Missing("DWARF is read from a file: name a vmlinux with debug information with --vmlinux")
+        return running, False
+    if not request.vmlinux.exists():
+        raise BadInput(request.vmlinux, "there is no such file")
+    if request.vmlinux.is_dir():
+        raise BadInput(request.vmlinux, "a directory, not a vmlinux or BTF file")
+    kernel = Kernel.from_btf(request.vmlinux)
+    if kernel.key == running.key:
+        return running, False
+    if request.running_only:
+        raise BadInput(request.vmlinux, f"of kernel {kernel.key}, and {running.key} is running")
+    return kernel, True
+
+
+def _guesser(backend: Backend | None) -> GuessResolver:
+    from guessers.hooks import BACKENDS
+    from guessers.resolver import GuessResolver
+
+    return GuessResolver((backend,) if backend else BACKENDS)
+
+
+def _resolvers(request: Request, foreign: bool, db: Database | None,
+               guesser: GuessResolver | None) -> Iterable[Resolver]:
+    def takes(name: str) -> bool:
+        return request.source in ("auto", name)
+
+    if takes("db") and db:
+        from offset_db.resolver import DatabaseResolver
+
+        yield DatabaseResolver(db, None if foreign else _verify)
+    if takes("btf"):
+        from kcompat.btf import RUNNING, BtfResolver
+
+        # A vmlinux of the running kernel adds DWARF in `auto`; its BTF is what the kernel shows anyway.
+        own = request.vmlinux and (foreign or request.source == "btf" or not RUNNING.exists())
+        yield BtfResolver(request.vmlinux if own and request.vmlinux else RUNNING)
+    if takes("dwarf") and request.vmlinux:
+        from kcompat.dwarf import DwarfResolver
+
+        yield DwarfResolver(request.vmlinux)
+    if guesser:
+        yield guesser
+    elif request.source == "guess":
+        raise KcompatError("only the running kernel can be guessed")
+
+
+def _verify(kernel: Kernel, offsets: Sequence[Offset]) -> Collection[Field]:
+    from guessers.verify import verify
+
+    return verify(kernel, offsets)
+
+
+class _Memory:
+    """The database for one command; without one there is nothing to ask and nothing is remembered, which is said."""
+
+    def __init__(self, request: Request) -> None:
+        from offset_db.files import default_path
+
+        self.path = request.db or default_path()
+        self.db: Database | None = None
+        if request.source in ("auto", "db"):
+            self._open(needed=request.source == "db")
+
+    def _open(self, *, needed: bool) -> None:
+        from offset_db.db import Database
+
+        try:
+            self.db = Database.open(self.path)
+        except KcompatError as error:
+            if needed:
+                raise
+            log.warning("nothing is remembered: %s", error)
+
+    def record(self, kernel: Kernel, offsets: Offsets) -> bool:
+        """Whether something was learnt and written down."""
+        learnt = [o for o in offsets.values() if o.source not in ("db", "none")]
+        if not learnt:
+            return False
+        if self.db is None:
+            self._open(needed=False)
+        if self.db is None:
+            return False
+        try:
+            self.db.record(kernel, learnt)
+            clashes = [d for d in self.db.disagreements() if d.kernel.key == kernel.key]
+        except KcompatError as error:
+            log.warning("not remembered: %s", error)
+            return False
+        if clashes:
+            log.warning("sources disagree on %s: see `kcompat db disagreements`",
+                        ", ".join(d.field.name for d in clashes))
+        return True
+
+    def __enter__(self) -> _Memory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.db:
+            self.db.close()
+
+
+def _tell_failures(attempts: Iterable[Attempt]) -> None:
+    for attempt in attempts:
+        if attempt.reason:
+            log.info("%s: %s", attempt.source, attempt.reason)
+
+
+def _origin(offsets: Offsets, foreign: bool, recorded_in: Path | None) -> str:
+    """``46 fields from the database, verified by one event``."""
+    counts = Counter(o.source for o in offsets.values() if o.state is not State.UNKNOWN)
+    parts: list[str] = []
+    for source, count in counts.items():
+        noun = "" if parts else " field" if count == 1 else " fields"
+        verified = ", verified by one event" if source == "db" and not foreign else ""
+        parts.append(f"{count}{noun} from {_CALLED.get(source, source)}{verified}")
+    if unknown := len(offsets) - sum(counts.values()):
+        parts.append(f"{unknown} unknown")
+    return "; ".join(parts) + (f"; recorded in {recorded_in}" if recorded_in else "")
