@@ -8,11 +8,11 @@
  */
 #include <uapi/linux/ptrace.h>
 
-#define CALLS	    64	/* pointer hooks remembered between two looks of user space; a power of two */
-#define COPIES	    32	/* stack objects remembered likewise */
-#define COPY_SIZE   128 /* flowi4 and flowi6 are at most 96 bytes */
-#define CHUNKS	    16	/* what one trigger of the reader fetches */
-#define CHUNK_SIZE  256
+#define CALLS      64  /* pointer hooks remembered between two looks of user space; a power of two */
+#define COPIES     32  /* stack objects remembered likewise */
+#define COPY_SIZE  128 /* flowi4 and flowi6 are at most 96 bytes */
+#define CHUNKS     16  /* what one trigger of the reader fetches */
+#define CHUNK_SIZE 256
 
 struct nonce {
 	u64 word[2];
@@ -151,35 +151,35 @@ int kprobe__read(struct pt_regs *ctx)
 	return is_ours() ? read_all() : 0;
 }
 
-#define RAWTP_CALL(NAME, HOOK)                                                                                         \
-	int rawtp__##NAME(struct bpf_raw_tracepoint_args *ctx)                                                         \
-	{                                                                                                              \
-		if (begin(HOOK))                                                                                       \
-			record(HOOK, ctx->args[0], ctx->args[1], ctx->args[2], 0, 0);                                  \
-		return 0;                                                                                              \
+#define RAWTP_CALL(NAME, HOOK)                                                        \
+	int rawtp__##NAME(struct bpf_raw_tracepoint_args *ctx)                        \
+	{                                                                             \
+		if (begin(HOOK))                                                      \
+			record(HOOK, ctx->args[0], ctx->args[1], ctx->args[2], 0, 0); \
+		return 0;                                                             \
 	}
 
-#define KPROBE_CALL(NAME, HOOK)                                                                                        \
-	int kprobe__##NAME(struct pt_regs *ctx)                                                                        \
-	{                                                                                                              \
-		if (begin(HOOK))                                                                                       \
-			record(HOOK, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx), PT_REGS_PARM4(ctx),   \
-			       PT_REGS_PARM5(ctx));                                                                    \
-		return 0;                                                                                              \
+#define KPROBE_CALL(NAME, HOOK)                                                                                      \
+	int kprobe__##NAME(struct pt_regs *ctx)                                                                      \
+	{                                                                                                            \
+		if (begin(HOOK))                                                                                     \
+			record(HOOK, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx), PT_REGS_PARM4(ctx), \
+			       PT_REGS_PARM5(ctx));                                                                  \
+		return 0;                                                                                            \
 	}
 
-#define RAWTP_COPY(NAME, HOOK, ARG)                                                                                    \
-	int rawtp__##NAME(struct bpf_raw_tracepoint_args *ctx)                                                         \
-	{                                                                                                              \
-		if (begin(HOOK))                                                                                       \
-			duplicate(HOOK, ctx->args[ARG]);                                                               \
-		return 0;                                                                                              \
+#define RAWTP_COPY(NAME, HOOK, ARG)                            \
+	int rawtp__##NAME(struct bpf_raw_tracepoint_args *ctx) \
+	{                                                      \
+		if (begin(HOOK))                               \
+			duplicate(HOOK, ctx->args[ARG]);       \
+		return 0;                                      \
 	}
 
-#define KPROBE_COPY(NAME, HOOK, PARM)                                                                                  \
-	int kprobe__##NAME(struct pt_regs *ctx)                                                                        \
-	{                                                                                                              \
-		if (begin(HOOK))                                                                                       \
-			duplicate(HOOK, PARM(ctx));                                                                    \
-		return 0;                                                                                              \
+#define KPROBE_COPY(NAME, HOOK, PARM)               \
+	int kprobe__##NAME(struct pt_regs *ctx)     \
+	{                                           \
+		if (begin(HOOK))                    \
+			duplicate(HOOK, PARM(ctx)); \
+		return 0;                           \
 	}

@@ -67,10 +67,15 @@ class Netns:
         return cls()
 
     def enter(self) -> None:
-        _check(_libc().setns(self.fd, _CLONE_NEWNET))
+        enter(self.fd)
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+def enter(fd: int) -> None:
+    """setns(2): this thread, and only it, moves to the network namespace `fd` stands for. Raises OSError."""
+    _check(_libc().setns(fd, _CLONE_NEWNET))
 
 
 def add_ipv6(address: str) -> None:

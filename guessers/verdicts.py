@@ -14,6 +14,9 @@ MAX_EXPECTED = 1e-2
 # struct tcp_sock begins with inet_connection_sock, that with inet_sock, that with sock, that with sock_common:
 # members of an inner one lie before the members an outer one adds. C guarantees it.
 NESTING = ("sock_common", "sock", "inet_sock", "tcp_sock")
+_TURNS = 8  # each settles at least one field more, or is the last
+
+Settled = Mapping[Field, int]
 
 
 def judge(found: Iterable[Found], samples: Mapping[str, Sequence[Sample]],
@@ -23,69 +26,111 @@ def judge(found: Iterable[Found], samples: Mapping[str, Sequence[Sample]],
     `samples` are by base object; `missing` says why a field without samples has none.
     """
     by_field = {f.field: f for f in found}
-    narrowed = contain(separate(contain({f.field: f.candidates for f in by_field.values()})))
-    verdicts = {}
-    for field, one in by_field.items():
-        size = max((s.end for s in samples.get(field.base, ())), default=1)
-        verdicts[field] = _verdict(one, narrowed[field], samples.get(field.base, ()), missing.get(field),
-                                   len(room(field, narrowed, size)) / size)
-    return verdicts
+    sizes = {f: max((s.end for s in samples.get(f.base, ())), default=1) for f in by_field}
+    settled = settle(by_field, sizes)
+    return {field: _verdict(one, settled, sizes[field], samples.get(field.base, ()), missing.get(field))
+            for field, one in by_field.items()}
 
 
-def room(field: Field, candidates: Mapping[Field, tuple[int, ...]], size: int) -> range:
-    """The bytes in which the field can lie, between the settled fields of inner and of outer structs."""
+def settle(found: Mapping[Field, Found], sizes: Mapping[Field, int]) -> dict[Field, int]:
+    """The fields with one place left that the evidence and all the others bear out.
+
+    A field with thin evidence settles nothing for others: were it wrong, it would push others off their places.
+    """
+    settled: dict[Field, int] = {}
+    for _ in range(_TURNS):
+        places = {f: fitting(f, one.candidates, settled) for f, one in found.items()}
+        # A lone candidate that does not fit takes part: it is as good a reason to doubt those it clashes with.
+        alone = {f: (p or found[f].candidates) for f, p in places.items()}
+        grown = peaceful({f: p[0] for f, p in alone.items()
+                          if len(p) == 1 and not doubt(found[f], share(f, settled, sizes[f]))})
+        if grown == settled:
+            return settled
+        settled = grown
+    return {}  # they cannot agree
+
+
+def fitting(field: Field, candidates: Iterable[int], settled: Settled) -> tuple[int, ...]:
+    """The candidates that clash with no settled field."""
+    return tuple(o for o in candidates if not clashes(field, o, settled))
+
+
+def peaceful(places: Settled) -> dict[Field, int]:
+    """What is left when those that clash with most others are taken out, until nobody clashes.
+
+    Of two that clash with each other alone neither stays: nothing says which of them is wrong.
+    """
+    left = dict(places)
+    while worst := max((len(clashes(f, o, left)) for f, o in left.items()), default=0):
+        left = {f: o for f, o in left.items() if len(clashes(f, o, left)) < worst}
+    return left
+
+
+def clashes(field: Field, offset: int, settled: Settled) -> list[Field]:
+    """The settled fields of the same object that the field cannot lie with: it overlaps them, or is in their struct."""
+    end = offset + min(field.widths)
+    return [other for other, at in settled.items() if other is not field and other.base == field.base
+            and ((offset < at + min(other.widths) and at < end) or _outside(field, offset, other, at))]
+
+
+def _outside(field: Field, offset: int, other: Field, at: int) -> bool:
+    """Whether one of the two lies on the wrong side of the other, by the nesting of their structs."""
+    if field.struct not in NESTING or other.struct not in NESTING:
+        return False
+    depth = NESTING.index(field.struct) - NESTING.index(other.struct)
+    return (depth < 0 and offset > at) or (depth > 0 and offset < at)
+
+
+def share(field: Field, settled: Settled, size: int) -> float:
+    """The part of the object in which the field can lie, between settled fields of inner and of outer structs."""
     if field.struct not in NESTING:
-        return range(size)
-    settled = [(NESTING.index(f.struct), c[0]) for f, c in candidates.items()
-               if f.struct in NESTING and len(c) == 1 and f is not field]
+        return 1.0
     depth = NESTING.index(field.struct)
-    return range(max((o for d, o in settled if d < depth), default=-1) + 1,
-                 min((o for d, o in settled if d > depth), default=size))
+    nest = [(NESTING.index(f.struct), o) for f, o in settled.items() if f.struct in NESTING and f is not field]
+    start = max((o for d, o in nest if d < depth), default=-1) + 1
+    end = min((o for d, o in nest if d > depth), default=size)
+    return max(end - start, 1) / size
 
 
-def contain(candidates: Mapping[Field, tuple[int, ...]]) -> dict[Field, tuple[int, ...]]:
-    """Drops candidates that lie on the wrong side of a settled field of another struct of the nest."""
-    result = dict(candidates)
-    for field, offsets in result.items():
-        if len(offsets) > 1:
-            inside = room(field, result, max(offsets) + 1)
-            result[field] = tuple(o for o in offsets if o in inside)
-    return result
+def doubt(found: Found, part: float) -> str | None:
+    """Why the evidence would not carry an answer even if only one place were left; None when it does.
+
+    `part` is the share of the object that was in question.
+    """
+    evidence = found.evidence
+    if (expected := evidence["expected_false_positives"] * part) > MAX_EXPECTED:
+        return f"{expected:.2g} places would agree by chance"
+    if evidence["null_survivors"] > 0:
+        return f"{evidence['null_survivors']} places agree with exchanged values too"
+    return None
 
 
-def separate(candidates: Mapping[Field, tuple[int, ...]]) -> dict[Field, tuple[int, ...]]:
-    """Two fields never overlap: the place of a settled one is no candidate for another field of the same object."""
-    result = dict(candidates)
-    for field, offsets in candidates.items():
-        if len(offsets) == 1:
-            continue
-        taken = [range(c[0], c[0] + f.width) for f, c in candidates.items()
-                 if f is not field and f.base == field.base and len(c) == 1]
-        result[field] = tuple(o for o in offsets if not any(o < r.stop and r.start < o + field.width for r in taken))
-    return result
-
-
-def _verdict(found: Found, narrowed: tuple[int, ...], samples: Sequence[Sample], missing: str | None,
-             share: float) -> Offset:
-    """`share` is the part of the object the field can lie in."""
+def _verdict(found: Found, settled: Settled, size: int, samples: Sequence[Sample], missing: str | None) -> Offset:
     field = found.field
-    evidence = dict(found.evidence) | {"candidates": list(found.candidates), "after_constraints": list(narrowed)}
+    places = fitting(field, found.candidates, settled)
+    evidence = dict(found.evidence) | {"candidates": list(found.candidates), "after_constraints": list(places)}
     if not evidence.get("samples"):
         return Offset.unknown(field, SOURCE, missing or "no sample holds a known value of it", evidence=evidence)
+    agree = f"agree with all {evidence['samples']} samples"
     if not found.candidates:
-        return Offset.unknown(field, SOURCE, f"no place agrees with all {evidence['samples']} samples",
-                              evidence=evidence)
-    if len(narrowed) != 1:
-        return Offset.unknown(field, SOURCE, f"{len(found.candidates)} places agree with all "
-                              f"{evidence['samples']} samples", candidates=found.candidates, evidence=evidence)
-    expected = float(evidence["expected_false_positives"]) * share
-    evidence["expected_false_positives"] = expected
-    if expected > MAX_EXPECTED or evidence["null_survivors"] > 0:
-        why = (f"{expected:.2g} places would agree by chance" if expected > MAX_EXPECTED
-               else f"{evidence['null_survivors']} places agree with exchanged values too")
+        return Offset.unknown(field, SOURCE, f"no place {agree.replace('agree', 'agrees')}", evidence=evidence)
+    evidence["excluded_by"] = {str(o): sorted({f.name for f in clashes(field, o, settled)})
+                               for o in found.candidates if o not in places}
+    part = share(field, settled, size)
+    evidence["share_of_object"] = round(part, 4)
+    evidence["expected_false_positives"] = expected = found.evidence["expected_false_positives"] * part
+    if not places:
+        return Offset.unknown(field, SOURCE, f"no place that {agree.replace('agree', 'agrees')} can be its own: other "
+                              "fields lie there, or their structs do", candidates=found.candidates, evidence=evidence)
+    if len(places) > 1:
+        return Offset.unknown(field, SOURCE, f"{len(places)} places {agree}", candidates=places, evidence=evidence)
+    if why := doubt(found, part):
         return Offset.unknown(field, SOURCE, f"the evidence is too thin: {why}", evidence=evidence)
-    evidence["runner_up"] = next((o for o in found.candidates if o != narrowed[0]), None)
-    return Offset.known(field, narrowed[0], SOURCE, width=_width(field, narrowed[0], samples),
+    if settled.get(field) != places[0]:
+        return Offset.unknown(field, SOURCE, f"the one place that {agree.replace('agree', 'agrees')} is disputed by "
+                              "other fields", evidence=evidence)
+    evidence["runner_up"] = next((o for o in found.candidates if o != places[0]), None)
+    return Offset.known(field, places[0], SOURCE, width=_width(field, places[0], samples),
                         confidence=1.0 - expected, evidence=evidence)
 
 

@@ -1,0 +1,83 @@
+"""Everything here needs root and a kernel that loads BPF: skipped with the reason, or failed where a kernel is required."""
+
+import os
+import random
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from guessers.memory import KernelMemory, compiled
+from kcompat.bpf import Object
+from kcompat.btf import BtfResolver
+from kcompat.errors import KcompatError
+from kcompat.fields import CATALOGUE
+from kcompat.kernel import Kernel
+from kcompat.load import Loaded
+from kcompat.maps import MapSpec
+from kcompat.offsets import Offsets
+from kcompat.version import running_version_code
+
+HERE = Path(__file__).parent
+REQUIRED = os.environ.get("KCOMPAT_REQUIRE_KERNEL") == "1"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.kernel)
+
+
+def cannot(reason):
+    """Skips, or fails where KCOMPAT_REQUIRE_KERNEL=1 says that this kernel can."""
+    if REQUIRED:
+        pytest.fail(f"required here (KCOMPAT_REQUIRE_KERNEL=1), but {reason}")
+    pytest.skip(reason)
+
+
+@cache
+def obstacle():
+    """Why no BPF program can be loaded; None when one can."""
+    if os.geteuid() != 0:
+        return "not root"
+    try:
+        Loaded(Object((), (MapSpec("one", 1, 4, 8, 1),), "GPL"), version_code()).close()
+    except (KcompatError, OSError) as error:
+        return f"BPF is refused: {error}"
+    return None
+
+
+def version_code():
+    return running_version_code(Kernel.running().release)
+
+
+@cache
+def backend_obstacle(backend):
+    """Why the guess cannot work through this backend alone."""
+    try:
+        KernelMemory(compiled(version_code()), (backend,)).close()
+    except KcompatError as error:
+        return str(error)
+    return None
+
+
+@pytest.fixture(autouse=True)
+def bpf():
+    """The one gate of all tests here."""
+    if reason := obstacle():
+        cannot(reason)
+
+
+@pytest.fixture(scope="session")
+def oracle():
+    """What BTF says: an authority the guess never asks."""
+    try:
+        return Offsets(BtfResolver().resolve(Kernel.running(), CATALOGUE))
+    except KcompatError as error:
+        return cannot(f"there is no BTF to compare with: {error}")
+
+
+@pytest.fixture
+def rng(request):
+    """Random, and the same again when a failed test is run alone."""
+    return random.Random(request.node.nodeid)

@@ -1,0 +1,261 @@
+"""The guess against BTF, on whatever kernel this runs: every field of the catalogue, again and again, undisturbed."""
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from guessers.guess import guess
+from guessers.verify import verify
+from kcompat.attach import kprobe
+from kcompat.capabilities import BTF
+from kcompat.fields import CATALOGUE, find
+from kcompat.kernel import Kernel
+from kcompat.offsets import Offset, State, Verdict
+from kcompat.sysbpf import bpf as bpf_call
+from kcompat.version import release_version
+from tests.kernel.conftest import backend_obstacle, cannot
+
+RUNS = int(os.environ.get("KCOMPAT_GUESS_RUNS", "50"))
+REPOSITORY = Path(__file__).resolve().parents[2]
+KPROBES = (Path("/sys/bus/event_source/devices/kprobe"), Path("/sys/kernel/tracing/kprobe_events"))
+
+
+def must_have(backend):
+    """Whether this kernel has what the backend needs, whatever the backend itself says."""
+    if backend == "kprobe":
+        return any(path.exists() for path in KPROBES)
+    return release_version(Kernel.running().release) >= release_version("4.17")
+
+
+def disagreements(offsets, oracle):
+    """Fields where guess and BTF differ, the guess being sure or not."""
+    return {f.name: (offsets[f].offset, offsets[f].candidates, offsets[f].reason, oracle[f].offset)
+            for f in CATALOGUE if not same(offsets[f], oracle[f])}
+
+
+def same(guessed, true):
+    if not guessed.same_place(true) or guessed.verdict not in (Verdict.OK, Verdict.ABSENT):
+        return False
+    # A field may be read wider than it is only where what it reads beside itself is always zero.
+    return guessed.width == true.width
+
+
+def wrong(offsets, oracle):
+    """Fields the guess is sure of and BTF denies."""
+    return {f.name: (o.offset, oracle[f].offset) for f, o in offsets.items()
+            if o.state is State.KNOWN and o.offset != oracle[f].offset}
+
+
+@pytest.mark.parametrize("backends", [("kprobe", "rawtp"), ("kprobe",), ("rawtp",)], ids=["both", "kprobe", "rawtp"])
+def test_every_field_equals_btf(backends, oracle):
+    for backend in backends if len(backends) == 1 else ():
+        if reason := backend_obstacle(backend):
+            assert not must_have(backend), reason
+            pytest.skip(f"this kernel has no {backend} backend: {reason}")
+    found = guess(backends=backends)
+    assert not wrong(found.offsets, oracle)
+    if backends == ("rawtp",) and "rawtp__send_length" not in found.hooks:
+        # Before 6.3 no raw tracepoint hands over UDP and raw sockets; what only they tell apart stays open.
+        unsure = {f for f, o in found.offsets.items() if o.verdict is not Verdict.OK}
+        assert unsure <= {find("sk_type"), find("sk_protocol"), find("inet_saddr"), find("skc_rcv_saddr"),
+                          find("skc_daddr")}
+        assert all(found.offsets[f].reason for f in unsure)
+        return
+    assert not disagreements(found.offsets, oracle)
+
+
+def test_evidence_explains_every_field():
+    found = guess()
+    for field, offset in found.offsets.items():
+        assert offset.evidence["samples"] >= 2, field
+        assert offset.evidence["hooks"], field
+        assert offset.evidence["expected_false_positives"] < 0.01, field
+        assert offset.evidence["null_survivors"] == 0, field
+        assert {"held_out", "distinct_values", "candidates_by_sample", "candidates", "after_constraints",
+                "runner_up"} <= set(offset.evidence), field
+
+
+def test_many_runs_beside_a_busy_neighbour(oracle):
+    with busy_neighbour(200):
+        for run in range(RUNS):
+            offsets = guess().offsets
+            assert not disagreements(offsets, oracle), f"run {run}"
+
+
+def test_two_guesses_at_once(oracle):
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(guess) for _ in range(2)]
+        for one in both:
+            assert not disagreements(one.result().offsets, oracle)
+
+
+def test_with_ipv6_switched_off_by_sysctl(oracle):
+    """As on a host with net.ipv6.conf.all.disable_ipv6=1; in a namespace of our own, the real host is left alone."""
+    code = """
+        from pathlib import Path
+        for name in ("all", "default", "lo"):
+            Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
+        """
+    assert not disagreements_of(guess_elsewhere(["unshare", "--net"], code), oracle)
+
+
+def test_as_first_process_of_a_pid_namespace(oracle):
+    assert not disagreements_of(guess_elsewhere(["unshare", "--pid", "--fork", "--mount-proc"]), oracle)
+
+
+def test_where_no_namespace_can_be_made(oracle):
+    """Then the experiments run on the host's loopback, with mapped addresses instead of IPv6 ones of our own."""
+    code = """
+        from pathlib import Path
+        Path("/proc/sys/user/max_net_namespaces").write_text("0")
+        """
+    told = guess_elsewhere(["unshare", "--user", "--map-root-user", "--keep-caps"], code, check=False)
+    if told is None:
+        pytest.skip("BPF is refused in a user namespace, where alone the limit on namespaces could be tried")
+    assert not disagreements_of(told, oracle)
+
+
+def test_never_opens_btf():
+    code = """
+        import sys
+        opened = []
+        sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+        """
+    told = guess_elsewhere([], code, after="assert any('kcompat' in p for p in opened), opened\n"
+                           f"assert not [p for p in opened if p.startswith({str(BTF)!r})], opened")
+    assert told
+
+
+def test_interrupted_leaves_nothing_attached():
+    guess()
+    before = resources()
+    for delay in (0.01, 0.03, 0.05):
+        timer = threading.Timer(delay, signal.raise_signal, (signal.SIGINT,))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            while True:
+                guess()
+        timer.join()
+    assert settled(resources, before) == before
+
+
+def test_no_word_in_the_kernel_log():
+    """Following a pointer that is none can make a kernel warn: it did on 5.10, for addresses no CPU has."""
+    with open("/dev/kmsg", "rb", buffering=0, opener=lambda p, f: os.open(p, f | os.O_NONBLOCK)) as log:  # noqa: PTH123
+        os.lseek(log.fileno(), 0, os.SEEK_END)
+        for _ in range(3):
+            guess()
+        said = []
+        while (line := read_or_none(log)) is not None:
+            said.append(line)
+    assert not [line for line in said if b"WARNING" in line or b"cut here" in line or b"fault" in line], said
+
+
+def test_verify_accepts_what_is_true(oracle):
+    assert verify(Kernel.running(), list(oracle.known().values())) == set()
+
+
+@pytest.mark.parametrize("distance", [-8, -4, 4, 8, 64])
+def test_verify_refutes_what_is_shifted(oracle, distance):
+    known = [o for o in oracle.known().values() if o.offset + distance >= 0]
+    shifted = [Offset.known(o.field, o.offset + distance, "test", width=o.width) for o in known]
+    missed = {o.field for o in known} - set(verify(Kernel.running(), shifted))
+    assert not {f.name for f in missed}
+
+
+def test_verify_refutes_one_of_many(oracle):
+    field = find("skc_dport")
+    offsets = [Offset.known(field, 14, "test") if f is field else o for f, o in oracle.known().items()]
+    assert verify(Kernel.running(), offsets) == {field}
+
+
+class busy_neighbour:
+    """Another process that opens and closes connections on the host's loopback, so many a second."""
+
+    def __init__(self, rate):
+        self.code = f"""
+import socket, time
+server = socket.create_server(("127.0.0.1", 0), backlog=500)
+print(server.getsockname()[1], flush=True)
+begun, count = time.monotonic(), 0
+while True:
+    with socket.create_connection(server.getsockname()) as client, server.accept()[0] as accepted:
+        client.send(b"x" * 100)
+        accepted.recv(100)
+    count += 1
+    time.sleep(max(0, begun + count / {rate} - time.monotonic()))
+"""
+
+    def __enter__(self):
+        self.process = subprocess.Popen([sys.executable, "-c", self.code], stdout=subprocess.PIPE)
+        assert self.process.stdout.readline().strip().isdigit()
+        return self
+
+    def __exit__(self, *_):
+        assert self.process.poll() is None, "the neighbour ended before its time"
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def guess_elsewhere(prefix, before="", after="", check=True):
+    """{field: offset or None, or a reason} of a guess in another process, after a preparation and before a look back."""
+    lines = [line.strip() if line.startswith("        ") and not line.startswith("         ") else line[8:]
+             for line in before.splitlines()]
+    code = "\n".join([*lines, "import json", "from guessers.guess import guess", "found = guess().offsets",
+                      "told = {f.name: [str(o.verdict), o.offset, o.width, o.reason] for f, o in found.items()}", after,
+                      "print(json.dumps(told))"])
+    done = subprocess.run([*prefix, sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True,
+                          timeout=240)
+    if done.returncode and not check:
+        return None
+    assert done.returncode == 0, done.stderr
+    import json
+
+    return json.loads(done.stdout)
+
+
+def disagreements_of(told, oracle):
+    return {name: answer for name, answer in told.items()
+            if answer[1:3] != [oracle[find(name)].offset, oracle[find(name)].width]}
+
+
+def resources():
+    """BPF programs in the kernel, descriptors and threads of this process."""
+    return program_count(), len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+
+def settled(look, wanted, patience_s=10.0):
+    """What `look` says once it says what is wanted: the kernel frees programs a moment after they are closed."""
+    deadline = time.monotonic() + patience_s
+    while (seen := look()) != wanted and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return seen
+
+
+def program_count():
+    """BPF_PROG_GET_NEXT_ID, 4.13 on."""
+    count, last = 0, 0
+    while True:
+        attr = bytearray(struct.pack("<III", last, 0, 0))
+        try:
+            bpf_call(11, attr)
+        except FileNotFoundError:
+            return count
+        last = struct.unpack_from("<I", attr, 4)[0]
+        count += 1
+
+
+def read_or_none(log):
+    try:
+        return log.read(8192)
+    except BlockingIOError:
+        return None
