@@ -24,8 +24,9 @@ ENRICHER_TAGS = (
 class FlowDelta(NamedTuple):
     """What one socket did with one peer since the last flush.
 
-    Addresses are 16 bytes, v4-mapped for IPv4. `srtt_us` and `mdev_us` are as the kernel keeps them, scaled by 8
-    and by 4; `srtt_us` is 0 before the first sample. UDP leaves everything after `bytes_written` 0.
+    Or what several sockets did that look alike outside: `rtt_us` and `rtt_var_us` are sums over the `rtt_samples`
+    sockets that had a sample. Addresses are 16 bytes, v4-mapped for IPv4. UDP leaves everything after
+    `bytes_written` 0.
     """
 
     local: bytes
@@ -40,8 +41,9 @@ class FlowDelta(NamedTuple):
     bytes_read: int
     bytes_written: int
     retransmits: int = 0
-    srtt_us: int = 0
-    mdev_us: int = 0
+    rtt_us: int = 0
+    rtt_var_us: int = 0
+    rtt_samples: int = 0
     established: int = 0
     closed: int = 0
 
@@ -65,7 +67,7 @@ def aggregate(deltas: Iterable[FlowDelta], options: NetflowOptions, time_ns: int
     exclude, ephemeral_port, max_flows = options.exclude, options.ephemeral_port, options.max_flows
     flows: dict[_Key, _Sums] = {}
     for (local, local_port, remote, remote_port, transport, netns, pid, process_name, direction,
-         read, written, retransmits, srtt_us, mdev_us, established, closed) in deltas:
+         read, written, retransmits, rtt_us, rtt_var_us, rtt_samples, established, closed) in deltas:
         if not (read or written or (transport == "tcp" and (retransmits or established or closed))):
             lost["unchanged"] += 1
             continue
@@ -94,10 +96,9 @@ def aggregate(deltas: Iterable[FlowDelta], options: NetflowOptions, time_ns: int
             sums[2] += retransmits
             sums[3] += established
             sums[4] += closed
-            if srtt_us:
-                sums[5] += srtt_us >> 3
-                sums[6] += mdev_us >> 2
-                sums[7] += 1
+            sums[5] += rtt_us
+            sums[6] += rtt_var_us
+            sums[7] += rtt_samples
     return [Record(MEASUREMENT, _tags(key, ends, options.host), _fields(key[4], sums), time_ns)
             for key, sums in flows.items()]
 

@@ -43,6 +43,7 @@ class Map:
         self._value = ctypes.create_string_buffer(size)
         self._next = ctypes.create_string_buffer(spec.key_size)
         self._attr = struct.pack("<I4xQQQ", self.fd, ctypes.addressof(self._key), ctypes.addressof(self._value), 0)
+        self._delete = struct.pack("<I4xQ", self.fd, ctypes.addressof(self._key))
         self._step = struct.pack("<I4xQQQ", self.fd, ctypes.addressof(self._key), ctypes.addressof(self._next), 0)
         self._batches = spec.kind == MapType.HASH
 
@@ -67,7 +68,7 @@ class Map:
         """Whether the key was there."""
         self._set_key(key)
         try:
-            bpf(Cmd.MAP_DELETE_ELEM, self._attr)
+            bpf(Cmd.MAP_DELETE_ELEM, self._delete)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return False

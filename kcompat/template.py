@@ -80,4 +80,4 @@ def _follow(guards: list[set[str]], word: str, rest: str) -> None:
 
 
 def _without_comments(source: str) -> str:
-    return re.sub(r"/\*.*?\*/|//[^\n]*", lambda m: "\n" * m.group().count("\n"), source, flags=re.DOTALL)
+    return re.sub(r"/\*.*?\*/|//[^\n]*", " ", source, flags=re.DOTALL).replace("\\\n", " ")

@@ -88,7 +88,7 @@ def test_one_point_per_key_and_order_does_not_matter(given_deltas):
 
 
 def test_a_record_in_full():
-    (record,) = aggregate([CURL._replace(retransmits=1, srtt_us=8 * 1500, mdev_us=4 * 70, established=1, closed=1)],
+    (record,) = aggregate([CURL._replace(retransmits=1, rtt_us=1500, rtt_var_us=70, rtt_samples=1, established=1, closed=1)],
                           OPTIONS, 42)
 
     assert record.measurement == "netflow" and record.time == 42
@@ -102,7 +102,7 @@ def test_a_record_in_full():
 
 
 def test_udp_has_no_tcp_fields_and_the_unknown_process_is_not_empty():
-    (record,) = aggregate([CURL._replace(transport="udp", pid=0, process_name="", retransmits=5, srtt_us=800)],
+    (record,) = aggregate([CURL._replace(transport="udp", pid=0, process_name="", retransmits=5, rtt_us=100, rtt_samples=1)],
                           OPTIONS, 1)
 
     assert record.fields == {"bytes_read": 100, "bytes_written": 10}
@@ -127,9 +127,9 @@ def test_everything_in_the_key_splits_flows(change):
 
 
 def test_rtt_is_the_mean_of_sockets_with_a_sample():
-    sampled = [CURL._replace(srtt_us=8 * 1000, mdev_us=4 * 11), CURL._replace(srtt_us=8 * 2001, mdev_us=4 * 20)]
-    # Before its first sample the kernel has mdev_us at a second: it must not count either.
-    fresh = CURL._replace(srtt_us=0, mdev_us=1_000_000)
+    sampled = [CURL._replace(rtt_us=1000, rtt_var_us=11, rtt_samples=1),
+               CURL._replace(rtt_us=2001, rtt_var_us=20, rtt_samples=1)]
+    fresh = CURL._replace(rtt_us=0, rtt_var_us=0, rtt_samples=0)
 
     (record,) = aggregate([*sampled, fresh], OPTIONS, 1)
     (without,) = aggregate([fresh], OPTIONS, 1)
@@ -142,7 +142,7 @@ def test_a_retransmit_alone_is_a_change_and_an_rtt_alone_is_not():
     idle = CURL._replace(bytes_read=0, bytes_written=0)
 
     assert len(aggregate([idle._replace(retransmits=1)], OPTIONS, 1)) == 1
-    assert aggregate([idle._replace(srtt_us=800)], OPTIONS, 1) == []
+    assert aggregate([idle._replace(rtt_us=100, rtt_samples=1)], OPTIONS, 1) == []
 
 
 @pytest.mark.parametrize(("change", "reason"), [

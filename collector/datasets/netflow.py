@@ -1,0 +1,260 @@
+"""Loads netflow's programs with one of their two hook sets and turns what they counted into deltas."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from collector.config import NetflowOptions
+from collector.flows import FlowDelta
+from collector.listeners import listening
+from collector.local_addresses import LocalAddresses
+from kcompat import template
+from kcompat.bpf import compile_cached
+from kcompat.errors import KcompatError, Missing, Unsupported
+from kcompat.fields import Field
+from kcompat.load import Loaded
+from kcompat.offsets import Offsets
+
+log = logging.getLogger(__name__)
+
+NAME = "netflow"
+SOURCE = Path(__file__).with_name("netflow.bpf.c")
+Backend = Literal["kprobe", "rawtp"]
+
+_MAX_SOCKS = 131072
+_UDP_IDLE_NS, _UDP_ONE_WAY_IDLE_NS = 120 * 10**9, 30 * 10**9
+# Longer than any of our programs runs: after it none is left that saw the old generation.
+_GRACE_S = 0.02
+_LOSSES = ("tcp sockets", "flows", "closed sockets", "udp flows", "udp peers", "calls")
+_DIRECTIONS = ("outgoing", "incoming", "outgoing")
+
+_TCP = struct.Struct("<QQQ16s16sHHII16s9IBB6x")
+_FLOW_KEY = struct.Struct("<16s16sHHII16sI")
+_FLOW = struct.Struct("<8Q")
+_UDP = struct.Struct("<4Q16s16sHHII16sI")
+_DEAD_KEY = struct.Struct("<QQ")
+
+
+@dataclass(frozen=True, slots=True)
+class _Hook:
+    """A program and the kernel symbols it goes to: all that exist with `every`, else the first."""
+
+    program: str
+    symbols: tuple[str, ...]
+    required: bool = True
+    every: bool = False
+
+
+_HOOKS: dict[Backend, tuple[_Hook, ...]] = {
+    "kprobe": (
+        _Hook("kprobe__tcp_set_state", ("tcp_set_state",)),
+        _Hook("kretprobe__tcp_send", ("tcp_sendmsg", "tcp_sendpage"), every=True),
+        _Hook("kprobe__tcp_send", ("tcp_sendmsg", "tcp_sendpage"), every=True),
+        _Hook("kprobe__tcp_recvmsg", ("tcp_recvmsg",)),
+        _Hook("kprobe__tcp_cleanup_rbuf", ("tcp_cleanup_rbuf",)),
+        _Hook("kprobe__tcp_v4_destroy_sock", ("tcp_v4_destroy_sock",)),
+        _Hook("kretprobe__inet_csk_accept", ("inet_csk_accept",), required=False),
+        _Hook("kretprobe__tcp_retransmit_skb", ("tcp_retransmit_skb",), required=False),
+        _Hook("kprobe__tcp_retransmit_skb", ("tcp_retransmit_skb",), required=False),
+        _Hook("kretprobe__udp_send", ("udp_sendmsg", "udpv6_sendmsg"), every=True),
+        _Hook("kprobe__udp_send", ("udp_sendmsg", "udpv6_sendmsg"), every=True),
+        _Hook("kprobe__udp_route4", ("ip_make_skb", "ip_append_data"), every=True),
+        _Hook("kprobe__udp_route6", ("ip6_sk_dst_lookup_flow",), required=False),
+        _Hook("kretprobe__udp_recvmsg", ("udp_recvmsg", "udpv6_recvmsg"), every=True),
+        _Hook("kprobe__udp_recvmsg", ("udp_recvmsg", "udpv6_recvmsg"), every=True),
+        _Hook("kprobe__move_addr_to_user", ("move_addr_to_user",), required=False),
+        _Hook("rawtp__sys_exit", ("sys_exit",), required=False),
+    ),
+    "rawtp": (
+        _Hook("rawtp__inet_sock_set_state", ("inet_sock_set_state",)),
+        _Hook("rawtp__sock_send_length", ("sock_send_length",)),
+        _Hook("rawtp__sock_recv_length", ("sock_recv_length",)),
+        _Hook("rawtp__tcp_destroy_sock", ("tcp_destroy_sock",)),
+        _Hook("rawtp__tcp_retransmit_skb", ("tcp_retransmit_skb",), required=False),
+        _Hook("rawtp__fib_table_lookup", ("fib_table_lookup",), required=False),
+        _Hook("rawtp__fib6_table_lookup", ("fib6_table_lookup",), required=False),
+        _Hook("rawtp__sys_exit", ("sys_exit",), required=False),
+    ),
+}
+BACKENDS: tuple[Backend, ...] = ("kprobe", "rawtp")
+
+
+class _Counts(NamedTuple):
+    """What has been reported of a socket so far."""
+
+    read: int = 0
+    written: int = 0
+    retransmits: int = 0
+    established: int = 0
+    closed: int = 0
+
+
+def wanted() -> tuple[Field, ...]:
+    """Every field the programs can use, the indispensable ones first."""
+    hard, soft = template.needed(SOURCE.read_text())
+    return hard + soft
+
+
+def render(offsets: Offsets, options: NetflowOptions) -> str:
+    """The C as it will be compiled. Raises UnknownField when an indispensable offset is not known."""
+    sizes = {"MAX_SOCKS": _MAX_SOCKS, "MAX_FLOWS": options.max_flows, "EPHEMERAL_PORT": options.ephemeral_port}
+    return template.render(NAME, SOURCE.read_text(), offsets, sizes)
+
+
+class Netflow:
+    """The running dataset. `flush` gives what happened since the last one. Use as a context manager."""
+
+    def __init__(self, offsets: Offsets, options: NetflowOptions, version_code: int,
+                 backends: Sequence[Backend] = BACKENDS) -> None:
+        compiled, _ = compile_cached(render(offsets, options), version_code)
+        self._loaded = Loaded(compiled, version_code)
+        self._generation = 0
+        self._reported: dict[tuple[int, int], _Counts] = {}
+        self._reported_udp: dict[bytes, tuple[int, int, int]] = {}
+        self._locals = LocalAddresses()
+        self.losses: dict[str, int] = dict.fromkeys(_LOSSES, 0)
+        try:
+            self.backend, self.hooks = self._attach(backends)
+            self._seed_listeners()
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self, backends: Sequence[Backend]) -> tuple[Backend, tuple[str, ...]]:
+        """The first hook set of which everything required is there."""
+        missing = []
+        for backend in backends:
+            try:
+                for hook in _HOOKS[backend]:
+                    self._attach_hook(hook)
+            except KcompatError as error:
+                self._loaded.detach()
+                missing.append(str(error))
+                continue
+            return backend, tuple(a.name for a in self._loaded.attachments)
+        raise Unsupported(f"netflow is off: {'; '.join(missing)}")
+
+    def _attach_hook(self, hook: _Hook) -> None:
+        hooked, reasons = 0, []
+        for symbol in hook.symbols:
+            try:
+                self._loaded.attach(hook.program, symbol)
+            except Missing as error:
+                reasons.append(str(error))
+            except OSError as error:
+                reasons.append(f"{hook.program.partition('__')[0]} {symbol}: {error.strerror}")
+            else:
+                hooked += 1
+                if not hook.every:
+                    return
+        if not hooked and hook.required:
+            raise Unsupported(", ".join(reasons))
+        if not hooked:
+            log.info("netflow goes without %s: %s", hook.program, ", ".join(reasons))
+
+    def _seed_listeners(self) -> None:
+        table = self._loaded.maps["listeners"]
+        for netns, port in listening():
+            table.set(struct.pack("<II", netns, port), struct.pack("<I", 1))
+
+    def flush(self) -> list[FlowDelta]:
+        """Everything counted since the last flush, once."""
+        self._generation += 1
+        self._loaded.maps["generation"].set(bytes(4), struct.pack("<I", self._generation))
+        time.sleep(_GRACE_S)
+        listeners = {struct.unpack("<II", key) for key, _ in self._loaded.maps["listeners"].items()}
+        self._count_losses()
+        return [*self._merged(), *self._tcp(listeners), *self._udp()]
+
+    def _merged(self) -> Iterator[FlowDelta]:
+        """Connections that came and went within the generation that has just ended."""
+        table = self._loaded.maps[f"flows{self._generation - 1 & 1}"]
+        for key, value in table.items():
+            table.delete(key)
+            local, remote, local_port, remote_port, netns, pid, comm, direction = _FLOW_KEY.unpack(key)
+            read, written, rtt, rtt_var, samples, retransmits, established, closed = _FLOW.unpack(value)
+            yield FlowDelta(local, local_port, remote, remote_port, "tcp", netns, pid, _text(comm),
+                            _DIRECTIONS[direction], read, written, retransmits, rtt, rtt_var, samples, established,
+                            closed)
+
+    def _tcp(self, listeners: set[tuple[int, int]]) -> Iterator[FlowDelta]:
+        """Sockets that were already there at an earlier flush, or still are: first the dead, then the living.
+
+        In this order a socket that dies between the two is seen next time, whole.
+        """
+        dead = self._loaded.maps["dead"]
+        for key, value in dead.items():
+            dead.delete(key)
+            yield self._tcp_delta(_DEAD_KEY.unpack(key), value, listeners, last=True)
+        for key, value in self._loaded.maps["socks"].items():
+            state = _TCP.unpack(value)
+            if state[18] != self._generation:
+                yield self._tcp_delta((int.from_bytes(key, "little"), state[0]), value, listeners, last=False)
+
+    def _tcp_delta(self, name: tuple[int, int], value: bytes, listeners: set[tuple[int, int]], *,
+                   last: bool) -> FlowDelta:
+        (_, read, written, local, remote, local_port, remote_port, netns, pid, comm, retransmits, srtt, mdev,
+         established, closed, _, _, _, _, direction, _) = _TCP.unpack(value)
+        before = self._reported.pop(name, _NOTHING)
+        now = _Counts(read, written, retransmits, established, closed)
+        if not last:
+            self._reported[name] = now
+        if not direction:
+            direction = 1 if (netns, local_port) in listeners else 2
+        return FlowDelta(local, local_port, remote, remote_port, "tcp", netns, pid, _text(comm),
+                         _DIRECTIONS[direction], read - before.read, written - before.written,
+                         retransmits - before.retransmits, srtt >> 3, mdev >> 2 if srtt else 0,
+                         1 if srtt else 0, established - before.established, closed - before.closed)
+
+    def _udp(self) -> Iterator[FlowDelta]:
+        table = self._loaded.maps["datagrams"]
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        seen: dict[bytes, tuple[int, int, int]] = {}
+        for key, value in table.items():
+            (birth, read, written, last, local, remote, local_port, remote_port, netns, pid, comm,
+             direction) = _UDP.unpack(value)
+            same, read_before, written_before = self._reported_udp.get(key, (birth, 0, 0))
+            if same != birth:
+                read_before = written_before = 0
+            idle = now - last
+            if idle > _UDP_IDLE_NS or (idle > _UDP_ONE_WAY_IDLE_NS and not (read and written)):
+                table.delete(key)
+                self._loaded.maps["partners"].delete(key[:8])
+            else:
+                seen[key] = (birth, read, written)
+            if not local.strip(b"\0\xff"):
+                local = self._locals.towards(netns, pid, remote) or local
+            yield FlowDelta(local, local_port, remote, remote_port, "udp", netns, pid, _text(comm),
+                            _DIRECTIONS[direction], read - read_before, written - written_before)
+        self._reported_udp = seen
+
+    def _count_losses(self) -> None:
+        table = self._loaded.maps["losses"]
+        for slot, reason in enumerate(_LOSSES):
+            count = int.from_bytes(table.get(slot.to_bytes(4, "little")) or b"", "little")
+            if count > self.losses[reason]:
+                log.warning("netflow lost %d %s: a kernel map was full, or a sender unknown",
+                            count - self.losses[reason], reason)
+            self.losses[reason] = count
+
+    def close(self) -> None:
+        self._loaded.close()
+
+    def __enter__(self) -> Netflow:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+_NOTHING = _Counts()
+
+
+def _text(comm: bytes) -> str:
+    return comm.partition(b"\0")[0].decode(errors="replace")

@@ -1,0 +1,70 @@
+"""Which address of ours a datagram socket bound to no address used: what the kernel would choose for that peer."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import OrderedDict
+from pathlib import Path
+
+from guessers.namespace import enter, in_own_thread
+
+_BOUND = 8192
+_HERE = Path("/proc/self/ns/net")
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+class LocalAddresses:
+    """Answers (namespace, peer) with a local address and remembers it; bounded, the least used goes first."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[int, bytes], bytes | None] = OrderedDict()
+
+    def towards(self, netns: int, pid: int, remote: bytes) -> bytes | None:
+        """The 16-byte local address for `remote` in that namespace; None when it cannot be told any more.
+
+        `pid` is a way into the namespace: a process that was in it a moment ago.
+        """
+        key = (netns, remote)
+        if key not in self._known:
+            self._known[key] = _ask(netns, pid, remote)
+            if len(self._known) > _BOUND:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return self._known[key]
+
+
+def _ask(netns: int, pid: int, remote: bytes) -> bytes | None:
+    if netns == 0 or (_HERE.exists() and _HERE.stat().st_ino == netns):
+        return _route(remote)
+    try:
+        fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if os.fstat(fd).st_ino != netns:
+            return None
+        return in_own_thread(lambda _: _route_in(fd, remote))
+    finally:
+        os.close(fd)
+
+
+def _route_in(fd: int, remote: bytes) -> bytes | None:
+    try:
+        enter(fd)
+    except OSError:
+        return None
+    return _route(remote)
+
+
+def _route(remote: bytes) -> bytes | None:
+    """connect(2) of a datagram socket sends nothing; it only chooses a route and a source address."""
+    family = socket.AF_INET if remote.startswith(_MAPPED) else socket.AF_INET6
+    address = socket.inet_ntop(family, remote[12:] if family == socket.AF_INET else remote)
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))
+            local = socket.inet_pton(family, probe.getsockname()[0].partition("%")[0])
+    except OSError:
+        return None
+    return _MAPPED + local if family == socket.AF_INET else local
