@@ -22,11 +22,23 @@ from ci.verdict import Outcome, Verdict, judge, last_lines, parse_report
 TOOLS = ("vng", "virtme-run", "qemu-system-x86_64", "setpriv", "timeout", "file")
 # Documentation/x86/boot.rst: at 0x202 of every bzImage.
 BZIMAGE_MAGIC = b"HdrS"
+CACHED_MOUNT = (
+    "-fsdev local,id=cached,path=/,security_model=none,readonly=on,multidevs=remap"
+    " -device virtio-9p-pci,fsdev=cached,mount_tag=cached"
+)
 GUEST_SCRIPT = """\
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 # What a booted host has and virtme-ng leaves out.
 [ -d /sys/fs/bpf ] && mount -t bpf bpf /sys/fs/bpf 2>/dev/null
 mkdir -p /run/netns
+# virtme-ng's root is 9p without a cache: every page of every library is a round trip. Nothing writes to these,
+# so a second, cached mount of the same files halves the time Python takes.
+mkdir -p /run/cached
+if mount -t 9p -o ro,version=9p2000.L,trans=virtio,access=any,msize=512000,cache=loose cached /run/cached; then
+    for path in /usr/bin /usr/include /usr/lib/*-linux-gnu /usr/lib/python3* /usr/local {directory}; do
+        [ -d "$path" ] && mount --bind "/run/cached$path" "$path"
+    done
+fi
 cd {directory} || exit 1
 read -r uptime idle </proc/uptime
 printf '%s start %s %s\\n' {nonce} "$(uname -r)" "$uptime" >/dev/ttyS1
@@ -97,7 +109,7 @@ def vng_command(vng: str, kernel: Kernel, job: Job, script: Path, report: Path) 
         "--cpus",
         str(job.cpus),
         *(f"--append={argument}" for argument in job.kernel_arguments),
-        f"--qemu-opts=-serial file:{report}",
+        f"--qemu-opts=-serial file:{report} {CACHED_MOUNT}",
         "--",
         f"sh {script}",
     ]
