@@ -44,7 +44,7 @@ typedef unsigned long uintptr_t;
 typedef int pid_t;
 typedef _Bool bool;
 
-#define __aligned_u64 __u64 __attribute__((aligned(8)))
+#define __aligned_u64   __u64 __attribute__((aligned(8)))
 #define __always_inline inline __attribute__((always_inline))
 #define __bitwise
 #define __user
