@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+from collector.listeners import one_process_each
 from guessers.namespace import enter, in_own_thread
 
 _BOUND = 8192
@@ -37,19 +41,30 @@ class LocalAddresses:
 def _ask(netns: int, pid: int, remote: bytes) -> bytes | None:
     if netns == 0 or (_HERE.exists() and _HERE.stat().st_ino == netns):
         return _route(remote)
-    try:
-        fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        if os.fstat(fd).st_ino != netns:
-            return None
-        return in_own_thread(lambda _: _route_in(fd, remote))
-    finally:
-        os.close(fd)
+    for door in _doors(netns, pid):
+        try:
+            fd = os.open(door, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            if os.fstat(fd).st_ino == netns:
+                return in_own_thread(partial(_route_in, fd, remote))
+        finally:
+            os.close(fd)
+    return None
 
 
-def _route_in(fd: int, remote: bytes) -> bytes | None:
+def _doors(netns: int, pid: int) -> Iterator[Path]:
+    """Files that may stand for the namespace: of the process, of its threads, of any process that is in it."""
+    process = Path(f"/proc/{pid}")
+    yield process / "ns" / "net"
+    with suppress(OSError):
+        yield from (task / "ns" / "net" for task in (process / "task").iterdir())
+    if other := one_process_each().get(netns):
+        yield Path(f"/proc/{other}/ns/net")
+
+
+def _route_in(fd: int, remote: bytes, _: bytes) -> bytes | None:
     try:
         enter(fd)
     except OSError:

@@ -69,7 +69,11 @@ def kprobe(program: int, function: str, *, at_return: bool = False) -> Attachmen
         name = ctypes.create_string_buffer(function.encode())
         return _attach_event(program, f"{kind}:{function}", int((_KPROBE_PMU / "type").read_text()),
                              _retprobe_bit() if at_return else 0, ctypes.addressof(name))
-    return _kprobe_through_tracefs(program, function, kind)
+    try:
+        return _kprobe_through_tracefs(program, function, kind)
+    except Missing as error:
+        raise Missing(f"{kind} {function}: the kernel shows no kprobe PMU (none before 4.17, none without "
+                      f"CONFIG_KPROBES), and {error}") from error
 
 
 def _retprobe_bit() -> int:

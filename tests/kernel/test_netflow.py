@@ -1,0 +1,363 @@
+"""Netflow against the sockets' own counts: to the byte, in a network namespace of our own, with each hook set."""
+
+import array
+import os
+import random
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from collector.config import NetflowOptions
+from collector.datasets.netflow import Netflow
+from collector.flows import aggregate
+from guessers.namespace import Netns, add_ipv6, in_own_thread, wait_until_bindable
+from kcompat.btf import BtfResolver
+from kcompat.errors import Unsupported
+from kcompat.fields import CATALOGUE
+from kcompat.kernel import Kernel
+from kcompat.offsets import Offsets
+from kcompat.version import running_version_code
+
+OPTIONS = NetflowOptions("box", interval_s=1, loopback=True)
+TCP_INFO_SIZE = 160
+
+
+@pytest.fixture(scope="module")
+def offsets():
+    return Offsets(BtfResolver().resolve(Kernel.running(), CATALOGUE))
+
+
+@pytest.fixture(params=["kprobe", "rawtp"])
+def netflow(request, offsets):
+    try:
+        dataset = Netflow(offsets, OPTIONS, running_version_code(Kernel.running().release), (request.param,))
+    except Unsupported as error:
+        if request.param in backends_this_kernel_has():
+            raise
+        pytest.skip(str(error))
+    with dataset:
+        yield dataset
+
+
+def backends_this_kernel_has():
+    """Which sets must attach: kprobes where the PMU is, tracepoints where sock_send_length is (6.3)."""
+    names = {line.split()[2] for line in Path("/proc/kallsyms").read_text().splitlines()}
+    return ({"kprobe"} if Path("/sys/bus/event_source/devices/kprobe").is_dir() else set()) | (
+        {"rawtp"} if "__tracepoint_sock_send_length" in names else set())
+
+
+def in_namespace(work):
+    """`work()` in a fresh network namespace; nobody else's traffic is in it."""
+    def body(_):
+        home = Netns()
+        namespace = Netns.fresh()
+        try:
+            return work()
+        finally:
+            home.enter()
+            namespace.close()
+            home.close()
+    return in_own_thread(body)
+
+
+def own_records(netflow, dropped=None):
+    return [r for r in aggregate(netflow.flush(), OPTIONS, 1, dropped) if r.tags["pid"] == str(os.getpid())]
+
+
+def total(records, field, **tags):
+    return sum(r.fields[field] for r in records if all(r.tags[k] == v for k, v in tags.items()))
+
+
+def pair(family=socket.AF_INET, address="127.0.0.1", small_buffer=False):
+    with socket.socket(family) as listener:
+        if small_buffer:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind((address, 0))
+        listener.listen()
+        client = socket.socket(family)
+        if small_buffer:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        client.connect(listener.getsockname())
+        server, _ = listener.accept()
+        return client, server
+
+
+def push(sender, receiver, size, rng):
+    """Moves `size` bytes with short writes, peeks and odd reads; returns what send and recv said."""
+    data, sent, received = rng.randbytes(size), 0, 0
+    sender.setblocking(False)
+    receiver.setblocking(False)
+    while received < size:
+        if sent < size:
+            with suppress(BlockingIOError):
+                sent += sender.send(data[sent:sent + rng.randrange(1, 30_000)])
+        try:
+            receiver.recv(rng.randrange(1, 5000), socket.MSG_PEEK)
+            received += len(receiver.recv(rng.randrange(1, 20_000)))
+        except BlockingIOError:
+            time.sleep(0.0002)
+    return sent, received
+
+
+def settle():
+    """Lets the last packets of a close arrive: they travel in software interrupts."""
+    time.sleep(0.3)
+
+
+def test_23_connections_are_counted_to_the_byte(netflow):
+    rng = random.Random(23)
+    counted = Counter()
+
+    def traffic():
+        for number in range(23):
+            client, server = pair(small_buffer=number % 3 == 0)
+            up, up_got = push(client, server, rng.randrange(1, 200_000), rng)
+            down, down_got = push(server, client, rng.randrange(1, 100_000), rng)
+            counted.update(client_written=up, server_read=up_got, server_written=down, client_read=down_got)
+            if number == 11:
+                own = own_records(netflow)  # in the middle: some are old, some will be young
+                records.extend(own)
+            client.close()
+            server.close()
+        with socket.socket() as refused, pytest.raises(ConnectionRefusedError):
+            refused.connect(("127.0.0.1", 1))
+        settle()
+
+    records = []
+    in_namespace(traffic)
+    records += own_records(netflow)
+
+    assert total(records, "bytes_written", direction="outgoing") == counted["client_written"]
+    assert total(records, "bytes_read", direction="outgoing") == counted["client_read"]
+    assert total(records, "bytes_written", direction="incoming") == counted["server_written"]
+    assert total(records, "bytes_read", direction="incoming") == counted["server_read"]
+    for side in ("outgoing", "incoming"):
+        assert total(records, "tcp_established", direction=side) == 23
+        assert total(records, "tcp_closed", direction=side) == 23
+    assert not any(netflow.losses.values())
+
+
+def test_sendfile_is_counted_once(netflow, tmp_path):
+    file = tmp_path / "page"
+    file.write_bytes(os.urandom(300_001))
+
+    def traffic():
+        client, server = pair()
+        reader = threading.Thread(target=lambda: drain(server, got))
+        reader.start()
+        with file.open("rb") as source:
+            client.sendfile(source)
+        client.close()
+        reader.join()
+        server.close()
+        settle()
+
+    got = []
+    in_namespace(traffic)
+    records = own_records(netflow)
+    assert total(records, "bytes_written", direction="outgoing") == 300_001
+    assert total(records, "bytes_read", direction="incoming") == sum(got) == 300_001
+
+
+def drain(sock, got):
+    while data := sock.recv(7777):
+        got.append(len(data))
+
+
+def test_what_is_read_after_the_connection_is_closed_counts(netflow):
+    def traffic():
+        client, server = pair()
+        client.shutdown(socket.SHUT_WR)
+        server.send(b"z" * 5000)
+        server.close()
+        settle()
+        drain(client, got)
+        client.close()
+        settle()
+
+    got = []
+    in_namespace(traffic)
+    records = own_records(netflow)
+    assert total(records, "bytes_read", direction="outgoing") == sum(got) == 5000
+    assert total(records, "bytes_written", direction="outgoing") == 0
+
+
+def test_rtt_and_retransmits_are_those_of_tcp_info(netflow):
+    def traffic():
+        client, server = pair()
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(20):
+            client.send(b"ping")
+            time.sleep(0.001)
+            server.send(server.recv(10))
+            client.recv(10)
+        deaf(server)
+        for _ in range(3):
+            client.send(b"lost")
+            time.sleep(0.15)
+        hear(server)
+        time.sleep(1.2)
+        server.recv(100)
+        server.send(b"end")  # an event on both, after which nothing moves any more
+        client.recv(100)
+        client.send(b".")
+        server.recv(1)
+        infos.append(tcp_info(client))
+        sampled.extend(own_records(netflow))
+        infos.append(tcp_info(client))
+        client.close()
+        server.close()
+
+    infos, sampled = [], []
+    in_namespace(traffic)
+    (record,) = [r for r in sampled if r.tags["direction"] == "outgoing"]
+    before, after = infos
+    assert record.fields["retransmits"] == before["total_retrans"] == after["total_retrans"] > 0
+    # srtt moves with every acknowledgement; the last one may come after the last event of the collector's.
+    assert record.fields["rtt"] == pytest.approx(after["rtt"], rel=0.25)
+    assert record.fields["rtt_var"] == pytest.approx(after["rttvar"], rel=0.35, abs=5)
+
+
+def deaf(sock):
+    """The socket drops every segment: a classic BPF program of one instruction, `ret 0`."""
+    code = struct.pack("<HBBI", 0x06, 0, 0, 0)
+    buffer = array.array("B", code)
+    sock.setsockopt(socket.SOL_SOCKET, 26, struct.pack("<H6xQ", 1, buffer.buffer_info()[0]))
+
+
+def hear(sock):
+    sock.setsockopt(socket.SOL_SOCKET, 27, 0)
+
+
+def tcp_info(sock):
+    raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
+    rtt, rttvar = struct.unpack_from("<II", raw, 68)
+    return {"rtt": rtt, "rttvar": rttvar, "total_retrans": struct.unpack_from("<I", raw, 100)[0]}
+
+
+def test_a_connection_older_than_the_collector_is_counted_from_then_on(offsets, request):
+    def traffic():
+        client, server = pair()
+        client.send(b"before" * 100)
+        server.recv(300)
+        with Netflow(offsets, OPTIONS, running_version_code(Kernel.running().release)) as netflow:
+            server.recv(1000)
+            client.send(b"x" * 77)
+            server.recv(1000)
+            client.close()
+            server.close()
+            settle()
+            records.extend(own_records(netflow))
+
+    records = []
+    in_namespace(traffic)
+    assert total(records, "bytes_written", direction="outgoing") == 77
+    assert total(records, "bytes_read") == 300 + 77
+    assert total(records, "tcp_established") == 0
+    assert total(records, "tcp_closed") == 2
+
+
+@pytest.mark.parametrize("family,address", [(socket.AF_INET, "127.0.0.5"), (socket.AF_INET6, "fd00::5")])
+def test_tcp_of_both_families_has_its_addresses(netflow, family, address):
+    def traffic():
+        if family == socket.AF_INET6:
+            add_ipv6(address)
+            assert wait_until_bindable(address)
+        client, server = pair(family, address)
+        ends.append((client.getsockname()[:2], server.getsockname()[:2]))
+        client.send(b"1")
+        server.recv(1)
+        client.close()
+        server.close()
+        settle()
+
+    ends = []
+    in_namespace(traffic)
+    (record,) = [r for r in own_records(netflow) if r.tags["direction"] == "outgoing"]
+    (local, remote), = ends
+    assert (record.tags["src_ip"], record.tags["dst_ip"]) == (local[0], remote[0])
+    assert record.tags["dst_port"] == str(remote[1])
+    assert record.tags["src_port"] in ("*", str(local[1]))
+    assert record.tags["family"] == ("IPv4" if family == socket.AF_INET else "IPv6")
+
+
+def test_a_dual_stack_socket_talking_ipv4_is_ipv4(netflow):
+    def traffic():
+        with socket.socket(socket.AF_INET6) as listener:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            listener.bind(("::", 0))
+            listener.listen()
+            client = socket.create_connection(("127.0.0.1", listener.getsockname()[1]))
+            server, _ = listener.accept()
+            client.close()
+            server.close()
+            settle()
+
+    in_namespace(traffic)
+    assert {r.tags["family"] for r in own_records(netflow)} == {"IPv4"}
+
+
+@pytest.mark.parametrize("family,address", [(socket.AF_INET, "127.0.0.5"), (socket.AF_INET6, "::1")])
+@pytest.mark.parametrize("bound_to_any", [False, True])
+def test_udp_unconnected_is_counted_by_peer(netflow, family, address, bound_to_any):
+    def traffic():
+        any_address = "0.0.0.0" if family == socket.AF_INET else "::"
+        with socket.socket(family, socket.SOCK_DGRAM) as server, socket.socket(family, socket.SOCK_DGRAM) as client:
+            server.bind((any_address if bound_to_any else address, 0))
+            port = server.getsockname()[1]
+            for size in (10, 200, 3000):
+                client.sendto(b"q" * size, (address, port))
+                data, peer = server.recvfrom(5000)
+                server.sendto(data[:size // 2], peer)
+                client.recv(5000)
+            flushed.extend(own_records(netflow))
+
+    flushed = []
+    in_namespace(traffic)
+    assert total(flushed, "bytes_written", direction="outgoing") == 3210
+    assert total(flushed, "bytes_read", direction="outgoing") == 1605
+    assert total(flushed, "bytes_read", direction="incoming") == 3210
+    assert total(flushed, "bytes_written", direction="incoming") == 1605
+    assert {r.tags["transport"] for r in flushed} == {"udp"}
+
+
+def test_udp_connected_peek_and_recvmsg(netflow):
+    def traffic():
+        with (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+              socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client):
+            server.bind(("127.0.0.9", 0))
+            client.connect(server.getsockname())
+            client.send(b"x" * 123)
+            server.recv(10, socket.MSG_PEEK)
+            server.recvmsg(1000)
+            flushed.extend(own_records(netflow))
+
+    flushed = []
+    in_namespace(traffic)
+    assert total(flushed, "bytes_written", direction="outgoing", dst_ip="127.0.0.9") == 123
+    assert total(flushed, "bytes_read", direction="incoming") == 123
+
+
+def test_a_flow_is_reported_once_and_idle_ones_not_again(netflow):
+    def traffic():
+        client, server = pair()
+        client.send(b"abc")
+        server.recv(3)
+        rounds.append(own_records(netflow))
+        rounds.append(own_records(netflow))
+        client.send(b"de")
+        server.recv(2)
+        rounds.append(own_records(netflow))
+        client.close()
+        server.close()
+
+    rounds = []
+    in_namespace(traffic)
+    assert [total(r, "bytes_written") for r in rounds] == [3, 0, 2]
+    assert rounds[1] == []
