@@ -135,7 +135,11 @@ def test_the_wrong_kernel(kernel, run):
 def test_a_run_that_is_ended_takes_its_vm_along(kernel, number, tmp_path):
     mark = f"mark={secrets.token_hex(8)}"
     command = [sys.executable, "-m", "ci", "-k", "5.10", "--append", mark, "--logs", tmp_path, "--", "sleep", "1000"]
-    started = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # A killed run cannot remove its temporary directory; pytest does.
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    started = subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
 
         def qemu_runs():
