@@ -1,0 +1,90 @@
+# make run, make test: each alone is enough on a fresh Debian 12. As root they install what is missing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: help run test lint bench matrix venv packages packages-dev clean
+
+# bcc is Debian's python3-bpfcc, so the interpreter is Debian's too. PyPI's "bcc" is another program.
+PYTHON := /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := python3-bpfcc python3-venv iproute2
+# What the tests compare with, and what boots other kernels.
+PACKAGES_DEV := $(PACKAGES) bpftool busybox-static clang clang-format cpio file gcc git kmod libc6-dev pahole \
+	qemu-system-x86 util-linux xz-utils zstd
+# Every run ends: install, lint and all tests, real kernels in QEMU without KVM among them.
+INSTALL_S := 1500
+LINT_S := 600
+TEST_S := 4200
+C_FILES = $(shell find kcompat guessers collector -name '*.bpf.c' -o -name '*.h')
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+help:
+	@echo "make run     guess or remember the offsets of this kernel, collect flows with them (root)"
+	@echo "make test    install what is missing, lint, all tests"
+	@echo "make lint    ruff, mypy, import-linter, clang-format"
+	@echo "make bench   the README's performance table"
+	@echo "make matrix  the kernel tests in every kernel of ci/kernels.py, in QEMU"
+	@echo "make venv    only the virtual environment, with everything developers use"
+
+run: packages $(VENV)/.run
+	$(BIN)/python -m ci.demo
+
+test: lint
+	KCOMPAT_REQUIRE_KERNEL=$$([ $$(id -u) -eq 0 ] && echo 1 || echo 0) \
+		timeout -k 30 $(TEST_S) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: venv
+	timeout $(LINT_S) $(BIN)/ruff check .
+	timeout $(LINT_S) $(BIN)/mypy
+	timeout $(LINT_S) $(BIN)/lint-imports
+	timeout $(LINT_S) clang-format --dry-run -Werror $(C_FILES)
+
+bench: venv
+	for script in benchmarks/[a-z]*.py; do timeout -k 10 600 $(BIN)/python $$script; done
+
+matrix: venv
+	$(BIN)/python -m ci
+
+venv: packages-dev $(VENV)/.test
+
+# A virtual environment moved or copied from another clone still points there: it is made anew.
+define make_venv
+	if ! $(BIN)/python -c 'import sys; sys.exit(sys.prefix != "$(CURDIR)/$(VENV)")' 2>/dev/null; then \
+		rm -rf $(VENV); $(PYTHON) -m venv --system-site-packages $(VENV); \
+	fi
+	timeout $(INSTALL_S) $(BIN)/python -m pip install --quiet --retries 3 --timeout 30 -e '$(1)'
+	touch $@
+endef
+
+$(VENV)/.run: pyproject.toml
+	$(call make_venv,.)
+
+$(VENV)/.test: pyproject.toml
+	$(call make_venv,.[test,lint,matrix])
+
+define install
+	missing=""; \
+	for package in $(1); do \
+		status=$$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null || true); \
+		[ "$$status" = installed ] || missing="$$missing $$package"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+		if [ $$(id -u) -ne 0 ]; then echo "as root: apt-get install$$missing" >&2; exit 2; fi; \
+		timeout $(INSTALL_S) apt-get update -qq; \
+		DEBIAN_FRONTEND=noninteractive timeout $(INSTALL_S) \
+			apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 $$missing >/dev/null; \
+	fi
+endef
+
+packages:
+	@$(call install,$(PACKAGES))
+
+packages-dev:
+	@$(call install,$(PACKAGES_DEV))
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
