@@ -107,10 +107,12 @@ def tcp_facts(sock: socket.socket) -> dict[Field, Encodings]:
     known[find("srtt_us")] = shifted(rtt, 3)
     known[find("mdev_us")] = shifted(rttvar, 2)
     known[find("total_retrans")] = exact(struct.unpack_from("<I", info, 100)[0], 4)
-    if len(info) >= 144:
-        acked, received, segs_out, segs_in = struct.unpack_from("<QQII", info, 120)
+    if len(info) >= 136:
+        acked, received = struct.unpack_from("<QQ", info, 120)
         known[find("bytes_acked")] = exact(acked, 8)
         known[find("bytes_received")] = exact(received, 8)
+    if len(info) >= 144:
+        segs_out, segs_in = struct.unpack_from("<II", info, 136)
         known[find("segs_out")] = exact(segs_out, 4)
         known[find("segs_in")] = exact(segs_in, 4)
     if info[0] == TCP_ESTABLISHED:

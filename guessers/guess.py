@@ -5,19 +5,17 @@ from __future__ import annotations
 import itertools
 import logging
 import random
-import socket
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from guessers.absence import why_absent, why_untold
+from guessers.experiments import collect
 from guessers.hooks import BACKENDS, Backend
 from guessers.memory import KernelMemory, compiled
-from guessers.namespace import NETNS, Netns, in_own_thread
-from guessers.pointers import search_netns, search_socket
-from guessers.sampling import Haul, Sampler, collect_bare, collect_raw, collect_tcp, collect_udp
-from guessers.search import Sample, search
-from guessers.stimulus import Addresses, Stimulus
+from guessers.namespace import in_own_thread
+from guessers.sampling import Haul
+from guessers.search import Found, Sample, search
 from guessers.verdicts import SOURCE, judge
 from kcompat.fields import CATALOGUE, Field, find
 from kcompat.kernel import Kernel
@@ -28,7 +26,6 @@ log = logging.getLogger(__name__)
 
 # Pointers, proved by following them instead of by their value.
 FOLLOWED = frozenset({find("sk_socket"), find("skc_net"), find("net.ns.inum")})
-_CONNECTIONS = 6  # a family and round; both ends are sampled
 _ROUNDS = 4  # ambiguity is answered by more experiments, up to so many rounds
 
 
@@ -83,7 +80,7 @@ def _experiment(memory: KernelMemory, nonce: bytes, wanted: Sequence[Field], com
             clock = time.monotonic()
             offsets = solve(wanted, haul, memory)
             solving_s += time.monotonic() - clock
-            if number == _ROUNDS or not _worth_another_round(offsets):
+            if number == _ROUNDS or not any(map(_worth_another_round, offsets)):
                 break
         hooks = {h.program: symbols for h, symbols in memory.attached.items()}
         silent = [h.program for h, (_, ours) in memory.hits().items() if not ours and h.object != "trigger"]
@@ -93,103 +90,41 @@ def _experiment(memory: KernelMemory, nonce: bytes, wanted: Sequence[Field], com
     return Guess(Offsets(offsets), stats, hooks)
 
 
-def collect(memory: KernelMemory, rng: random.Random, haul: Haul, *, whole: bool) -> None:
-    """One round of experiments into `haul`, in private namespaces where that is allowed.
-
-    A `whole` round also visits a second namespace and our own, and follows pointers: that must happen here, while
-    the sockets and namespaces they lead to are alive. The thread ends in the namespace it came from.
-    """
-    home = Netns() if NETNS.exists() else None
-    opened = [home] if home else []
-    try:
-        _collect_here(memory, rng, haul, _fresh(opened), follow=whole)
-        if whole and home:
-            if second := _fresh(opened):
-                _collect_bare(memory, rng, haul, second)
-            home.enter()
-            _collect_bare(memory, rng, haul, home)
-            for found in search_netns(haul.socks, memory.read):
-                haul.reached[found.field] = found
-    finally:
-        if home:
-            home.enter()
-        for namespace in opened:
-            namespace.close()
-
-
-def _fresh(opened: list[Netns]) -> Netns | None:
-    """A new namespace, entered; None where we may not have one and stay where we are."""
-    with suppress(OSError):
-        opened.append(Netns.fresh())
-        return opened[-1]
-    return None
-
-
-def _collect_here(memory: KernelMemory, rng: random.Random, haul: Haul, private: Netns | None, *,
-                  follow: bool) -> None:
-    ipv6 = has_ipv6()
-    stimulus = Stimulus(rng, Addresses(rng, private=private is not None, ipv6=ipv6))
-    sampler = Sampler(memory, stimulus, netns_inode(), haul)
-    try:
-        for family in (socket.AF_INET, socket.AF_INET6) if ipv6 else (socket.AF_INET,):
-            collect_tcp(sampler, rng, family, _CONNECTIONS)
-            if follow:
-                collect_udp(sampler, family)
-            collect_raw(sampler, family)
-        if follow:
-            haul.reached[find("sk_socket")] = search_socket(haul.socks, memory.read)
-    finally:
-        haul.connections += stimulus.connections
-        stimulus.close()
-
-
-def _collect_bare(memory: KernelMemory, rng: random.Random, haul: Haul, namespace: Netns) -> None:
-    stimulus = Stimulus(rng, Addresses(rng, private=False, ipv6=False))
-    try:
-        collect_bare(Sampler(memory, stimulus, namespace.inode, haul))
-    finally:
-        stimulus.close()
-
-
-def netns_inode() -> int:
-    """The number of the namespace this thread is in; 0 on a kernel without namespaces."""
-    return NETNS.stat().st_ino if NETNS.exists() else 0
-
-
 def solve(wanted: Sequence[Field], haul: Haul, memory: KernelMemory) -> list[Offset]:
     """Candidates for every wanted field, then verdicts. The haul may hold several rounds."""
     samples: dict[str, list[Sample]] = {"sock": [s.sample for s in haul.socks], **haul.flows}
-    found = [haul.reached[field] if field in FOLLOWED else search(field, samples.get(field.base, ()))
-             for field in wanted if field not in FOLLOWED or field in haul.reached]
+    found = [haul.reached.get(field, Found(field, (), {"samples": 0})) if field in FOLLOWED
+             else search(field, samples.get(field.base, ())) for field in wanted]
     verdicts = judge(found, samples, {f: _why_no_sample(f, haul, memory) for f in wanted})
-    return [verdicts.get(field) or _without_search(field) for field in wanted]
+    return [_completed(verdicts[field], memory) for field in wanted]
 
 
-def _without_search(field: Field) -> Offset:
-    """Only a kernel without network namespaces leaves these two unsearched: then there is nothing to find."""
-    if field.member == "skc_net":
-        return Offset.absent(field, SOURCE, "the kernel has no network namespaces: /proc/self/ns/net is not there")
-    return Offset.unknown(field, SOURCE, "no network namespaces, so nothing leads to a struct net")
+def _completed(offset: Offset, memory: KernelMemory) -> Offset:
+    """With what the solver cannot know: which hooks showed the object, and whether the field is there at all."""
+    if offset.state is State.UNKNOWN and not offset.candidates and (reason := why_absent(offset.field)):
+        return Offset.absent(offset.field, SOURCE, reason, evidence=offset.evidence)
+    objects = _objects(offset.field)
+    hooks = [f"{h.backend} {symbol}" for h, symbols in memory.attached.items() if h.object in objects
+             for symbol in symbols]
+    return replace(offset, evidence={**offset.evidence, "hooks": hooks})
 
 
-def _worth_another_round(offsets: Iterable[Offset]) -> bool:
-    return any((o.state is State.UNKNOWN and o.candidates) or "thin" in (o.reason or "") for o in offsets)
+def _objects(field: Field) -> tuple[str, ...]:
+    """The objects of hooks.py that lead to a field."""
+    return (field.base,) if field.base in ("flowi4", "flowi6") else ("sk", "socket")
+
+
+def _worth_another_round(offset: Offset) -> bool:
+    """Whether more samples could help: something was found, and what is looked for can be made to differ."""
+    return (offset.state is State.UNKNOWN and bool(offset.evidence.get("candidates"))
+            and offset.evidence["distinct_values"] > 1 and offset.field not in FOLLOWED)
 
 
 def _why_no_sample(field: Field, haul: Haul, memory: KernelMemory) -> str:
-    wanted = "sk" if field.base == "sock" else field.base
-    if wanted in memory.missing:
-        return f"no hook for it here: {memory.missing[wanted]}"
-    if not has_ipv6() and (field.struct == "flowi6" or "_v6_" in field.member):
-        return "this kernel opens no IPv6 socket, so there is nothing to look at"
+    missing = [memory.missing[o] for o in _objects(field) if o in memory.missing]
+    if len(missing) == len(_objects(field)):
+        return f"no hook for it here: {missing[0]}"
+    if reason := why_untold(field):
+        return reason
     told = "; ".join(f"{why} ({count} times)" for why, count in haul.missed.items())
     return told or "no socket told its value"
-
-
-def has_ipv6() -> bool:
-    """Whether an IPv6 socket can be opened: more is not needed, addresses are our own affair."""
-    try:
-        socket.socket(socket.AF_INET6, socket.SOCK_STREAM).close()
-    except OSError:
-        return False
-    return True

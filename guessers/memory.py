@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guessers.hooks import BACKENDS, HOOKS, Backend, Hook
+from guessers.namespace import stop_if_told
 from kcompat.bpf import Object, compile_cached
 from kcompat.errors import KcompatError, Missing, Unsupported
 from kcompat.load import Loaded
@@ -116,6 +117,8 @@ class KernelMemory:
         self._loaded.maps["nonce"].set(_u32(0), nonce.ljust(16, b"\0"))
 
     def clear(self) -> None:
+        """Forgets what hooks caught. A place to stop at: every experiment begins with it."""
+        stop_if_told()
         for slot in (0, 1):
             self._loaded.maps["cursors"].set(_u32(slot), bytes(8))
 
@@ -153,6 +156,7 @@ class KernelMemory:
         return b"".join(parts)[:size]
 
     def _chunks(self, address: int, count: int) -> list[tuple[int, bytes]]:
+        stop_if_told()
         wanted, chunks = self._loaded.maps["wanted"], self._loaded.maps["chunks"]
         never = struct.pack("<q", -4096) + bytes(CHUNK_SIZE)
         for slot in range(count):

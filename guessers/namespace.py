@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -21,6 +21,7 @@ _CLONE_NEWNET = 0x40000000
 _PR_SET_NAME = 15
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFADDR = 0x8913, 0x8914, 0x8916
 _IFF_UP = 1
+_PATIENCE_S = 10.0
 LOOPBACK_IFINDEX = 1
 NETNS = Path("/proc/thread-self/ns/net")
 
@@ -28,7 +29,8 @@ NETNS = Path("/proc/thread-self/ns/net")
 def in_own_thread(work: Callable[[bytes], T]) -> T:
     """What `work(nonce)` returns, run in a thread of its own that bears `nonce` as its name and sits on one CPU.
 
-    Namespaces, names and CPU affinity belong to threads: all of it ends with this one.
+    Namespaces, names and CPU affinity belong to threads: all of it ends with this one. Ctrl-C reaches the caller;
+    the thread is told, and given time to take its hooks away.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -43,12 +45,32 @@ def in_own_thread(work: Callable[[bytes], T]) -> T:
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=body, name="guess", daemon=True)
-    thread.start()
-    thread.join()
+    thread = _OwnThread(target=body, name="guess", daemon=True)
+    try:
+        thread.start()
+        thread.join()
+    except BaseException:
+        thread.stopped.set()
+        thread.join(_PATIENCE_S)
+        raise
     if errors:
         raise errors[0]
     return results[0]
+
+
+class _OwnThread(threading.Thread):
+    """A thread that can be told to stop, and does at the next `stop_if_told`."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.stopped = threading.Event()
+
+
+def stop_if_told() -> None:
+    """Raises KeyboardInterrupt in a thread of `in_own_thread` whose caller was interrupted."""
+    thread = threading.current_thread()
+    if isinstance(thread, _OwnThread) and thread.stopped.is_set():
+        raise KeyboardInterrupt
 
 
 class Netns:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from guessers.memory import ReadFault
 from guessers.sampling import SockSample
-from guessers.search import Found, pointers
+from guessers.search import Found, is_pointer, lowest_pointer, pointers
 from kcompat.fields import find
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ def search_socket(socks: Sequence[SockSample], read: Reader) -> Found:
     end = min(s.sample.end for s in chosen)
     proved: dict[int, set[tuple[int, int]]] = {}
     tried = 0
-    for at in pointers([s.sample.window for s in chosen], end):
+    for at in pointers([s.sample.window for s in chosen], end, _lowest(chosen[0])):
         tried += 1
         if places := _shared(_socket_proofs(s, at, read) for s in chosen):
             proved[at] = places
@@ -54,20 +55,20 @@ def search_netns(socks: Sequence[SockSample], read: Reader) -> tuple[Found, Foun
     by_namespace: dict[int, list[SockSample]] = {}
     for sock in socks:
         by_namespace.setdefault(sock.netns, []).append(sock)
-    evidence: dict[str, Any] = {"samples": len(socks), "distinct_values": len(by_namespace), "namespaces": len(by_namespace)}
+    evidence: dict[str, Any] = {"samples": len(socks), "distinct_values": len(by_namespace)}
     if not socks:
         return Found(net, (), evidence), Found(inum, (), evidence)
     end = min(s.sample.end for s in socks)
     pairs: set[tuple[int, int]] = set()
     split = 0
-    for at in pointers([s.sample.window for s in socks], end):
+    for at in pointers([s.sample.window for s in socks], end, _lowest(socks[0])):
         leads = {ns: {_word(s, at) for s in group} for ns, group in by_namespace.items()}
         if any(len(found) != 1 for found in leads.values()):
             continue
         if len(set().union(*leads.values())) != len(leads):
             continue
         split += 1
-        pairs |= {(at, proof) for proof in _shared(_inode_places(next(iter(p)), ns, read) for ns, p in leads.items())}
+        pairs |= {(at, proof) for proof in _shared(_inode_places(g[0], at, read) for g in by_namespace.values())}
     evidence |= {"held_out": 0, "candidates_by_sample": [split, len(pairs)],
                  "expected_false_positives": _chance(len(by_namespace), split), "null_survivors": 0,
                  "method": "pointer shared in a namespace, leading to its inode number"}
@@ -80,9 +81,10 @@ def leads_to_socket(sock: SockSample, at: int, read: Reader) -> bool:
     return bool(_socket_proofs(sock, at, read))
 
 
-def leads_to_netns(sock: SockSample, at: int, inum: int, read: Reader) -> bool:
-    """Whether the pointer at `at` leads to a struct net with this socket's namespace number at `inum`."""
-    return inum in _inode_places(_word(sock, at), sock.netns, read)
+def leads_to_netns(sock: SockSample, at: int, inum: int | None, read: Reader) -> bool:
+    """Whether the pointer at `at` leads to something that holds this socket's namespace number, at `inum` if given."""
+    places = _inode_places(sock, at, read)
+    return bool(places) if inum is None else inum in places
 
 
 def _chance(namespaces: int, split: int) -> float:
@@ -91,21 +93,29 @@ def _chance(namespaces: int, split: int) -> float:
 
 
 def _socket_proofs(sock: SockSample, at: int, read: Reader) -> set[tuple[int, int]]:
-    try:
-        target = read(_word(sock, at), _SOCKET_WINDOW)
-    except ReadFault:
-        return set()
+    target = _behind(sock, at, _SOCKET_WINDOW, read)
     backs = _places(target, sock.address.to_bytes(8, "little"), 8)
     inodes = _places(target, sock.inode.to_bytes(8, "little"), 8)
     return {(b, i) for b in backs for i in inodes if b < i}
 
 
-def _inode_places(pointer: int, netns: int, read: Reader) -> set[int]:
-    """Where the namespace's number stands behind the pointer."""
+def _inode_places(sock: SockSample, at: int, read: Reader) -> set[int]:
+    """Where the number of the socket's namespace stands behind the pointer at `at`."""
+    return set(_places(_behind(sock, at, _NET_WINDOW, read), sock.netns.to_bytes(4, "little"), 4))
+
+
+def _behind(sock: SockSample, at: int, size: int, read: Reader) -> bytes:
+    """What the pointer at `at` leads to; nothing when it is none or leads nowhere."""
+    if not is_pointer(_word(sock, at), _lowest(sock)):
+        return b""
     try:
-        return set(_places(read(pointer, _NET_WINDOW), netns.to_bytes(4, "little"), 4))
+        return read(_word(sock, at), size)
     except ReadFault:
-        return set()
+        return b""
+
+
+def _lowest(sock: SockSample) -> int:
+    return lowest_pointer(sock.address, platform.machine())
 
 
 def _places(window: bytes, code: bytes, step: int) -> list[int]:

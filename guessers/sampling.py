@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import random
 import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field as dc_field
-from functools import partial
 from pathlib import Path
 
-from guessers.facts import SO_MARK, SO_PROTOCOL, TCP_CLOSE, Facts, exact, facts, settled
+from guessers.facts import SO_MARK, SO_PROTOCOL, Facts, exact, facts, settled
 from guessers.memory import KernelMemory, ReadFault
 from guessers.search import Found, Sample
 from guessers.stimulus import End, Stimulus
@@ -64,7 +62,12 @@ class Sampler:
         self.netns = netns
         self.haul = haul
 
-    def watch(self, end: End, act: Callable[[], object]) -> list[tuple[int, ...]]:
+    @property
+    def direct(self) -> bool:
+        """Whether a hook names a socket when asked to."""
+        return bool(self.memory.hook("getsockopt") or self.memory.hook("send_length"))
+
+    def watch(self, act: Callable[[], object]) -> list[tuple[int, ...]]:
         """Does `act` and returns the arguments of the sock hooks it hit, oldest first."""
         self.memory.clear()
         with suppress(BlockingIOError, ConnectionRefusedError):
@@ -72,17 +75,17 @@ class Sampler:
         return [call.args for call in self.memory.calls() if call.hook.object == "sk"]
 
     def pointer(self, end: End) -> int | None:
-        """The ``struct sock *`` behind a socket of ours, by an operation that hands it to a hook and changes nothing."""
+        """The ``struct sock *`` behind a socket of ours, by an operation that hands it to a hook and no more."""
         if self.memory.hook("getsockopt"):
-            calls = self.watch(end, lambda: _any_getsockopt(end.sock))
+            calls = self.watch(lambda: _any_getsockopt(end.sock))
         elif self.memory.hook("send_length"):
-            calls = self.watch(end, lambda: _refused_send(end.sock))
+            calls = self.watch(lambda: _refused_send(end.sock))
         else:
             return None
         return calls[-1][0] if calls else None
 
-    def take(self, end: End, address: int | None = None) -> None:
-        """Adds a sample of this socket, or counts why there is none."""
+    def take(self, end: End, address: int | None = None, untold: frozenset[Field] = frozenset()) -> None:
+        """Adds a sample of this socket without the facts that are `untold`, or counts why there is none."""
         address = address or self.pointer(end)
         if address is None:
             self.haul.miss(f"no hook named the sock of {end.label}")
@@ -93,6 +96,10 @@ class Sampler:
         except ReadFault as error:
             self.haul.miss(f"{end.label}: {error}")
             return
+        if not _is_his(window, known):
+            self.haul.miss(f"the hook named another sock than that of {end.label}")
+            return
+        known = {field: codes for field, codes in known.items() if field not in untold}
         sample = Sample(window, known, _object_size(end.sock), end.label)
         self.haul.socks.append(SockSample(sample, address, self.netns, os.fstat(end.sock.fileno()).st_ino))
 
@@ -115,6 +122,15 @@ class Sampler:
         self.haul.miss(f"no hook copied the {name} of {end.label}")
 
 
+def _is_his(window: bytes, known: Facts) -> bool:
+    """Whether the window is this socket's: a mark of 31 random bits, or else the port, stands somewhere in it.
+
+    Softirqs run in our thread too, so a transition seen there can be that of anybody's socket.
+    """
+    codes = known.get(find("sk_mark")) or known.get(find("skc_num")) or (b"",)
+    return any(code in window for code in codes)
+
+
 def flow_facts(end: End, local: tuple[str, int], remote: tuple[str, int]) -> Facts:
     """What stands in the routing key of a send: addresses, ports, protocol, interface and mark."""
     sock = end.sock
@@ -130,79 +146,6 @@ def flow_facts(end: End, local: tuple[str, int], remote: tuple[str, int]) -> Fac
         known[find(f"{name}.sport")] = exact(local[1], 2, "big")
         known[find(f"{name}.dport")] = exact(remote[1], 2, "big")
     return known
-
-
-def collect_tcp(sampler: Sampler, rng: random.Random, family: int, connections: int) -> None:
-    """Connections with random histories, both ends sampled, their listeners too."""
-    stimulus = sampler.stimulus
-    for _ in range(connections):
-        local, remote = stimulus.addresses.pair(family)
-        before: dict[str, int | None] = {}
-        server = stimulus.bind(stimulus.open(family, socket.SOCK_STREAM), remote)
-        server.label += " listening"
-        listening = sampler.watch(server, server.sock.listen)
-        client = stimulus.bind(stimulus.open(family, socket.SOCK_STREAM), local)
-        target = server.sock.getsockname()[:2]
-        accepted: list[End] = []
-        sampler.take_flow(client, partial(_connect, stimulus, client, server, accepted),
-                          client.sock.getsockname()[:2], target)
-        states = [call.args for call in sampler.memory.calls() if call.hook.name == "set_state"]
-        before["listening"] = listening[0][0] if listening else None
-        before["client"] = next((a[0] for a in states if a[1] == TCP_CLOSE), None)
-        before["accepted"] = next((a[0] for a in states if a[1] == 3), None)
-        stimulus.walk(client, accepted[0], rng.randrange(6, 16))
-        # A hook that names the socket itself is better than a transition seen: those may be a neighbour's.
-        direct = sampler.memory.hook("getsockopt") or sampler.memory.hook("send_length")
-        for end, key in ((client, "client"), (accepted[0], "accepted"), (server, "listening")):
-            sampler.take(end, None if direct else before[key])
-
-
-def _connect(stimulus: Stimulus, client: End, server: End, accepted: list[End]) -> None:
-    accepted.append(stimulus.connect(client, server))
-
-
-def collect_udp(sampler: Sampler, family: int) -> None:
-    """Bound, connected, disconnected; and bound to multicast: that alone tells inet_saddr from skc_rcv_saddr."""
-    stimulus = sampler.stimulus
-    for _ in range(3):
-        local, remote = stimulus.addresses.pair(family)
-        end = stimulus.bind(stimulus.open(family, socket.SOCK_DGRAM), local)
-        port = stimulus.rng.randrange(1024, 65536)
-        end.sock.setblocking(False)
-        sampler.take_flow(end, partial(end.sock.sendto, b"kcompat", (remote, port)), end.sock.getsockname()[:2],
-                          (remote, port))
-        sampler.take(end)
-        end.sock.connect((remote, port))
-        stimulus.plant(end.sock)
-        sampler.take(end)
-        stimulus.disconnect(end)
-        sampler.take(end)
-    for _ in range(3):
-        end = stimulus.bind(stimulus.open(family, socket.SOCK_DGRAM),
-                            stimulus.addresses.multicast(family))
-        end.label += " multicast"
-        sampler.take(end)
-
-
-def collect_raw(sampler: Sampler, family: int) -> None:
-    """Raw sockets: any protocol number we like, in the socket and in the routing key."""
-    stimulus = sampler.stimulus
-    for _ in range(8):
-        end = stimulus.raw(family)
-        local = end.sock.getsockname()[:2]
-        sampler.take(end)
-        elsewhere = stimulus.addresses.local(family)
-        sampler.take_flow(end, partial(end.sock.sendto, b"kcompat", (elsewhere, 0)), local, (elsewhere, 0))
-
-
-def collect_bare(sampler: Sampler) -> None:
-    """Sockets that talk to nobody: for another namespace's sake."""
-    for _ in range(3):
-        end = sampler.stimulus.bind(sampler.stimulus.open(socket.AF_INET, socket.SOCK_STREAM),
-                                    sampler.stimulus.addresses.local(socket.AF_INET))
-        calls = sampler.watch(end, end.sock.listen)
-        direct = sampler.memory.hook("getsockopt") or sampler.memory.hook("send_length")
-        sampler.take(end, None if direct or not calls else calls[0][0])
 
 
 def _any_getsockopt(sock: socket.socket) -> None:

@@ -150,13 +150,23 @@ def _rotated(values: Sequence[Encodings], by: int) -> list[Encodings]:
     return [*values[by:], *values[:by]]
 
 
-def pointers(windows: Sequence[bytes], end: int) -> Iterator[int]:
-    """Offsets at which every window holds something that can be a kernel pointer (upper half, 8-aligned place)."""
+def pointers(windows: Sequence[bytes], end: int, lowest: int) -> Iterator[int]:
+    """Offsets at which every window holds something that can be a kernel pointer, at a place aligned for one."""
     for at in range(0, min([end, *map(len, windows)]) - 7, 8):
-        if all(is_pointer(int.from_bytes(w[at:at + 8], "little")) for w in windows):
+        if all(is_pointer(int.from_bytes(w[at:at + 8], "little"), lowest) for w in windows):
             yield at
 
 
-def is_pointer(value: int) -> bool:
-    """Whether a 64-bit value lies in the kernel's half of the address space, small negative numbers aside."""
-    return 0xFF00_0000_0000_0000 <= value < 0xFFFF_FFFF_FFFF_F000
+def is_pointer(value: int, lowest: int) -> bool:
+    """Whether a 64-bit value lies in the kernel's part of the address space, small negative numbers aside."""
+    return lowest <= value < 0xFFFF_FFFF_FFFF_F000
+
+
+def lowest_pointer(witness: int, machine: str) -> int:
+    """Where the kernel's addresses begin, told by one of them.
+
+    Exact where it matters: x86 faults in another way on addresses that no page table can map (not canonical), and
+    5.3 to 5.15 write a warning with a backtrace to the log when a probe reads one. Four levels of page tables begin at
+    ffff8000..., five at ff000000...; a sock of a kernel with five lies at ff11... or above, below that of four.
+    """
+    return 0xFFFF_8000_0000_0000 if machine == "x86_64" and witness >= 0xFFFF_8000_0000_0000 else 0xFF00_0000_0000_0000

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import random
 import socket
 import struct
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -18,7 +20,7 @@ _TCP_QUICKACK = 12
 _IPV6_V6ONLY = 26
 # Protocol numbers nobody has been given (IANA), for raw sockets: any value will do, as long as it is rare.
 _UNASSIGNED = range(148, 250)
-_PATIENCE_S = 1.0
+_PATIENCE_S = 5.0  # a loopback connect takes 50 us, or 50 ms in an emulated machine
 
 
 @dataclass(slots=True)
@@ -68,13 +70,16 @@ class Addresses:
 class Stimulus:
     """Makes sockets for one run; `close` closes them all."""
 
-    def __init__(self, rng: random.Random, addresses: Addresses) -> None:
+    def __init__(self, rng: random.Random, addresses: Addresses, coin: Callable[[], bool] | None = None) -> None:
+        """`coin` says of each socket whether it is tied to the loopback device."""
         self.rng = rng
         self.addresses = addresses
+        self._coin = coin or (lambda: rng.random() < 0.5)
+        self._finales = itertools.cycle(rng.sample(_FINALES, len(_FINALES)))
         self.connections = 0
         self._open: list[socket.socket] = []
 
-    def open(self, family: int, kind: int, protocol: int = 0, *, to_device: bool | None = None) -> End:
+    def open(self, family: int, kind: int, protocol: int = 0) -> End:
         """An unbound socket with random mark and buffer sizes, tied to the loopback device by the toss of a coin."""
         sock = socket.socket(family, kind, protocol)
         self._open.append(sock)
@@ -82,16 +87,20 @@ class Stimulus:
         if family == socket.AF_INET6 and kind != socket.SOCK_RAW:
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_V6ONLY, 0)
         self.plant(sock)
-        device = self.rng.random() < 0.5 if to_device is None else to_device
+        device = self._coin()
         if device:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+            except PermissionError:  # CAP_NET_RAW, before 5.7
+                device = False
         return End(sock, LOOPBACK_IFINDEX if device else 0, f"{_family(family)} {_kind(kind)}")
 
     def plant(self, sock: socket.socket) -> None:
         """Gives options random values. Done again after a connect, copies made by the connect go stale."""
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, self.rng.randrange(20_000, 100_000))
-        sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.rng.randrange(1 << 24, 1 << 31))
+        with suppress(PermissionError):  # CAP_NET_ADMIN
+            sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.rng.randrange(1 << 24, 1 << 31))
 
     def bind(self, end: End, address: str) -> End:
         """Binds to a random port whose two bytes differ, so that the byte order shows."""
@@ -106,12 +115,6 @@ class Stimulus:
                     raise
                 continue
             return end
-
-    def listener(self, family: int, address: str) -> End:
-        end = self.bind(self.open(family, socket.SOCK_STREAM), address)
-        end.sock.listen()
-        end.label += " listening"
-        return end
 
     def raw(self, family: int) -> End:
         local, remote = self.addresses.pair(family)
@@ -152,7 +155,7 @@ class Stimulus:
         for _ in range(steps):
             self.rng.choice(_STEPS)(self.rng, *self.rng.choice(ways))
         # The last word decides how far ahead of its look-alikes each sequence number is.
-        self.rng.choice(_FINALES)(self.rng, *self.rng.choice(ways))
+        next(self._finales)(self.rng, *self.rng.choice(ways))
 
     @staticmethod
     def disconnect(end: End) -> None:

@@ -1,18 +1,20 @@
-"""Checks remembered offsets against one known connection per address family: memory is trusted only after that."""
+"""Checks remembered offsets against a few known connections: memory is trusted only after that."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import socket
 from collections.abc import Collection, Sequence
 
-from guessers.guess import has_ipv6, netns_inode
+from guessers.absence import has_ipv6
+from guessers.experiments import collect_tcp, netns_inode
 from guessers.hooks import BACKENDS, Backend
 from guessers.memory import KernelMemory, compiled
 from guessers.namespace import Netns, in_own_thread
 from guessers.pointers import leads_to_netns, leads_to_socket
-from guessers.sampling import Haul, Sampler, collect_tcp
+from guessers.sampling import Haul, Sampler
 from guessers.search import stands
 from guessers.stimulus import Addresses, Stimulus
 from kcompat.fields import Field, find
@@ -21,6 +23,8 @@ from kcompat.offsets import Offset, Offsets, State
 from kcompat.version import running_version_code
 
 log = logging.getLogger(__name__)
+
+_CONNECTIONS = 3  # a family: enough for neighbours with the same value to part ways
 
 
 def verify(kernel: Kernel, offsets: Sequence[Offset], backends: tuple[Backend, ...] = BACKENDS) -> Collection[Field]:
@@ -42,11 +46,13 @@ def _observe(memory: KernelMemory, nonce: bytes, offsets: Offsets) -> set[Field]
             namespace = None
         haul = Haul()
         ipv6 = has_ipv6()
-        stimulus = Stimulus(rng, Addresses(rng, private=namespace is not None, ipv6=ipv6))
+        # With a coin that falls either way for every kind of socket: small values must differ to refute anything.
+        stimulus = Stimulus(rng, Addresses(rng, private=namespace is not None, ipv6=ipv6),
+                            itertools.cycle((True, False, False)).__next__)
         try:
             sampler = Sampler(memory, stimulus, netns_inode(), haul)
             for family in (socket.AF_INET, socket.AF_INET6) if ipv6 else (socket.AF_INET,):
-                collect_tcp(sampler, rng, family, 1)
+                collect_tcp(sampler, rng, family, _CONNECTIONS)
             return {o.field for o in offsets.known().values() if not _holds(o, offsets, haul, memory)}
         finally:
             stimulus.close()
@@ -61,7 +67,7 @@ def _holds(offset: Offset, offsets: Offsets, haul: Haul, memory: KernelMemory) -
     if field == find("sk_socket"):
         return all(leads_to_socket(s, at, memory.read) for s in haul.socks)
     if field == find("skc_net"):
-        return len({s.sample.window[at:at + 8] for s in haul.socks}) == 1
+        return all(leads_to_netns(s, at, None, memory.read) for s in haul.socks[:2])
     if field == find("net.ns.inum"):
         net = offsets.get(find("skc_net"))
         if net is None or net.state is not State.KNOWN or net.offset is None:

@@ -1,4 +1,4 @@
-"""Everything here needs root and a kernel that loads BPF: skipped with the reason, or failed where a kernel is required."""
+"""Everything here needs root and a kernel that loads BPF: else skipped, or failed where a kernel is required."""
 
 import os
 import random

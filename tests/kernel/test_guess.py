@@ -1,12 +1,11 @@
 """The guess against BTF, on whatever kernel this runs: every field of the catalogue, again and again, undisturbed."""
 
+import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,14 +13,12 @@ import pytest
 
 from guessers.guess import guess
 from guessers.verify import verify
-from kcompat.attach import kprobe
 from kcompat.capabilities import BTF
 from kcompat.fields import CATALOGUE, find
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offset, State, Verdict
-from kcompat.sysbpf import bpf as bpf_call
 from kcompat.version import release_version
-from tests.kernel.conftest import backend_obstacle, cannot
+from tests.kernel.conftest import backend_obstacle
 
 RUNS = int(os.environ.get("KCOMPAT_GUESS_RUNS", "50"))
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -99,11 +96,8 @@ def test_two_guesses_at_once(oracle):
 
 def test_with_ipv6_switched_off_by_sysctl(oracle):
     """As on a host with net.ipv6.conf.all.disable_ipv6=1; in a namespace of our own, the real host is left alone."""
-    code = """
-        from pathlib import Path
-        for name in ("all", "default", "lo"):
-            Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
-        """
+    code = "from pathlib import Path\n" + "\n".join(
+        f"Path('/proc/sys/net/ipv6/conf/{name}/disable_ipv6').write_text('1')" for name in ("all", "default", "lo"))
     assert not disagreements_of(guess_elsewhere(["unshare", "--net"], code), oracle)
 
 
@@ -112,23 +106,21 @@ def test_as_first_process_of_a_pid_namespace(oracle):
 
 
 def test_where_no_namespace_can_be_made(oracle):
-    """Then the experiments run on the host's loopback, with mapped addresses instead of IPv6 ones of our own."""
-    code = """
-        from pathlib import Path
-        Path("/proc/sys/user/max_net_namespaces").write_text("0")
-        """
-    told = guess_elsewhere(["unshare", "--user", "--map-root-user", "--keep-caps"], code, check=False)
-    if told is None:
-        pytest.skip("BPF is refused in a user namespace, where alone the limit on namespaces could be tried")
-    assert not disagreements_of(told, oracle)
+    """Then the experiments run on the host's loopback, with mapped addresses instead of IPv6 ones of our own.
+
+    What only namespaces or IPv6 routes show may stay open then, but never be wrong.
+    """
+    code = ("import guessers.namespace\n"
+            "def refused(cls):\n    raise PermissionError(1, 'unshare')\n"
+            "guessers.namespace.Netns.fresh = classmethod(refused)")
+    differ = disagreements_of(guess_elsewhere([], code), oracle)
+    assert {name for name in differ if not name.startswith("flowi6.")} <= {"sock_common.skc_net", "net.ns.inum"}
+    assert all(reason and offset is None for _, offset, _, reason in differ.values())
 
 
 def test_never_opens_btf():
-    code = """
-        import sys
-        opened = []
-        sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
-        """
+    code = ("import sys\nopened = []\n"
+            "sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == 'open' else None)")
     told = guess_elsewhere([], code, after="assert any('kcompat' in p for p in opened), opened\n"
                            f"assert not [p for p in opened if p.startswith({str(BTF)!r})], opened")
     assert told
@@ -144,12 +136,12 @@ def test_interrupted_leaves_nothing_attached():
             while True:
                 guess()
         timer.join()
-    assert settled(resources, before) == before
+    assert resources() == before
 
 
 def test_no_word_in_the_kernel_log():
     """Following a pointer that is none can make a kernel warn: it did on 5.10, for addresses no CPU has."""
-    with open("/dev/kmsg", "rb", buffering=0, opener=lambda p, f: os.open(p, f | os.O_NONBLOCK)) as log:  # noqa: PTH123
+    with open("/dev/kmsg", "rb", buffering=0, opener=lambda p, f: os.open(p, f | os.O_NONBLOCK)) as log:
         os.lseek(log.fileno(), 0, os.SEEK_END)
         for _ in range(3):
             guess()
@@ -167,8 +159,10 @@ def test_verify_accepts_what_is_true(oracle):
 def test_verify_refutes_what_is_shifted(oracle, distance):
     known = [o for o in oracle.known().values() if o.offset + distance >= 0]
     shifted = [Offset.known(o.field, o.offset + distance, "test", width=o.width) for o in known]
-    missed = {o.field for o in known} - set(verify(Kernel.running(), shifted))
-    assert not {f.name for f in missed}
+    missed = {o.field.name for o in known}
+    for _ in range(3):  # a neighbour may hold the same value in all of a dozen sockets, one time in twenty
+        missed -= {f.name for f in verify(Kernel.running(), shifted)}
+    assert not missed
 
 
 def test_verify_refutes_one_of_many(oracle):
@@ -206,20 +200,14 @@ while True:
         self.process.stdout.close()
 
 
-def guess_elsewhere(prefix, before="", after="", check=True):
-    """{field: offset or None, or a reason} of a guess in another process, after a preparation and before a look back."""
-    lines = [line.strip() if line.startswith("        ") and not line.startswith("         ") else line[8:]
-             for line in before.splitlines()]
-    code = "\n".join([*lines, "import json", "from guessers.guess import guess", "found = guess().offsets",
+def guess_elsewhere(prefix, before="", after=""):
+    """{field: [verdict, offset, width, reason]} of a guess in another process, between two pieces of Python."""
+    code = "\n".join([before, "import json", "from guessers.guess import guess", "found = guess().offsets",
                       "told = {f.name: [str(o.verdict), o.offset, o.width, o.reason] for f, o in found.items()}", after,
                       "print(json.dumps(told))"])
     done = subprocess.run([*prefix, sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True,
                           timeout=240)
-    if done.returncode and not check:
-        return None
     assert done.returncode == 0, done.stderr
-    import json
-
     return json.loads(done.stdout)
 
 
@@ -229,29 +217,10 @@ def disagreements_of(told, oracle):
 
 
 def resources():
-    """BPF programs in the kernel, descriptors and threads of this process."""
-    return program_count(), len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
-
-
-def settled(look, wanted, patience_s=10.0):
-    """What `look` says once it says what is wanted: the kernel frees programs a moment after they are closed."""
-    deadline = time.monotonic() + patience_s
-    while (seen := look()) != wanted and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return seen
-
-
-def program_count():
-    """BPF_PROG_GET_NEXT_ID, 4.13 on."""
-    count, last = 0, 0
-    while True:
-        attr = bytearray(struct.pack("<III", last, 0, 0))
-        try:
-            bpf_call(11, attr)
-        except FileNotFoundError:
-            return count
-        last = struct.unpack_from("<I", attr, 4)[0]
-        count += 1
+    """Descriptors and threads of this process: programs, maps and hooks are descriptors, all but events of tracefs."""
+    events = [line for path in KPROBES[1:] if path.exists() for line in path.read_text().splitlines()
+              if f"kcompat_{os.getpid()}" in line]
+    return len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), events
 
 
 def read_or_none(log):

@@ -1,0 +1,179 @@
+"""The experiments of a guess: sockets of every kind, in namespaces of our own, each in states worth seeing."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from guessers.absence import has_ipv6
+from guessers.facts import TCP_CLOSE, TCP_SYN_RECV
+from guessers.memory import KernelMemory
+from guessers.namespace import NETNS, Netns
+from guessers.pointers import search_netns, search_socket
+from guessers.sampling import Haul, Sampler
+from guessers.stimulus import Addresses, End, Stimulus
+from kcompat.fields import find
+
+_CONNECTIONS = 6  # a family and round; both ends are sampled
+
+
+def collect(memory: KernelMemory, rng: random.Random, haul: Haul, *, whole: bool) -> None:
+    """One round of experiments into `haul`, in private namespaces where that is allowed.
+
+    A `whole` round also visits a second namespace and our own, and follows pointers: that must happen here, while
+    the sockets and namespaces they lead to are alive. The thread ends in the namespace it came from.
+    """
+    home = Netns() if NETNS.exists() else None
+    opened = [home] if home else []
+    try:
+        _collect_here(memory, rng, haul, _fresh(opened), follow=whole)
+        if whole and home:
+            if second := _fresh(opened):
+                _collect_bare(memory, rng, haul, second)
+            home.enter()
+            _collect_bare(memory, rng, haul, home)
+            for found in search_netns(haul.socks, memory.read):
+                haul.reached[found.field] = found
+    finally:
+        if home:
+            home.enter()
+        for namespace in opened:
+            namespace.close()
+
+
+def _fresh(opened: list[Netns]) -> Netns | None:
+    """A new namespace, entered; None where we may not have one and stay where we are."""
+    with suppress(OSError):
+        opened.append(Netns.fresh())
+        return opened[-1]
+    return None
+
+
+def _collect_here(memory: KernelMemory, rng: random.Random, haul: Haul, private: Netns | None, *,
+                  follow: bool) -> None:
+    ipv6 = has_ipv6()
+    stimulus = Stimulus(rng, Addresses(rng, private=private is not None, ipv6=ipv6))
+    sampler = Sampler(memory, stimulus, netns_inode(), haul)
+    try:
+        for family in (socket.AF_INET, socket.AF_INET6) if ipv6 else (socket.AF_INET,):
+            collect_tcp(sampler, rng, family, _CONNECTIONS)
+            if follow:
+                collect_udp(sampler, family)
+            collect_raw(sampler, family)
+        if follow:
+            haul.reached[find("sk_socket")] = search_socket(haul.socks, memory.read)
+    finally:
+        haul.connections += stimulus.connections
+        stimulus.close()
+
+
+def _collect_bare(memory: KernelMemory, rng: random.Random, haul: Haul, namespace: Netns) -> None:
+    stimulus = Stimulus(rng, Addresses(rng, private=False, ipv6=False))
+    try:
+        collect_bare(Sampler(memory, stimulus, namespace.inode, haul))
+    finally:
+        stimulus.close()
+
+
+def netns_inode() -> int:
+    """The number of the namespace this thread is in; 0 on a kernel without namespaces."""
+    return NETNS.stat().st_ino if NETNS.exists() else 0
+
+
+def collect_tcp(sampler: Sampler, rng: random.Random, family: int, connections: int) -> None:
+    """Connections with random histories, both ends sampled, their listeners too."""
+    for _ in range(connections):
+        with _tolerant(sampler.haul, "a TCP connection"):
+            _sample_connection(sampler, rng, family)
+
+
+def _sample_connection(sampler: Sampler, rng: random.Random, family: int) -> None:
+    stimulus = sampler.stimulus
+    local, remote = stimulus.addresses.pair(family)
+    server = stimulus.bind(stimulus.open(family, socket.SOCK_STREAM), remote)
+    server.label += " listening"
+    listening = sampler.watch(server.sock.listen)
+    client = stimulus.bind(stimulus.open(family, socket.SOCK_STREAM), local)
+    target = server.sock.getsockname()[:2]
+    made: list[End] = []
+    sampler.take_flow(client, lambda: made.append(stimulus.connect(client, server)),
+                      client.sock.getsockname()[:2], target)
+    accepted = made[0]
+    states = [call.args for call in sampler.memory.calls() if call.hook.name == "set_state"]
+    stimulus.walk(client, accepted, rng.randrange(6, 16))
+    for end, seen in ((client, _entering(states, TCP_CLOSE)), (accepted, _entering(states, TCP_SYN_RECV)),
+                      (server, listening[0][0] if listening else None)):
+        # A hook that names the socket itself is better than a transition seen: those may be a neighbour's.
+        sampler.take(end, None if sampler.direct else seen)
+
+
+def _entering(states: list[tuple[int, ...]], old: int) -> int | None:
+    """The sock of the first transition out of state `old`: ``inet_sock_set_state(sk, oldstate, newstate)``."""
+    return next((sk for sk, oldstate, *_ in states if oldstate == old), None)
+
+
+def collect_udp(sampler: Sampler, family: int) -> None:
+    """Bound, connected, disconnected; and bound to multicast: that alone tells inet_saddr from skc_rcv_saddr."""
+    for _ in range(3):
+        with _tolerant(sampler.haul, "a UDP socket"):
+            _sample_datagrams(sampler, family)
+    for _ in range(3):
+        with _tolerant(sampler.haul, "a multicast socket"):
+            stimulus = sampler.stimulus
+            end = stimulus.bind(stimulus.open(family, socket.SOCK_DGRAM), stimulus.addresses.multicast(family))
+            end.label += " multicast"
+            sampler.take(end)
+
+
+def _sample_datagrams(sampler: Sampler, family: int) -> None:
+    stimulus = sampler.stimulus
+    local, remote = stimulus.addresses.pair(family)
+    end = stimulus.bind(stimulus.open(family, socket.SOCK_DGRAM), local)
+    target = (remote, stimulus.rng.randrange(1024, 65536))
+    sampler.take_flow(end, lambda: end.sock.sendto(b"kcompat", target), end.sock.getsockname()[:2], target)
+    sampler.take(end)
+    end.sock.connect(target)
+    stimulus.plant(end.sock)
+    sampler.take(end)
+    stimulus.disconnect(end)
+    sampler.take(end)
+
+
+def collect_raw(sampler: Sampler, family: int) -> None:
+    """Raw sockets: any protocol number we like, in the socket and in the routing key."""
+    for _ in range(8):
+        with _tolerant(sampler.haul, "a raw socket"):
+            _sample_raw(sampler, family)
+
+
+def _sample_raw(sampler: Sampler, family: int) -> None:
+    end = sampler.stimulus.raw(family)
+    sampler.take(end)
+    target = (sampler.stimulus.addresses.local(family), 0)
+    sampler.take_flow(end, lambda: end.sock.sendto(b"kcompat", target), end.sock.getsockname()[:2], target)
+
+
+def collect_bare(sampler: Sampler) -> None:
+    """Sockets that talk to nobody: for another namespace's sake. It may be one whose loopback is down.
+
+    There 127/8 counts as a broadcast address, and inet_saddr stays 0 as for multicast.
+    """
+    stimulus = sampler.stimulus
+    for _ in range(3):
+        with _tolerant(sampler.haul, "a socket that listens"):
+            end = stimulus.bind(stimulus.open(socket.AF_INET, socket.SOCK_STREAM),
+                                stimulus.addresses.local(socket.AF_INET))
+            calls = sampler.watch(end.sock.listen)
+            sampler.take(end, None if sampler.direct or not calls else calls[0][0],
+                         untold=frozenset({find("inet_saddr")}))
+
+
+@contextmanager
+def _tolerant(haul: Haul, what: str) -> Iterator[None]:
+    """An experiment the system refuses (a capability taken away, a firewall) is counted; the others go on."""
+    try:
+        yield
+    except OSError as error:
+        haul.miss(f"{what} failed: {error.strerror or error}")
