@@ -158,7 +158,7 @@ def _show(result: Result, with_console: bool) -> None:
     if outcome is not Outcome.PASS and run and with_console:
         for line in run.tail.splitlines():
             terminal.print(f"  | {escape(line)}")
-        terminal.print(f"  whole console: {escape(str(result.log))}")
+        terminal.print(f"  whole console: {escape(str(run.log))}")
 
 
 if __name__ == "__main__":

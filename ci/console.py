@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import BinaryIO
 
 LOG_LIMIT = 16 << 20
@@ -17,6 +18,10 @@ class Console:
         self._tail_limit = tail
         self._tail = bytearray()
         self._dropped = 0
+
+    @property
+    def path(self) -> Path:
+        return Path(self._file.name)
 
     @property
     def tail(self) -> str:

@@ -23,7 +23,6 @@ class Result:
     fetch_s: float
     image: Image | None = None
     run: Run | None = None
-    log: Path | None = None
 
     def as_json(self) -> dict[str, Any]:
         image, run = self.image, self.run
@@ -41,7 +40,7 @@ class Result:
             "fetch_s": round(self.fetch_s, 2),
             "boot_s": run and run.boot_s,
             "vm_s": run and round(run.total_s, 2),
-            "log": self.log and str(self.log),
+            "log": str(run.log) if run and run.log else None,
         }
 
 
@@ -53,4 +52,4 @@ def run_entry(entry: Entry, job: Job, cache: Path, log: Path, progress: Callable
         return Result(entry, Verdict(Outcome.UNKNOWN, str(error)), time.monotonic() - begun)
     fetched = time.monotonic()
     run = boot(Kernel(image.vmlinuz, image.release), job, log, progress)
-    return Result(entry, run.verdict, fetched - begun, image, run, log)
+    return Result(entry, run.verdict, fetched - begun, image, run)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import secrets
 import select
@@ -15,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from ci.console import Console
 from ci.verdict import Outcome, Verdict, judge, last_lines, parse_report
@@ -79,6 +82,7 @@ class Run:
     tail: str
     boot_s: float | None
     total_s: float
+    log: Path | None = None
 
 
 def guest_script(job: Job, nonce: str) -> str:
@@ -126,8 +130,7 @@ def boot(kernel: Kernel, job: Job, log: Path, progress: Callable[[str], None] = 
         script, report_file, nonce = work / "guest.sh", work / "report", secrets.token_hex(16)
         script.write_text(guest_script(job, nonce))
         report_file.touch()
-        log.parent.mkdir(parents=True, exist_ok=True)
-        console = Console(log.open("wb"))
+        console = Console(_open_log(log))
         try:
             command = vng_command(str(find_tool("vng")), kernel, job, script, report_file)
             in_time = _run(command, job.deadline_s, work, console, progress)
@@ -135,7 +138,20 @@ def boot(kernel: Kernel, job: Job, log: Path, progress: Callable[[str], None] = 
             console.close()
         report = parse_report(report_file.read_text(errors="replace"), nonce)
     verdict = judge(report, console.tail, kernel.release, None if in_time else job.deadline_s)
-    return Run(verdict, "\n".join(last_lines(console.tail, 40)), report.boot_s, time.monotonic() - begun)
+    return Run(verdict, "\n".join(last_lines(console.tail, 40)), report.boot_s, time.monotonic() - begun, console.path)
+
+
+def _open_log(path: Path) -> BinaryIO:
+    """The log, or one beside it while another run of the same kernel writes there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for candidate in (path, path.with_name(f"{path.stem}-{os.getpid()}{path.suffix}")):
+        file = candidate.open("ab")
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            return file
+        file.close()
+    raise RuntimeError(f"two boots of this process write to {candidate}")
 
 
 def _obstacle(kernel: Kernel) -> str | None:

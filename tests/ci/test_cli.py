@@ -23,8 +23,8 @@ def ci(monkeypatch):
         def play(entry, job, cache, log, progress):
             ci.jobs.append((entry.name, job, log))
             outcome = outcomes.get(f"k{entry.name.replace('.', '_')}", Outcome.PASS)
-            run = Run(Verdict(outcome, "why"), "line one\nline [two]", 8.0, 30.0)
-            return Result(entry, run.verdict, 1.0, None, run, log)
+            run = Run(Verdict(outcome, "why"), "line one\nline [two]", 8.0, 30.0, log)
+            return Result(entry, run.verdict, 1.0, None, run)
 
         monkeypatch.setattr(cli, "run_entry", play)
         return CliRunner().invoke(cli.main, list(args))

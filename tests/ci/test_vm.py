@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ci.verdict import Outcome
-from ci.vm import Job, Kernel, boot, guest_script, vng_command
+from ci.vm import Job, Kernel, _open_log, boot, guest_script, vng_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -57,6 +57,15 @@ def test_words_are_quoted_on_their_way_through_the_shells():
     command = vng_command("vng", Kernel(Path("/a dir/vmlinuz")), job, Path("/t/guest.sh"), Path("/t/report"))
     assert "'/a dir/vmlinuz'" in command
     assert [word for word in command if word.startswith("--append")] == ["--append=quiet", "--append=x=y"]
+
+
+def test_two_runs_of_a_kernel_do_not_share_a_log(tmp_path):
+    with _open_log(tmp_path / "5.10.log") as first:
+        first.write(b"first")
+        with _open_log(tmp_path / "5.10.log") as second:
+            assert Path(second.name) == tmp_path / f"5.10-{os.getpid()}.log"
+    with _open_log(tmp_path / "5.10.log") as again:
+        assert Path(again.name).read_bytes() == b""
 
 
 @pytest.mark.vm
