@@ -556,8 +556,11 @@ static __always_inline void count_datagram(void *sk, const struct tuple *tuple, 
 			return;
 	}
 	state->last_ns = bpf_ktime_get_ns();
-	__sync_fetch_and_add(&state->bytes_read, read);
-	__sync_fetch_and_add(&state->bytes_written, written);
+	/* Adding a constant 0 would become an atomic instruction that kernels before 5.12 do not know. */
+	if (read)
+		__sync_fetch_and_add(&state->bytes_read, read);
+	if (written)
+		__sync_fetch_and_add(&state->bytes_written, written);
 }
 
 static __always_inline void remember_route(const struct route *route)
