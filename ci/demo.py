@@ -59,7 +59,7 @@ def offsets() -> None:
 
 def flows(directory: Path) -> None:
     records, lines = directory / "flows.jsonl", directory / "flows.lp"
-    with wire() as names, _collecting(f"jsonl:{records}", f"lineproto:{lines}", "table"):
+    with wire() as names, _collecting(directory, f"jsonl:{records.name}", f"lineproto:{lines.name}", "table"):
         expected = traffic(*names)
     print("\n$ cat flows.lp   # the same flows in InfluxDB line protocol")
     print(lines.read_text(), end="")
@@ -104,12 +104,12 @@ def wire() -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def _collecting(*outputs: str) -> Iterator[None]:
-    """A collector that flushes once, when the traffic is over."""
+def _collecting(directory: Path, *outputs: str) -> Iterator[None]:
+    """A collector that writes into `directory`, and flushes once, when the traffic is over."""
     command = [str(KCOMPAT), "--db", str(DATABASE), "collect", "--interval", "60",
                *(part for output in outputs for part in ("--output", output))]
     print(f"\n$ kcompat collect {' '.join(command[6:])}", flush=True)
-    with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=REPOSITORY) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=directory) as process:
         try:
             _wait_for(process, b"collecting")
             yield

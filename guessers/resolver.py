@@ -10,6 +10,7 @@ from kcompat.errors import KcompatError
 from kcompat.fields import CATALOGUE, Field
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offset
+from kcompat.probe import require_bpf
 
 
 class GuessResolver:
@@ -29,5 +30,6 @@ class GuessResolver:
         """
         if kernel.key != Kernel.running().key:
             raise KcompatError(f"only the running kernel can be guessed, not {kernel.release or kernel.key}")
+        require_bpf()
         self.last = guess(CATALOGUE, backends=self._backends)
         return [self.last.offsets[field] for field in wanted]

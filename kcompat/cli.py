@@ -34,11 +34,22 @@ class _ToStderr(logging.Handler):
 class _Commands(click.Group):
     """Turns the errors a user can meet into one line and an exit code; a bug keeps its traceback."""
 
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().main(*arguments, **options)
+        finally:
+            # What is still buffered would fail only when Python is all but gone, and without a word of ours.
+            try:
+                emit("")
+            except BrokenPipeError:
+                quiet_pipe()
+            except KcompatError as error:
+                click.echo(f"kcompat: {error}", err=True)
+                sys.exit(error.exit_code)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-            return result
+            return super().invoke(ctx)
         except KcompatError as error:
             click.echo(f"kcompat: {' '.join(str(error).split())}", err=True)
             ctx.exit(error.exit_code)
@@ -54,7 +65,7 @@ class _Commands(click.Group):
               help="Where offsets are remembered. Default: /var/lib/kcompat/offsets.db for root, else in "
                    "$XDG_DATA_HOME/kcompat.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more on standard error.")
-@click.version_option(package_name="kcompat", message="%(prog)s %(version)s")
+@click.version_option(package_name="kcompat", message="%(package)s %(version)s")
 @click.pass_context
 def main(ctx: click.Context, db_path: Path | None, verbose: bool) -> None:
     """Find where kernel struct fields lie, with BTF or without, and collect network flows with them.

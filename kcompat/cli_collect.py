@@ -14,6 +14,7 @@ from collector import pipeline
 from collector.config import Exclusions, NetflowOptions
 from collector.sinks import open_sinks
 from kcompat.cli_sources import Request, answer
+from kcompat.probe import require_bpf
 
 
 def rendered(dataset: str, request: Request, nodename: str) -> str:
@@ -30,11 +31,12 @@ def run(request: Request, nodename: str, *, interval: float, duration: float | N
     options = NetflowOptions(hostname if hostname is not None else nodename, interval, ephemeral_port, loopback,
                              Exclusions.parse(exclude))
     sinks = open_sinks(outputs or ("table",))
+    stop = threading.Event()
     try:
-        got = answer(request, pipeline.wanted())
-        click.echo(f"kcompat: {got.origin}", err=True)
-        stop = threading.Event()
+        require_bpf()
         with _signals(stop) as caught:
+            got = answer(request, pipeline.wanted())
+            click.echo(f"kcompat: {got.origin}", err=True)
             summary = pipeline.collect(options, got.offsets, sinks, duration_s=duration, stop=stop,
                                        ready=_Announced(f"collecting every {interval:g} s"))
     finally:
@@ -62,7 +64,8 @@ def _told(summary: pipeline.Summary, dropped: int) -> str:
         lost["flows past the limit"] = overflow
     if dropped:
         lost["not delivered"] = dropped
-    words = f"{summary.records} records in {summary.flushes} intervals with {summary.backend} hooks"
+    words = (f"{summary.records} record{'s' * (summary.records != 1)} in {summary.flushes} "
+             f"interval{'s' * (summary.flushes != 1)} with {summary.backend} hooks")
     return f"{words}; lost: {', '.join(f'{count} {name}' for name, count in lost.items()) or 'nothing'}"
 
 

@@ -53,7 +53,7 @@ def drawn(draw: Callable[[Console], None]) -> str:
     """What `draw` prints on a console, coloured only where standard output is a terminal."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else COLUMNS + 1, highlight=False, emoji=False)
+    console = Console(width=None if sys.stdout.isatty() else COLUMNS, highlight=False, emoji=False)
     with console.capture() as captured:
         draw(console)
     # rich pads cells to the column's width: no trailing blanks in what people paste into reports.
@@ -94,7 +94,7 @@ def _notes(offsets: Iterable[Offset]) -> Iterator[str]:
 
 
 def indented(text: str) -> str:
-    return fill(text, COLUMNS, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False) + "\n"
+    return fill(text, COLUMNS, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False) + "\n"
 
 
 def place(offset: Offset) -> str:

@@ -86,6 +86,9 @@ def answer(request: Request, wanted: Sequence[Field]) -> Answer:
         offsets = resolution.offsets
         if not any(a.answered for a in resolution.attempts) and (failed := [w.error for w in asked if w.error]):
             raise failed[-1]
+        if request.source == "db" and not any(o.source == "db" for o in offsets.values()):
+            raise KcompatError(f"{memory.path}: holds nothing of kernel {kernel.release or kernel.key} that was asked "
+                               "for; `kcompat resolve` or `sudo kcompat guess` fills it")
         _tell_failures(resolution.attempts)
         recorded = request.record and memory.record(kernel, offsets)
     guess = guesser.last if guesser else None
@@ -147,7 +150,9 @@ def _resolvers(request: Request, foreign: bool, db: Database | None,
 
 def _verify(kernel: Kernel, offsets: Sequence[Offset]) -> Collection[Field]:
     from guessers.verify import verify
+    from kcompat.probe import require_bpf
 
+    require_bpf()
     return verify(kernel, offsets)
 
 

@@ -13,7 +13,10 @@ from functools import cache
 from pathlib import Path
 
 from kcompat import attach
+from kcompat.bpf import Object
 from kcompat.errors import Missing
+from kcompat.load import Loaded
+from kcompat.maps import MapSpec
 from kcompat.sysbpf import Cmd, MapType, ProgramRefused, ProgType, bpf, map_create, prog_load, raise_memlock
 from kcompat.version import running_version_code
 
@@ -27,6 +30,11 @@ _RETURN_0 = struct.pack("<BBhi", 0xB7, 0, 0, 0) + struct.pack("<BBhi", 0x95, 0, 
 
 class Denied(OSError):
     """We are not allowed to find out: nothing was learnt about the kernel."""
+
+
+def require_bpf() -> None:
+    """Raises Missing or Unsupported where no map can be made, before anybody compiles: bcc would only say EPERM."""
+    Loaded(Object((), (MapSpec("kcompat_probe", MapType.ARRAY, 4, 8, 1),), "GPL"), 0).close()
 
 
 def bpf_syscall() -> str:

@@ -1,0 +1,108 @@
+"""`kcompat collect` from outside: its signals, its outputs, what it says when nothing can be collected."""
+
+import json
+import os
+import signal
+import socket
+
+import pytest
+from line_protocol_parser import parse_line
+
+from tests.kcompat.cli_tools import collecting, end, kcompat, one_line
+
+pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="not root")]
+
+SENT = 12345
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path
+
+
+def connect_once():
+    """One connection over loopback with SENT bytes; the server's port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            peer, _ = server.accept()
+            with peer:
+                client.sendall(bytes(SENT))
+                client.shutdown(socket.SHUT_WR)
+                while peer.recv(1 << 16):
+                    pass
+    return port
+
+
+def of_port(records, port):
+    return [r for r in records if r["tags"]["dst_port"] == str(port) and r["tags"]["direction"] == "outgoing"]
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_flushes_before_it_ends(home, number, status):
+    output = home / "flows.jsonl"
+    with collecting("--interval", "600", "--loopback", "--output", f"jsonl:{output}", home=home) as process:
+        port = connect_once()
+        code, out, err = end(process, number)
+
+    assert code == status and "Traceback" not in err
+    (record,) = of_port(map(json.loads, output.read_text().splitlines()), port)
+    assert record["fields"]["bytes_written"] == SENT
+    assert out == ""
+
+
+def test_a_duration_ends_it_with_a_summary(home):
+    done = kcompat("collect", "--duration", "0.3", "--loopback", "--exclude", "process=nobody", home=home)
+
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert "in 1 interval with" in done.stderr.splitlines()[-1] and "lost: nothing" in done.stderr.splitlines()[-1]
+
+
+def test_several_outputs_get_the_same_records(home):
+    jsonl, lines = home / "a.jsonl", home / "a.lp"
+    with collecting("--interval", "600", "--loopback", "--hostname", "box", "--output", f"jsonl:{jsonl}", "--output",
+                    f"lineproto:{lines}", "--output", "table", home=home) as process:
+        port = connect_once()
+        code, out, _ = end(process)
+
+    assert code == 0
+    (record,) = of_port(map(json.loads, jsonl.read_text().splitlines()), port)
+    (point,) = of_port(map(parse_line, lines.read_text().splitlines()), port)
+    assert point["fields"] == record["fields"] and point["time"] == record["time"]
+    assert record["tags"]["host"] == "box"
+    assert f"127.0.0.1:{port}" in out
+
+
+def test_minus_is_standard_output_and_nothing_else_is_there(home):
+    with collecting("--interval", "600", "--loopback", "--output", "jsonl:-", home=home) as process:
+        port = connect_once()
+        _, out, _ = end(process)
+
+    assert len(of_port([json.loads(line) for line in out.splitlines()], port)) == 1
+
+
+def test_an_excluded_port_is_left_out(home):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with collecting("--interval", "600", "--loopback", "--output", "jsonl:-", "--exclude", f"port={port}",
+                        home=home) as process:
+            socket.create_connection(("127.0.0.1", port), timeout=10).close()
+            _, out, _ = end(process)
+
+    assert of_port([json.loads(line) for line in out.splitlines()], port) == []
+
+
+def test_a_reader_that_leaves_ends_it_quietly(home):
+    with collecting("--interval", "1", "--loopback", "--output", "jsonl:-", home=home) as process:
+        process.stdout.close()
+        connect_once()
+        code = process.wait(timeout=20)
+        err = process.stderr.read()
+
+    assert code == 0 and "Traceback" not in err and "BrokenPipe" not in err
+
+
+def test_offsets_that_are_not_known_load_nothing(home):
+    done = kcompat("--db", home / "empty.db", "collect", "--source", "db", "--duration", "1", home=home)
+
+    assert done.returncode == 1 and "empty.db" in one_line(done.stderr)
