@@ -1,0 +1,80 @@
+"""Every command has help with an example, and stands in the README."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from kcompat.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def commands(group=main, path=("kcompat",)):
+    """(words, command) of the command, its groups and everything below."""
+    yield path, group
+    if isinstance(group, click.Group):
+        for name, command in group.commands.items():
+            yield from commands(command, (*path, name))
+
+
+ALL = list(commands())
+ids = [" ".join(words) for words, _ in ALL]
+
+
+def helped(words):
+    done = CliRunner().invoke(main, [*words[1:], "--help"], prog_name="kcompat")
+    assert done.exit_code == 0
+    return done.stdout
+
+
+def test_the_commands_of_the_design_are_there():
+    assert set(ids) == {"kcompat", "kcompat info", "kcompat resolve", "kcompat guess", "kcompat db", "kcompat db show",
+                        "kcompat db disagreements", "kcompat render", "kcompat collect"}
+
+
+@pytest.mark.parametrize("words, command", ALL, ids=ids)
+def test_a_command_has_help_with_an_example(words, command):
+    said = helped(words)
+
+    assert command.help and command.help.splitlines()[0].endswith(".")
+    assert re.search(r"Examples?:\n", said), said
+    assert " ".join(words) in said.partition("Example")[2]
+    assert max(map(len, said.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("words, command", ALL, ids=ids)
+def test_an_example_is_a_command_line_that_parses(words, command):
+    for line in re.findall(r"^ +(?:sudo )?kcompat (.*)$", helped(words).partition("Example")[2], re.MULTILINE):
+        parsed, arguments = main, line.split()
+        while isinstance(parsed, click.Group):
+            name, parsed, arguments = parsed.resolve_command(click.Context(parsed), arguments)
+        parsed.make_context(name, arguments)
+
+
+@pytest.mark.parametrize("words, command", ALL, ids=ids)
+def test_every_option_says_what_it_does(words, command):
+    for parameter in command.params:
+        assert isinstance(parameter, click.Argument) or parameter.help, parameter.name
+
+
+@pytest.mark.parametrize("words", [words for words, _ in ALL], ids=ids)
+def test_a_command_stands_in_the_readme(words):
+    assert " ".join(words) in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_has_no_command_there_is_not():
+    text = (ROOT / "README.md").read_text()
+    # Only what is set as code: `kcompat ...` and lines of transcripts.
+    said = set(re.findall(r"(?:`|\$ |^ *(?:sudo )?)(?:sudo )?kcompat ([a-z]+)", text, re.MULTILINE))
+
+    assert said <= set(main.commands), said - set(main.commands)
+
+
+def test_the_readme_names_the_make_targets_it_may():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+    assert {"run", "test", "lint", "bench", "venv"} <= targets
+    assert set(re.findall(r"`make ([a-z-]+)`", (ROOT / "README.md").read_text())) <= targets
