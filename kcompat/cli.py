@@ -280,7 +280,7 @@ def collect(db: Path | None, /, datasets: str, source: str, vmlinux: Path | None
       sudo kcompat collect --interval 10
       sudo kcompat collect --output jsonl:/var/log/flows.jsonl --output table
       sudo kcompat collect --output http://127.0.0.1:9529/v1/write/network
-      sudo kcompat collect --exclude port=22 --exclude cidr=10.0.0.0/8 --duration 60
+      sudo kcompat collect --exclude port=22 --exclude cidr=10.0.0.0/8
     """
     from kcompat.cli_collect import run
 
