@@ -31,7 +31,7 @@ help:
 	@echo "make venv    only the virtual environment, with everything developers use"
 
 run: packages $(VENV)/.run
-	$(BIN)/python -m ci.demo
+	@$(BIN)/python -m ci.demo
 
 test: lint
 	KCOMPAT_REQUIRE_KERNEL=$$([ $$(id -u) -eq 0 ] && echo 1 || echo 0) \
@@ -53,11 +53,12 @@ venv: packages-dev $(VENV)/.test
 
 # A virtual environment moved or copied from another clone still points there: it is made anew.
 define make_venv
-	if ! $(BIN)/python -c 'import sys; sys.exit(sys.prefix != "$(CURDIR)/$(VENV)")' 2>/dev/null; then \
+	@echo "installing $(1) into $(VENV)"
+	@if ! $(BIN)/python -c 'import sys; sys.exit(sys.prefix != "$(CURDIR)/$(VENV)")' 2>/dev/null; then \
 		rm -rf $(VENV); $(PYTHON) -m venv --system-site-packages $(VENV); \
 	fi
-	timeout $(INSTALL_S) $(BIN)/python -m pip install --quiet --retries 3 --timeout 30 -e '$(1)'
-	touch $@
+	@timeout $(INSTALL_S) $(BIN)/python -m pip install --quiet --retries 3 --timeout 30 -e '$(1)'
+	@touch $@
 endef
 
 $(VENV)/.run: pyproject.toml
@@ -73,6 +74,7 @@ define install
 		[ "$$status" = installed ] || missing="$$missing $$package"; \
 	done; \
 	if [ -n "$$missing" ]; then \
+		echo "missing:$$missing"; \
 		if [ $$(id -u) -ne 0 ]; then echo "as root: apt-get install$$missing" >&2; exit 2; fi; \
 		timeout $(INSTALL_S) apt-get update -qq; \
 		DEBIAN_FRONTEND=noninteractive timeout $(INSTALL_S) \
