@@ -9,6 +9,7 @@ SHELL := /bin/bash
 PYTHON := /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
+EXTRAS := [test,lint,matrix]
 PACKAGES := python3-bpfcc python3-venv iproute2
 # What the tests compare with, and what boots other kernels.
 PACKAGES_DEV := $(PACKAGES) bpftool busybox-static clang clang-format cpio file gcc git kmod libc6-dev pahole \
@@ -65,7 +66,7 @@ $(VENV)/.run: pyproject.toml
 	$(call make_venv,.)
 
 $(VENV)/.test: pyproject.toml
-	$(call make_venv,.[test,lint,matrix])
+	$(call make_venv,.$(EXTRAS))
 
 define install
 	missing=""; \
