@@ -17,13 +17,14 @@ _DIRECTIVE = re.compile(r"^\s*#\s*(\w+)\s*(.*)$")
 def defines(offsets: Mapping[Field, Offset]) -> str:
     """One ``#define`` block per known field, in catalogue order; unknown and absent fields get nothing.
 
-    A bitfield inside a byte gets no macro either: READ() copies whole bytes.
+    A bitfield inside a byte gets no macro either: READ() copies whole bytes. The source of an offset is not said:
+    the same offsets make the same C, so what is compiled stays usable whoever found them.
     """
     lines = []
     for field, offset in offsets.items():
         if offset.state is State.KNOWN and offset.bit_offset is None:
             lines += [
-                f"#define OFFSET_{field.macro} {offset.offset} /* {offset.source} */",
+                f"#define OFFSET_{field.macro} {offset.offset}",
                 f"#define WIDTH_{field.macro} {offset.width}",
                 f"#define HAVE_{field.macro} 1",
             ]
