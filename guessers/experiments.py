@@ -17,6 +17,7 @@ from guessers.stimulus import Addresses, End, Stimulus
 from kcompat.fields import find
 
 _CONNECTIONS = 6  # a family and round; both ends are sampled
+_RAW = 12  # so many that the interface of their routing keys, a toss of a coin each, shows a pattern no other place has
 
 
 def collect(memory: KernelMemory, rng: random.Random, haul: Haul, *, whole: bool) -> None:
@@ -143,7 +144,7 @@ def _sample_datagrams(sampler: Sampler, family: int) -> None:
 
 def collect_raw(sampler: Sampler, family: int) -> None:
     """Raw sockets: any protocol number we like, in the socket and in the routing key."""
-    for _ in range(8):
+    for _ in range(_RAW):
         with _tolerant(sampler.haul, "a raw socket"):
             _sample_raw(sampler, family)
 

@@ -6,7 +6,7 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from guessers.absence import why_absent, why_untold
@@ -91,16 +91,20 @@ def _experiment(memory: KernelMemory, nonce: bytes, wanted: Sequence[Field], com
 
 
 def solve(wanted: Sequence[Field], haul: Haul, memory: KernelMemory) -> list[Offset]:
-    """Candidates for every wanted field, then verdicts. The haul may hold several rounds."""
-    samples: dict[str, list[Sample]] = {"sock": [s.sample for s in haul.socks], **haul.flows}
-    found = [haul.reached.get(field, Found(field, (), {"samples": 0})) if field in FOLLOWED
-             else search(field, samples.get(field.base, ())) for field in wanted]
-    verdicts = judge(found, samples, {f: _why_no_sample(f, haul, memory) for f in wanted})
+    """Verdicts with what the solver cannot know: why there is no sample, what was hooked, what is not there at all."""
+    verdicts = deduce(wanted, haul, {f: _why_no_sample(f, haul, memory) for f in wanted})
     return [_completed(verdicts[field], memory) for field in wanted]
 
 
+def deduce(wanted: Sequence[Field], haul: Haul, missing: Mapping[Field, str]) -> dict[Field, Offset]:
+    """Candidates for every wanted field, then verdicts: no I/O. The haul may hold several rounds."""
+    samples: dict[str, list[Sample]] = {"sock": [s.sample for s in haul.socks], **haul.flows}
+    found = [haul.reached.get(field, Found(field, (), {"samples": 0})) if field in FOLLOWED
+             else search(field, samples.get(field.base, ())) for field in wanted]
+    return judge(found, samples, missing)
+
+
 def _completed(offset: Offset, memory: KernelMemory) -> Offset:
-    """With what the solver cannot know: which hooks showed the object, and whether the field is there at all."""
     if offset.state is State.UNKNOWN and not offset.candidates and (reason := why_absent(offset.field)):
         return Offset.absent(offset.field, SOURCE, reason, evidence=offset.evidence)
     objects = _objects(offset.field)

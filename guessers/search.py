@@ -16,7 +16,7 @@ Encodings = tuple[bytes, ...]
 
 HOLD_OUT = 4  # every fourth sample is kept back from the search and used only to check its answer
 _STARTS = 6  # values the search may begin with: the rarest of them leaves least to check
-_WINDOWS, _VALUES = 3, 12  # enough memory and enough values to measure how common a value is
+_VALUES, _ALIKE = 12, 8  # enough values, and samples of a value, to measure how common it is
 # Fields whose value was chosen by the toss of a coin for every sample, whatever else the sample is.
 TOSSED = frozenset({"skc_bound_dev_if", "flowi_oif"})
 
@@ -101,20 +101,30 @@ def search(field: Field, samples: Iterable[Sample]) -> Found:
 def expected_false_positives(field: Field, samples: Sequence[Sample]) -> float:
     """How many offsets would pass by chance.
 
-    The chance of each value is measured, not assumed: how often it stands in the windows of all samples. That is
-    honest for small numbers, which memory is full of.
+    The chance of each value is measured, not assumed: at how many places do the samples that have it all show it? That
+    is honest for small numbers, which memory is full of, and for samples with the same value, which are not
+    independent: a place that holds it once tends to hold it again, and counts once.
     """
     step = alignment(field)
-    looked_at = samples[::max(1, len(samples) // _WINDOWS)][:_WINDOWS]
-    places = sum(max(1, s.end // step) for s in looked_at)
+    places = sum(max(1, s.end // step) for s in samples) / len(samples)
+    by_value: dict[Encodings, list[Sample]] = {}
+    for sample in samples:
+        by_value.setdefault(sample.values[field], []).append(sample)
     chance = 1.0
-    # Samples with the same value are not independent: a place that holds it once tends to hold it again.
-    distinct = {s.values[field] for s in samples}
-    for codes in itertools.islice(distinct, _VALUES):
-        chance *= min(1.0, (sum(len(hits(s, codes, step)) for s in looked_at) + 0.5) / places)
+    for codes, group in itertools.islice(by_value.items(), _VALUES):
+        some = group[::max(1, len(group) // _ALIKE)][:_ALIKE]
+        chance *= min(1.0, (len(_agreeing(some, codes, step)) + 0.5) / places)
     if field.member in TOSSED:
         chance = min(chance, _chance_of_pattern([s.values[field] for s in samples]))
-    return float(places / len(looked_at) * (chance if len(distinct) > 1 else 1.0))
+    return places * (chance if len(by_value) > 1 else 1.0)
+
+
+def _agreeing(samples: Sequence[Sample], codes: Encodings, step: int) -> set[int]:
+    """The offsets at which all of the samples show the value."""
+    survivors = hits(samples[0], codes, step)
+    for sample in samples[1:]:
+        survivors = {o for o in survivors if stands(sample, codes, o)}
+    return survivors
 
 
 def _chance_of_pattern(values: Sequence[Encodings]) -> float:

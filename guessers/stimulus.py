@@ -6,16 +6,14 @@ import ctypes
 import itertools
 import random
 import socket
-import struct
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 from guessers.facts import SO_MARK
+from guessers.histories import FINALES, STEPS
 from guessers.namespace import LOOPBACK_IFINDEX, add_ipv6, wait_until_bindable
 
-_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 _TCP_QUICKACK = 12
 _IPV6_V6ONLY = 26
 # Protocol numbers nobody has been given (IANA), for raw sockets: any value will do, as long as it is rare.
@@ -75,7 +73,7 @@ class Stimulus:
         self.rng = rng
         self.addresses = addresses
         self._coin = coin or (lambda: rng.random() < 0.5)
-        self._finales = itertools.cycle(rng.sample(_FINALES, len(_FINALES)))
+        self._finales = itertools.cycle(rng.sample(FINALES, len(FINALES)))
         self.connections = 0
         self._open: list[socket.socket] = []
 
@@ -153,7 +151,7 @@ class Stimulus:
         # Often one end never speaks: what is set when data is first sent (cwnd_usage_seq) is then still unset.
         ways = self.rng.choice(([ends, ends[::-1]], [ends], [ends[::-1]]))
         for _ in range(steps):
-            self.rng.choice(_STEPS)(self.rng, *self.rng.choice(ways))
+            self.rng.choice(STEPS)(self.rng, *self.rng.choice(ways))
         # The last word decides how far ahead of its look-alikes each sequence number is.
         next(self._finales)(self.rng, *self.rng.choice(ways))
 
@@ -170,85 +168,6 @@ class Stimulus:
         for sock in self._open:
             sock.close()
         self._open.clear()
-
-
-def _send(rng: random.Random, sender: socket.socket, _: socket.socket) -> None:
-    with suppress(OSError):
-        sender.send(rng.randbytes(rng.choice((rng.randrange(1, 300), rng.randrange(300, 9000)))))
-
-
-def _send_more(rng: random.Random, sender: socket.socket, _: socket.socket) -> None:
-    """Held back by the sender: written, not pushed."""
-    with suppress(OSError):
-        sender.send(rng.randbytes(rng.randrange(1, 2000)), 0x8000)  # MSG_MORE
-
-
-def _send_urgent(rng: random.Random, sender: socket.socket, _: socket.socket) -> None:
-    with suppress(OSError):
-        sender.send(rng.randbytes(1), socket.MSG_OOB)
-
-
-def _burst(rng: random.Random, sender: socket.socket, _: socket.socket) -> None:
-    for _turn in range(rng.randrange(2, 9)):
-        with suppress(OSError):
-            sender.send(rng.randbytes(rng.randrange(1, 700)))
-
-
-def _read_some(rng: random.Random, _: socket.socket, receiver: socket.socket) -> None:
-    with suppress(OSError):
-        receiver.recv(rng.randrange(1, 4000))
-
-
-def _read_slowly(rng: random.Random, sender: socket.socket, receiver: socket.socket) -> None:
-    """What is read late is acknowledged late: the sender's round trip takes as long as we like."""
-    _send(rng, sender, receiver)
-    until = time.monotonic() + rng.uniform(20e-6, 900e-6)
-    while time.monotonic() < until:
-        pass
-    _read_some(rng, sender, receiver)
-
-
-def _go_deaf(rng: random.Random, _: socket.socket, receiver: socket.socket) -> None:
-    """The receiver's socket drops segments by their length: some are lost, and lost again when sent again."""
-    _filter(receiver, 1 << rng.randrange(3))
-
-
-def _filter(receiver: socket.socket, lost_lengths: int) -> None:
-    """A classic filter on our own socket: it needs no netem, no firewall and no module.
-
-    struct sock_filter: load the length; if (length & lost_lengths) drop; else keep.
-    """
-    program = [(0x80, 0, 0, 0), (0x45, 0, 1, lost_lengths), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFF_FFFF)]
-    code = b"".join(struct.pack("<HBBI", *instruction) for instruction in program)
-    buffer = (ctypes.c_char * len(code)).from_buffer_copy(code)
-    head = struct.pack("<H6xQ", len(program), ctypes.addressof(buffer))
-    with suppress(OSError):
-        receiver.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, head)
-
-
-def _outrun(rng: random.Random, sender: socket.socket, receiver: socket.socket) -> None:
-    """More full segments than the window takes: snd_sml, the end of the last small one, falls behind snd_nxt."""
-    _go_deaf(rng, sender, receiver)
-    with suppress(OSError):
-        sender.send(rng.randbytes(rng.randrange(15_000, 40_000)))
-
-
-def _hole(rng: random.Random, sender: socket.socket, receiver: socket.socket) -> None:
-    """Lost between two that arrive: what follows is sent without touching cwnd_usage_seq (max_packets_seq of old)."""
-    _filter(receiver, 1)
-    for odd in (0, 1, 0, 0, *rng.choices((0, 1), k=rng.randrange(3))):
-        with suppress(OSError):
-            sender.send(rng.randbytes(2 * rng.randrange(20, 140) + odd))
-
-
-def _hear_all(_: random.Random, __: socket.socket, receiver: socket.socket) -> None:
-    with suppress(OSError):
-        receiver.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
-
-
-_STEPS = (_send, _send, _send_more, _send_urgent, _burst, _burst, _read_some, _read_slowly, _read_slowly, _go_deaf,
-          _go_deaf, _hear_all, _hole)
-_FINALES = (_outrun, _hole, _hole, _send_more, _read_some)
 
 
 def _family(family: int) -> str:

@@ -10,7 +10,7 @@ from kcompat.offsets import Offset
 
 SOURCE = "guess"
 # More false positives than this are expected by chance: too thin to be called an answer.
-MAX_EXPECTED = 1e-2
+MAX_EXPECTED = 2e-3
 # struct tcp_sock begins with inet_connection_sock, that with inet_sock, that with sock, that with sock_common:
 # members of an inner one lie before the members an outer one adds. C guarantees it.
 NESTING = ("sock_common", "sock", "inet_sock", "tcp_sock")

@@ -10,8 +10,8 @@ from kcompat.fields import CATALOGUE, Field, find
 WINDOW = 4096
 FOLLOWED = {find("sk_socket"), find("skc_net"), find("net.ns.inum")}
 SOCK_FIELDS = tuple(f for f in CATALOGUE if f.base == "sock" and f not in FOLLOWED)
-# What the stimulus cannot make differ: only the field's own struct tells a copy of it from the field.
-KINDS = [(family, kind) for family in (2, 10) for kind in ("client", "accepted", "listening", "udp", "multicast", "raw")]
+KINDS = [(family, kind) for family in (2, 10)
+         for kind in ("client", "accepted", "listening", "udp", "multicast", "raw")]
 
 
 @dataclass
@@ -47,7 +47,8 @@ def sock_values(rng: random.Random, family: int, kind: str) -> dict[Field, tuple
     local, peer = _address(rng, family), _address(rng, family)
     known = {
         "skc_family": _host(family, 2), "sk_mark": _host(rng.randrange(1 << 24, 1 << 31), 4),
-        "sk_rcvbuf": _host(2 * rng.randrange(20_000, 100_000), 4), "sk_sndbuf": _host(2 * rng.randrange(20_000, 100_000), 4),
+        "sk_rcvbuf": _host(2 * rng.randrange(20_000, 100_000), 4),
+        "sk_sndbuf": _host(2 * rng.randrange(20_000, 100_000), 4),
         "skc_bound_dev_if": _host(rng.randrange(2), 4), "skc_cookie": _host(rng.randrange(1, 1 << 20), 8),
         "sk_type": _host({"udp": 2, "multicast": 2, "raw": 3}.get(kind, 1), 2),
         "sk_protocol": _host({"udp": 17, "multicast": 17, "raw": rng.randrange(148, 250)}.get(kind, 6), 1),
@@ -76,7 +77,8 @@ def _tcp_values(rng: random.Random) -> dict[Field, tuple[bytes, ...]]:
     numbers = {
         "copied_seq": rcv_nxt - rng.choice((0, rng.randrange(5000))), "write_seq": write_seq, "rcv_nxt": rcv_nxt,
         "snd_nxt": write_seq - rng.choice((0, rng.randrange(9000))), "snd_una": write_seq - rng.randrange(9000, 20_000),
-        "segs_in": rng.randrange(3, 60), "segs_out": rng.randrange(3, 60), "total_retrans": rng.choice((0, 0, 1, 2, 3, 4)),
+        "segs_in": rng.randrange(3, 60), "segs_out": rng.randrange(3, 60),
+        "total_retrans": rng.choice((0, 0, 1, 2, 3, 4)),
         "bytes_acked": rng.randrange(1, 60_000), "bytes_received": rng.randrange(1, 60_000),
     }
     known = {find(name): (_host(value % (1 << 32), find(name).width),) for name, value in numbers.items()}
@@ -170,8 +172,8 @@ def free_place(rng: random.Random, member: Field, taken: dict[Field, int], lowes
 
 def tells(world: World, member: Field, offset: int) -> bool:
     """Whether at least one sample shows that `offset` is not the field."""
-    return any(not any(s.window.startswith(c, offset) for c in s.values[member])
-               for s in world.samples[member.base] if member in s.values)
+    knowing = [s for s in world.samples[member.base] if member in s.values]
+    return not knowing or any(not any(s.window.startswith(c, offset) for c in s.values[member]) for s in knowing)
 
 
 def _address(rng: random.Random, family: int) -> bytes:
