@@ -1,0 +1,136 @@
+"""Maps of the real kernel: what is put in comes out, however many entries, whatever the kernel has for batches."""
+
+import errno
+import struct
+
+import pytest
+
+from kcompat import maps
+from kcompat.maps import Map, MapSpec, possible_cpus
+from kcompat.sysbpf import MapType
+
+MANY = 5000
+
+
+def u32(value):
+    return struct.pack("<I", value)
+
+
+def u64(value):
+    return struct.pack("<Q", value)
+
+
+@pytest.fixture
+def make():
+    made = []
+
+    def one(kind=MapType.HASH, key=4, value=8, entries=MANY + 10):
+        made.append(Map(MapSpec("test", kind, key, value, entries)))
+        return made[-1]
+
+    yield one
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def filled(make):
+    table = make()
+    for number in range(MANY):
+        table.set(u32(number), u64(number * number))
+    return table
+
+
+def test_get_set_delete(make):
+    table = make()
+    assert table.get(u32(1)) is None
+    table.set(u32(1), u64(10))
+    table.set(u32(1), u64(11))
+    assert table.get(u32(1)) == u64(11)
+    assert table.delete(u32(1)) is True
+    assert table.delete(u32(1)) is False
+    assert table.get(u32(1)) is None
+
+
+@pytest.mark.parametrize("batches", [True, False], ids=["batches", "one by one"])
+def test_five_thousand_entries_come_out_once_each(filled, batches):
+    filled._batches = batches
+    assert sorted(filled.items()) == sorted((u32(n), u64(n * n)) for n in range(MANY))
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, maps._ENOTSUPP, errno.ENOSPC])
+def test_a_kernel_without_batches_or_with_crowded_buckets_is_read_one_by_one(filled, monkeypatch, code):
+    """EINVAL: before 5.6. ENOTSUPP: not for this kind of map. ENOSPC: a bucket longer than the buffer."""
+    refused = []
+
+    def refuse():
+        refused.append(code)
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(filled, "_items_in_batches", refuse)
+    assert len(filled.items()) == MANY
+    filled.items()
+    # Only a crowded bucket may have more room next time.
+    assert len(refused) == (2 if code == errno.ENOSPC else 1)
+
+
+def test_other_errors_of_a_batch_are_not_hidden(filled, monkeypatch):
+    def refuse():
+        raise OSError(errno.EPERM, "no")
+
+    monkeypatch.setattr(filled, "_items_in_batches", refuse)
+    with pytest.raises(PermissionError):
+        filled.items()
+
+
+def test_keys_survive_deletions_on_the_way(filled):
+    seen = []
+    for key in filled.keys():  # noqa: SIM118 - a Map is no dict
+        seen.append(key)
+        filled.delete(key)
+    assert len(seen) == len(set(seen)) == MANY
+    assert filled.items() == []
+
+
+def test_a_full_map_says_so(make):
+    table = make(entries=3)
+    with pytest.raises(OSError, match="Argument list too long") as caught:
+        for number in range(4):
+            table.set(u32(number), u64(0))
+    assert caught.value.errno == errno.E2BIG
+
+
+def test_arrays_hold_every_slot_from_the_start(make):
+    table = make(MapType.ARRAY, entries=7)
+    table.set(u32(3), u64(9))
+    assert table.items() == [(u32(n), u64(9 if n == 3 else 0)) for n in range(7)]
+    assert table.get(u32(7)) is None
+
+
+def test_per_cpu_maps_give_a_value_for_every_possible_cpu(make):
+    table = make(MapType.PERCPU_HASH, value=4)
+    value = b"".join(struct.pack("<I4x", cpu) for cpu in range(possible_cpus()))
+    table.set(u32(1), value)
+    assert table.get(u32(1)) == value
+    assert table.items() == [(u32(1), value)]
+
+
+def test_wrong_sizes_are_refused_before_the_kernel_reads_past_them(make):
+    table = make()
+    with pytest.raises(ValueError, match="a key of 3 bytes, not 4"):
+        table.get(b"abc")
+    with pytest.raises(ValueError, match="a value of 9 bytes, not 8"):
+        table.set(u32(1), bytes(9))
+
+
+def test_odd_sizes_of_keys(make):
+    table = make(key=38, value=1)
+    table.set(b"k" * 38, b"v")
+    assert table.items() == [(b"k" * 38, b"v")]
+
+
+def test_closing_twice_does_no_harm(make):
+    table = make()
+    table.close()
+    table.close()
+    assert table.fd == -1
