@@ -20,7 +20,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KCOMPAT = Path(sys.executable).with_name("kcompat")
-DATABASE = REPOSITORY / ".cache" / "offsets.db"
+# Of the project, so that a second run finds what the first one learnt, and no other database is touched.
+DATABASE = Path(os.environ.get("KCOMPAT_DEMO_DB") or REPOSITORY / ".cache" / "offsets.db")
 DEADLINE_S = 60.0
 _PATIENCE_S = 10.0
 # Both ends of a wire of our own, in namespaces of our own: no other network is touched.
@@ -36,7 +37,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("the demonstration loads BPF and makes network namespaces: run it as root", file=sys.stderr)
         return 2
-    DATABASE.parent.mkdir(exist_ok=True)
+    DATABASE.parent.mkdir(parents=True, exist_ok=True)
     # As Ctrl-C does, so that cleaning up is in one place.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kcompat.cli_output import emit, quiet_pipe
+from kcompat.cli_errors import Commands, log_to_stderr, say
+from kcompat.cli_output import emit
 from kcompat.cli_sources import SOURCES, Request
-from kcompat.errors import KcompatError
 
 if TYPE_CHECKING:
     from guessers.hooks import Backend
@@ -24,43 +23,7 @@ BACKENDS = ("kprobe", "rawtp")
 DATASETS = ("netflow",)
 
 
-class _ToStderr(logging.Handler):
-    """Warnings read like everything else kcompat says."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"kcompat: {' '.join(self.format(record).splitlines())}", err=True)
-
-
-class _Commands(click.Group):
-    """Turns the errors a user can meet into one line and an exit code; a bug keeps its traceback."""
-
-    def main(self, *arguments: Any, **options: Any) -> Any:
-        try:
-            return super().main(*arguments, **options)
-        finally:
-            # What is still buffered would fail only when Python is all but gone, and without a word of ours.
-            try:
-                emit("")
-            except BrokenPipeError:
-                quiet_pipe()
-            except KcompatError as error:
-                click.echo(f"kcompat: {error}", err=True)
-                sys.exit(error.exit_code)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KcompatError as error:
-            click.echo(f"kcompat: {' '.join(str(error).split())}", err=True)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            ctx.exit(130)
-        except BrokenPipeError:
-            quiet_pipe()
-            ctx.exit(0)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--db", "db_path", type=click.Path(path_type=Path), metavar="PATH",
               help="Where offsets are remembered. Default: /var/lib/kcompat/offsets.db for root, else in "
                    "$XDG_DATA_HOME/kcompat.")
@@ -86,12 +49,7 @@ def main(ctx: click.Context, db_path: Path | None, verbose: bool) -> None:
       sudo kcompat collect --interval 10
     """
     ctx.obj = db_path
-    root = logging.getLogger()
-    if not any(isinstance(handler, _ToStderr) for handler in root.handlers):
-        root.addHandler(_ToStderr())
-    root.setLevel(logging.WARNING)
-    for name in ("kcompat", "guessers", "offset_db", "collector"):
-        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.WARNING)
+    log_to_stderr(verbose=verbose)
 
 
 def _as_json(command: F) -> F:
@@ -153,7 +111,7 @@ def resolve(db: Path | None, source: str, vmlinux: Path | None, as_json: bool, n
     wanted = tuple(dict.fromkeys(find(name) for name in fields)) or CATALOGUE
     got = answer(Request(source, vmlinux, db, record=not no_record), wanted)
     emit(offsets_json(got) if as_json else offsets_table(got))
-    click.echo(f"kcompat: {got.origin}", err=True)
+    say(got.origin)
     sys.exit(got.exit_code)
 
 
@@ -186,7 +144,7 @@ def guess(db: Path | None, as_json: bool, explained: str | None, backend: Backen
         emit(explain_json(got) if as_json else explain_text(got))
     else:
         emit(offsets_json(got) if as_json else offsets_table(got))
-    click.echo(f"kcompat: {got.origin}", err=True)
+    say(got.origin)
     sys.exit(got.exit_code)
 
 

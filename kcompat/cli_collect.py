@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import click
-
 from collector import pipeline
 from collector.config import Exclusions, NetflowOptions
 from collector.sinks import open_sinks
+from kcompat.cli_errors import say
 from kcompat.cli_sources import Request, answer
 from kcompat.probe import require_bpf
 
@@ -20,7 +19,7 @@ from kcompat.probe import require_bpf
 def rendered(dataset: str, request: Request, nodename: str) -> str:
     """The C of the dataset with this kernel's offsets; where they came from goes to standard error."""
     got = answer(request, pipeline.wanted())
-    click.echo(f"kcompat: {got.origin}", err=True)
+    say(got.origin)
     return pipeline.render(dataset, got.offsets, NetflowOptions(nodename))
 
 
@@ -36,12 +35,12 @@ def run(request: Request, nodename: str, *, interval: float, duration: float | N
         require_bpf()
         with _signals(stop) as caught:
             got = answer(request, pipeline.wanted())
-            click.echo(f"kcompat: {got.origin}", err=True)
+            say(got.origin)
             summary = pipeline.collect(options, got.offsets, sinks, duration_s=duration, stop=stop,
                                        ready=_Announced(f"collecting every {interval:g} s"))
     finally:
         sinks.close()
-    click.echo(f"kcompat: {_told(summary, sinks.dropped)}", err=True)
+    say(_told(summary, sinks.dropped))
     return 130 if signal.SIGINT in caught else 0
 
 
@@ -54,7 +53,7 @@ class _Announced(threading.Event):
 
     def set(self) -> None:
         super().set()
-        click.echo(f"kcompat: {self._words}", err=True)
+        say(self._words)
 
 
 def _told(summary: pipeline.Summary, dropped: int) -> str:

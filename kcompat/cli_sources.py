@@ -79,6 +79,9 @@ def answer(request: Request, wanted: Sequence[Field]) -> Answer:
     """Asks the sources. Raises KcompatError when none of them could be used at all."""
     started = time.monotonic()
     kernel, foreign = _kernel(request)
+    unproved = request.running_only and foreign
+    if unproved:
+        kernel, foreign = Kernel.running(), False
     guesser = _guesser(request.backend) if request.source in ("auto", "guess") and not foreign else None
     with _Memory(request) as memory:
         asked = [_Watched(r) for r in _resolvers(request, foreign, memory.db, guesser)]
@@ -90,6 +93,8 @@ def answer(request: Request, wanted: Sequence[Field]) -> Answer:
             raise KcompatError(f"{memory.path}: holds nothing of kernel {kernel.release or kernel.key} that was asked "
                                "for; `kcompat resolve` or `sudo kcompat guess` fills it")
         _tell_failures(resolution.attempts)
+        if unproved and request.vmlinux:
+            _prove(request.vmlinux, kernel, offsets)
         recorded = request.record and memory.record(kernel, offsets)
     guess = guesser.last if guesser else None
     stats = dict(guess.stats.as_json()) if guess else dict(_NO_GUESS)
@@ -111,7 +116,8 @@ def _kernel(request: Request) -> tuple[Kernel, bool]:
     kernel = Kernel.from_btf(request.vmlinux)
     if kernel.key == running.key:
         return running, False
-    if request.running_only:
+    # Raw BTF does not say whose it is: used for the running kernel, it is put to the proof.
+    if request.running_only and kernel.build_id and not kernel.build_id.startswith("btf-"):
         raise BadInput(request.vmlinux, f"of kernel {kernel.key}, and {running.key} is running")
     return kernel, True
 
@@ -136,7 +142,8 @@ def _resolvers(request: Request, foreign: bool, db: Database | None,
         from kcompat.btf import RUNNING, BtfResolver
 
         # A vmlinux of the running kernel adds DWARF in `auto`; its BTF is what the kernel shows anyway.
-        own = request.vmlinux and (foreign or request.source == "btf" or not RUNNING.exists())
+        own = request.vmlinux and (foreign or request.running_only or request.source == "btf"
+                                   or not RUNNING.exists())
         yield BtfResolver(request.vmlinux if own and request.vmlinux else RUNNING)
     if takes("dwarf") and request.vmlinux:
         from kcompat.dwarf import DwarfResolver
@@ -154,6 +161,14 @@ def _verify(kernel: Kernel, offsets: Sequence[Offset]) -> Collection[Field]:
 
     require_bpf()
     return verify(kernel, offsets)
+
+
+def _prove(path: Path, kernel: Kernel, offsets: Offsets) -> None:
+    """Raises BadInput when one event of the running kernel refutes what a file says of it."""
+    refuted = _verify(kernel, [o for o in offsets.known().values() if o.source in ("btf", "dwarf")])
+    if refuted:
+        raise BadInput(path, f"not of the running kernel: one event refutes {len(refuted)} of its offsets, "
+                             f"{min(f.name for f in refuted)} for one")
 
 
 class _Memory:

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from kcompat import cli, cli_sources
+from kcompat.btf import RUNNING
 from kcompat.cli import main
 from kcompat.cli_output import confidence, shortened
 from kcompat.errors import KcompatError, Missing, Unsupported
@@ -404,4 +405,30 @@ def test_render_prints_the_c_with_this_kernels_offsets(run):
     done = run("render", "netflow")
 
     assert done.exit_code == 0
-    assert "#define OFFSET_sock_common__skc_dport 12 " in done.stdout and "SPDX-License-Identifier" in done.stdout
+    assert "#define OFFSET_sock_common__skc_dport 12\n" in done.stdout and "SPDX-License-Identifier" in done.stdout
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root")
+def test_raw_btf_that_an_event_refutes_is_not_used(run, tmp_path):
+    path = tmp_path / "whose.btf"
+    path.write_bytes(sock_common())
+
+    done = run("render", "netflow", "--source", "btf", "--vmlinux", path)
+
+    assert done.exit_code == 1
+    assert f"{path}: not of the running kernel" in one_line(done.stderr)
+    assert "sock_common.skc_dport" in done.stderr or "of its offsets" in done.stderr
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(os.geteuid() != 0 or not RUNNING.exists(), reason="not root, or no BTF")
+def test_raw_btf_of_the_running_kernel_will_do(run, tmp_path, db):
+    path = tmp_path / "ours.btf"
+    path.write_bytes(RUNNING.read_bytes())
+
+    done = run("render", "netflow", "--source", "btf", "--vmlinux", path)
+
+    assert done.exit_code == 0 and "from BTF; recorded in" in one_line(done.stderr)
+    with Database.open(db) as opened:
+        assert [k.release for k in opened.kernels()] == [RELEASE]

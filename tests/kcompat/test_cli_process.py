@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -257,3 +258,17 @@ def test_a_hit_imports_neither_a_compiler_nor_an_orm(home):
 
     assert f"{len(CATALOGUE)} fields from the database, verified by one event" in one_line(done.stderr)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@needs_btf
+@pytest.mark.parametrize("settings, coloured", [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_colours_are_for_terminals_that_want_them(home, settings, coloured):
+    master, slave = pty.openpty()
+    subprocess.run([*COMMAND, "resolve", "--source", "btf", "--no-record", "skc_dport"], stdout=slave,
+                   stderr=subprocess.DEVNULL, env=environment(home) | {"TERM": "xterm"} | settings, cwd="/", timeout=60,
+                   check=True)
+    os.close(slave)
+    said = os.read(master, 1 << 16)
+    os.close(master)
+
+    assert (b"\x1b[32m" in said) == coloured
