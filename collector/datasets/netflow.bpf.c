@@ -57,10 +57,17 @@ struct owner {
 	char comm[16];
 };
 
+/*
+ * `written` and `read` are write_seq and copied_seq continued to 64 bits, the bases where they stood when we first
+ * looked. They are moved on by one store: two processors that do so at once never count twice, and what the slower one
+ * takes back the next event restores.
+ */
 struct tcp_state {
 	u64 id; /* birth in ns: sock addresses are used again */
-	u64 bytes_read;
-	u64 bytes_written;
+	u64 written;
+	u64 written_base;
+	u64 read;
+	u64 read_base;
 	struct tuple tuple;
 	struct owner owner;
 	u32 retransmits;
@@ -68,8 +75,6 @@ struct tcp_state {
 	u32 mdev_us; /* us << 2 */
 	u32 established;
 	u32 closed;
-	u32 seen_copied;
-	u32 seen_written;
 	u32 first_retrans;
 	u32 generation;
 	u8 direction;
@@ -256,25 +261,37 @@ static __always_inline struct tcp_state *find(void *sk)
 	return socks.lookup(&key);
 }
 
-/* A socket seen for the first time. `accepted` and `copied` bytes of this very call are already in its counters. */
+/* From now on bytes count, less those of this very call, which are in the kernel's numbers already. */
+static __always_inline void set_bases(void *sk, struct tcp_state *state, u32 accepted, u32 copied)
+{
+	u32 write_seq = 0;
+	u32 copied_seq = 0;
+
+	READ(&write_seq, sk, tcp_sock__write_seq);
+	READ(&copied_seq, sk, tcp_sock__copied_seq);
+	state->written = state->written_base = (u32)(write_seq - accepted);
+	state->read = state->read_base = (u32)(copied_seq - copied);
+}
+
+/* A socket seen for the first time. */
 static __always_inline struct tcp_state *adopt(void *sk, u8 direction, u8 flags, u32 accepted, u32 copied)
 {
 	u64 key = (u64)sk;
 	struct tcp_state fresh = {};
+	struct tcp_state *state;
 
 	fresh.id = bpf_ktime_get_ns();
 	fresh.generation = current_generation();
 	fresh.direction = direction;
 	fresh.flags = flags;
-	READ(&fresh.seen_copied, sk, tcp_sock__copied_seq);
-	READ(&fresh.seen_written, sk, tcp_sock__write_seq);
+	set_bases(sk, &fresh, accepted, copied);
 	READ(&fresh.first_retrans, sk, tcp_sock__total_retrans);
-	fresh.seen_copied -= copied;
-	fresh.seen_written -= accepted;
 	read_tuple(sk, &fresh.tuple);
-	if (socks.update(&key, &fresh))
+	socks.insert(&key, &fresh); /* another processor may have been first: then its entry is ours too */
+	state = socks.lookup(&key);
+	if (!state)
 		lose(LOST_SOCK);
-	return socks.lookup(&key);
+	return state;
 }
 
 /* One older than us, in use: it was established, by whom is for user space to say. */
@@ -288,13 +305,13 @@ static __always_inline struct tcp_state *find_or_adopt(void *sk, u32 accepted, u
 static __always_inline void catch_up_written(void *sk, struct tcp_state *state)
 {
 	u32 now = 0;
+	u64 before = state->written;
 	u32 grown;
 
 	READ(&now, sk, tcp_sock__write_seq);
-	grown = now - state->seen_written;
-	state->seen_written = now;
+	grown = now - (u32)before;
 	if (!(state->flags & DONE_WRITING) && grown < 0x80000000)
-		state->bytes_written += grown;
+		state->written = before + grown;
 }
 
 /* No more than `limit`: after the close nothing tells a FIN from a byte, except what the reader was given. */
@@ -302,6 +319,7 @@ static __always_inline void catch_up_read(void *sk, struct tcp_state *state, u32
 {
 	u32 now = 0;
 	u32 end = 0;
+	u64 before = state->read;
 	u32 grown;
 
 	READ(&now, sk, tcp_sock__copied_seq);
@@ -310,11 +328,9 @@ static __always_inline void catch_up_read(void *sk, struct tcp_state *state, u32
 		if (now == end)
 			now -= 1;
 	}
-	grown = now - state->seen_copied;
-	if (grown >= 0x80000000)
-		return;
-	state->seen_copied = now;
-	state->bytes_read += grown < limit ? grown : limit;
+	grown = now - (u32)before;
+	if (grown < 0x80000000)
+		state->read = before + (grown < limit ? grown : limit);
 }
 
 static __always_inline void measure(void *sk, struct tcp_state *state)
@@ -336,8 +352,8 @@ static __always_inline void catch_up(void *sk, struct tcp_state *state)
 
 static __always_inline void add_to_flow(struct flow *flow, const struct tcp_state *state)
 {
-	__sync_fetch_and_add(&flow->bytes_read, state->bytes_read);
-	__sync_fetch_and_add(&flow->bytes_written, state->bytes_written);
+	__sync_fetch_and_add(&flow->bytes_read, state->read - state->read_base);
+	__sync_fetch_and_add(&flow->bytes_written, state->written - state->written_base);
 	__sync_fetch_and_add(&flow->retransmits, state->retransmits);
 	__sync_fetch_and_add(&flow->established, state->established);
 	__sync_fetch_and_add(&flow->closed, state->closed);
@@ -389,7 +405,8 @@ static __always_inline void bury(void *sk, struct tcp_state *state)
 	struct dead_key name = {.sk = (u64)sk, .id = state->id};
 	u32 now = current_generation();
 
-	if (state->bytes_read || state->bytes_written || state->established || state->closed || state->retransmits) {
+	if (state->read != state->read_base || state->written != state->written_base || state->established ||
+	    state->closed || state->retransmits) {
 		/* User space looks at `socks` only for those of earlier generations. */
 		if (state->generation != now || !merge(state, now)) {
 			struct tcp_state last = *state; /* before 4.18 a helper takes no map value */
@@ -441,8 +458,7 @@ static __always_inline void on_state(void *sk, int from, int to)
 			state = adopt(sk, from == SYN_SENT ? OUTGOING : INCOMING, 0, 0, 0);
 		if (!state)
 			return;
-		READ(&state->seen_written, sk, tcp_sock__write_seq);
-		READ(&state->seen_copied, sk, tcp_sock__copied_seq);
+		set_bases(sk, state, 0, 0);
 		read_tuple(sk, &state->tuple);
 		state->flags |= WAS_ESTABLISHED;
 		state->established = 1;

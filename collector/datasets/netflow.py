@@ -34,7 +34,7 @@ _GRACE_S = 0.02
 _LOSSES = ("tcp sockets", "flows", "closed sockets", "udp flows", "udp peers", "calls")
 _DIRECTIONS = ("outgoing", "incoming", "outgoing")
 
-_TCP = struct.Struct("<QQQ16s16sHHII16s9IBB6x")
+_TCP = struct.Struct("<5Q16s16sHHII16s7IBB6x")
 _FLOW_KEY = struct.Struct("<16s16sHHII16sI")
 _FLOW = struct.Struct("<8Q")
 _UDP = struct.Struct("<4Q16s16sHHII16sI")
@@ -199,8 +199,9 @@ class Netflow:
 
     def _tcp_delta(self, name: tuple[int, int], value: bytes, listeners: set[tuple[int, int]], *,
                    last: bool) -> FlowDelta:
-        (_, read, written, local, remote, local_port, remote_port, netns, pid, comm, retransmits, srtt, mdev,
-         established, closed, _, _, _, _, direction, _) = _TCP.unpack(value)
+        (_, written_to, written_from, read_to, read_from, local, remote, local_port, remote_port, netns, pid, comm,
+         retransmits, srtt, mdev, established, closed, _, _, direction, _) = _TCP.unpack(value)
+        read, written = read_to - read_from, written_to - written_from
         before = self._reported.pop(name, _NOTHING)
         now = _Counts(read, written, retransmits, established, closed)
         if not last:

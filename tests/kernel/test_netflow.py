@@ -370,3 +370,58 @@ def test_a_flow_is_reported_once_and_idle_ones_not_again(netflow):
     in_namespace(traffic)
     assert [total(r, "bytes_written") for r in rounds] == [3, 0, 2]
     assert rounds[1] == []
+
+
+def test_threads_that_share_a_socket_do_not_count_twice(netflow):
+    def traffic():
+        client, server = pair()
+        reader = threading.Thread(target=lambda: drain(server, got))
+        writers = [threading.Thread(target=lambda: [client.sendall(b"x" * 701) for _ in range(300)]) for _ in range(4)]
+        for thread in (reader, *writers):
+            thread.start()
+        for thread in writers:
+            thread.join()
+        client.close()
+        reader.join()
+        server.close()
+        settle()
+
+    got = []
+    in_namespace(traffic)
+    records = own_records(netflow)
+    assert total(records, "bytes_written", direction="outgoing") == 4 * 300 * 701 == sum(got)
+    assert total(records, "bytes_read", direction="incoming") == sum(got)
+
+
+def test_connections_that_come_and_go_between_flushes_are_counted_once(netflow):
+    """Every path a socket can take to user space, many times: merged, dead with a past, alive."""
+    rounds = 200
+
+    def traffic():
+        old = [pair() for _ in range(8)]
+        for number in range(rounds):
+            client, server = pair()
+            client.send(b"n" * 100)
+            server.recv(200)
+            talker, listener = old[number % len(old)]
+            talker.send(b"o" * 10)
+            listener.recv(20)
+            client.close()
+            server.close()
+        for ends in old:
+            for sock in ends:
+                sock.close()
+        settle()
+        done.set()
+
+    done, records = threading.Event(), []
+    flusher = threading.Thread(target=lambda: [records.extend(own_records(netflow))
+                                               for _ in iter(lambda: done.wait(0.01), True)])
+    flusher.start()
+    in_namespace(traffic)
+    flusher.join()
+    records += own_records(netflow)
+    assert total(records, "bytes_written", direction="outgoing") == rounds * 110
+    assert total(records, "bytes_read", direction="incoming") == rounds * 110
+    assert total(records, "tcp_established", direction="incoming") == rounds + 8
+    assert total(records, "tcp_closed", direction="outgoing") == rounds + 8
