@@ -201,9 +201,11 @@ class _Memory:
             self._open(needed=False)
         if self.db is None:
             return False
+        from offset_db.trust import disagreements
+
         try:
             self.db.record(kernel, learnt)
-            clashes = [d for d in self.db.disagreements() if d.kernel.key == kernel.key]
+            clashes = disagreements(kernel, self.db.offsets(kernel))
         except KcompatError as error:
             log.warning("not remembered: %s", error)
             return False
