@@ -52,7 +52,8 @@ def netflow(attached):
     settle()
     attached.flush()
     yield attached
-    assert not any(attached.losses.values())
+    # Datagrams of other programs, whose senders nobody asked for, are the machine's business.
+    assert not any(count for reason, count in attached.losses.items() if reason != "udp peers")
 
 
 def backends_this_kernel_has():
