@@ -63,6 +63,8 @@ def _collect_here(memory: KernelMemory, rng: random.Random, haul: Haul, private:
             if follow:
                 collect_udp(sampler, family)
             collect_raw(sampler, family)
+        if ipv6 and not private:
+            collect_unrouted(sampler)
         if follow:
             haul.reached[find("sk_socket")] = search_socket(haul.socks, memory.read)
     finally:
@@ -154,6 +156,23 @@ def _sample_raw(sampler: Sampler, family: int) -> None:
     sampler.take(end)
     target = (sampler.stimulus.addresses.local(family), 0)
     sampler.take_flow(end, lambda: end.sock.sendto(b"kcompat", target), end.sock.getsockname()[:2], target)
+
+
+def collect_unrouted(sampler: Sampler) -> None:
+    """IPv6 routing keys where no IPv6 address is ours: a connect(2) of these looks for a route and sends nothing."""
+    for number in range(2 * _RAW):
+        with _tolerant(sampler.haul, "a socket with an address not ours"):
+            _sample_unrouted(sampler, socket.SOCK_DGRAM if number % 2 else socket.SOCK_RAW)
+
+
+def _sample_unrouted(sampler: Sampler, kind: int) -> None:
+    end, target = sampler.stimulus.unrouted(kind)
+
+    def look_for_route() -> None:
+        with suppress(OSError):
+            end.sock.connect(target)
+
+    sampler.take_flow(end, look_for_route, end.sock.getsockname()[:2], target)
 
 
 def collect_bare(sampler: Sampler) -> None:

@@ -88,8 +88,12 @@ def leads_to_netns(sock: SockSample, at: int, inum: int | None, read: Reader) ->
 
 
 def _chance(namespaces: int, split: int) -> float:
-    """Namespace numbers have about 20 random bits, more than one of them must stand at the same place by accident."""
-    return float(split * (_NET_WINDOW // 4) * 2.0 ** (-20 * namespaces))
+    """How many pairs of places would pass by accident, of `split` pointers and all words behind them.
+
+    A word is this namespace's number by accident only: no two namespaces share one, and the numbers, from 0xEFFFFFF8
+    up, are in the range of neither small numbers nor halves of pointers. 24 of the 32 bits are counted on.
+    """
+    return float(split * (_NET_WINDOW // 4) * 2.0 ** (-24 * namespaces))
 
 
 def _socket_proofs(sock: SockSample, at: int, read: Reader) -> set[tuple[int, int]]:

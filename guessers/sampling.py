@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field as dc_field
+from functools import cache
 from pathlib import Path
 
 from guessers.facts import SO_MARK, SO_PROTOCOL, Facts, exact, facts, settled
@@ -165,7 +166,11 @@ def _refused_send(sock: socket.socket) -> None:
 
 def _object_size(sock: socket.socket) -> int | None:
     """The slab object's size, where SLUB shows it: nothing of the socket lies behind it."""
-    name = _SLABS[(socket.AddressFamily(sock.family), socket.SocketKind(sock.type))]
+    return _slab_object_size(_SLABS[(socket.AddressFamily(sock.family), socket.SocketKind(sock.type))])
+
+
+@cache
+def _slab_object_size(name: str) -> int | None:
     try:
         return int(Path(f"/sys/kernel/slab/{name}/object_size").read_text())
     except (OSError, ValueError):

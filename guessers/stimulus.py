@@ -16,6 +16,7 @@ from guessers.namespace import LOOPBACK_IFINDEX, add_ipv6, wait_until_bindable
 
 _TCP_QUICKACK = 12
 _IPV6_V6ONLY = 26
+_IP_FREEBIND, _IPV6_FREEBIND = 15, 78
 # Protocol numbers nobody has been given (IANA), for raw sockets: any value will do, as long as it is rare.
 _UNASSIGNED = range(148, 250)
 _PATIENCE_S = 5.0  # a loopback connect takes 50 us, or 50 ms in an emulated machine
@@ -40,7 +41,7 @@ class Addresses:
         if private and ipv6:
             with suppress(OSError):
                 for _ in range(12):
-                    address = socket.inet_ntop(socket.AF_INET6, b"\xfd" + rng.randbytes(15))
+                    address = self.unique_local()
                     add_ipv6(address)
                     self._pool.append(address)
                 self._pool = [address for address in self._pool if wait_until_bindable(address)]
@@ -52,6 +53,10 @@ class Addresses:
         if self._pool:
             return self._rng.choice(self._pool)
         return "::ffff:" + self.local(socket.AF_INET)
+
+    def unique_local(self) -> str:
+        """An IPv6 address that is nobody's."""
+        return socket.inet_ntop(socket.AF_INET6, b"\xfd" + self._rng.randbytes(15))
 
     def pair(self, family: int) -> tuple[str, str]:
         one = self.local(family)
@@ -120,6 +125,18 @@ class Stimulus:
         end.sock.bind((local, 0))
         end.sock.connect((remote, 0))
         return end
+
+    def unrouted(self, kind: int) -> tuple[End, tuple[str, int]]:
+        """An IPv6 socket bound to an address that is not ours, and another such address to look for a route to."""
+        raw = kind == socket.SOCK_RAW
+        end = self.open(socket.AF_INET6, kind, self.rng.choice(_UNASSIGNED) if raw else 0)
+        if raw:
+            end.sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)  # 4.15 on
+            end.sock.bind((self.addresses.unique_local(), 0))
+        else:
+            end.sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+            self.bind(end, self.addresses.unique_local())
+        return end, (self.addresses.unique_local(), 0 if raw else self.rng.randrange(1024, 65536))
 
     def connect(self, client: End, server: End) -> End:
         """Connects and returns the accepted end. Both are alive for `walk`."""

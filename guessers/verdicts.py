@@ -99,7 +99,8 @@ def doubt(found: Found, part: float) -> str | None:
     """
     evidence = found.evidence
     if (expected := evidence["expected_false_positives"] * part) > MAX_EXPECTED:
-        return f"{expected:.2g} places would agree by chance"
+        same = f", as all {evidence['samples']} samples hold the same value" * (evidence.get("distinct_values") == 1)
+        return f"{expected:.2g} places would agree by chance{same}"
     if evidence["null_survivors"] > 0:
         return f"{evidence['null_survivors']} places agree with exchanged values too"
     return None
@@ -111,24 +112,25 @@ def _verdict(found: Found, settled: Settled, size: int, samples: Sequence[Sample
     evidence = dict(found.evidence) | {"candidates": list(found.candidates), "after_constraints": list(places)}
     if not evidence.get("samples"):
         return Offset.unknown(field, SOURCE, missing or "no sample holds a known value of it", evidence=evidence)
-    agree = f"agree with all {evidence['samples']} samples"
+    all_samples = f"all {evidence['samples']} samples"
+    all_samples += ", which hold the same value" * (evidence.get("distinct_values") == 1)
     if not found.candidates:
-        return Offset.unknown(field, SOURCE, f"no place {agree.replace('agree', 'agrees')}", evidence=evidence)
+        return Offset.unknown(field, SOURCE, f"no place agrees with {all_samples}", evidence=evidence)
     evidence["excluded_by"] = {str(o): sorted({f.name for f in clashes(field, o, settled)})
                                for o in found.candidates if o not in places}
     part = share(field, settled, size)
     evidence["share_of_object"] = round(part, 4)
     evidence["expected_false_positives"] = expected = found.evidence["expected_false_positives"] * part
     if not places:
-        return Offset.unknown(field, SOURCE, f"no place that {agree.replace('agree', 'agrees')} can be its own: other "
+        return Offset.unknown(field, SOURCE, f"no place that agrees with {all_samples} can be its own: other "
                               "fields lie there, or their structs do", candidates=found.candidates, evidence=evidence)
     if len(places) > 1:
-        return Offset.unknown(field, SOURCE, f"{len(places)} places {agree}", candidates=places, evidence=evidence)
+        return Offset.unknown(field, SOURCE, f"{len(places)} places agree with {all_samples}", candidates=places, evidence=evidence)
     if why := doubt(found, part):
         return Offset.unknown(field, SOURCE, f"the evidence is too thin: {why}", evidence=evidence)
     if settled.get(field) != places[0]:
-        return Offset.unknown(field, SOURCE, f"the one place that {agree.replace('agree', 'agrees')} is disputed by "
-                              "other fields", evidence=evidence)
+        return Offset.unknown(field, SOURCE, f"the one place that agrees with {all_samples} is disputed by other "
+                              "fields", evidence=evidence)
     evidence["runner_up"] = next((o for o in found.candidates if o != places[0]), None)
     return Offset.known(field, places[0], SOURCE, width=_width(field, places[0], samples),
                         confidence=1.0 - expected, evidence=evidence)
