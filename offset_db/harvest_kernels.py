@@ -1,0 +1,161 @@
+"""From an ELF file, a BTF blob or a bare image to the kernel it is of, and what BTF and DWARF say of its fields."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from kcompat.btf import RUNNING, BtfResolver, load
+from kcompat.dwarf import DwarfResolver
+from kcompat.elf import Elf, open_file
+from kcompat.engine import Resolver
+from kcompat.errors import BadInput
+from kcompat.fields import CATALOGUE
+from kcompat.kernel import Kernel, build_id_of_notes
+from kcompat.offsets import Offset, State
+from offset_db.harvest_images import banner_within, build_id_within
+from offset_db.harvest_report import Found
+
+_ET_REL = 1
+_SHT_NOTE = 7
+_MAX_BTF = 256 << 20
+_DWARF = (".debug_info", ".zdebug_info")
+_MACHINES = {(62, 64): "x86_64", (183, 64): "aarch64"}
+# A member of struct pt_regs that only one machine has.
+_REGISTERS = {"orig_ax": "x86_64", "pstate": "aarch64"}
+_RELEASE = re.compile(r"(?:vmlinu[xz]-|Image-)?(\d+\.\d+[.-].*?)(?:\.(?:btf|debug|gz|xz|zst|tar))*")
+
+
+class Nothing(BadInput):
+    """A sound file with nothing in it that is wanted."""
+
+
+def is_module(head: bytes) -> bool:
+    """Whether these are the first bytes of a relocatable ELF file, as modules are and kernels are not."""
+    return head[:4] == b"\x7fELF" and struct.unpack_from("<H" if head[5:6] == b"\1" else ">H", head, 16)[0] == _ET_REL
+
+
+def found_in_elf(path: Path, name: Path, faults: list[str]) -> Found:
+    """The kernel of an ELF file, from its BTF and from its DWARF; what is wrong with one of them is a fault more.
+
+    `name` is what the file was called where `path` is a copy. Raises Nothing for any other ELF file, BadInput when
+    there is no sound source in it.
+    """
+    data = open_file(path)
+    elf = Elf(data, path)
+    sections = {s.name for s in elf.sections if s.size}
+    if is_module(data[:64]):
+        if ".debug_info.dwo" in sections:
+            raise BadInput(path, "split DWARF (.dwo): it cannot be read without its skeleton")
+        raise Nothing(path, "nothing wanted in it: it is a module or an object file")
+    kernel = _kernel_of_elf(elf, path, name)
+    resolvers: list[Resolver] = []
+    if ".BTF" in sections:
+        resolvers.append(BtfResolver(path))
+    if sections.intersection(_DWARF):
+        resolvers.append(DwarfResolver(path))
+    if not resolvers:
+        raise Nothing(path, "a kernel without BTF and without DWARF in it")
+    offsets: list[Offset] = []
+    broken: list[BadInput] = []
+    for resolver in resolvers:
+        try:
+            offsets += _told(resolver.resolve(kernel, CATALOGUE))
+        except BadInput as error:
+            broken.append(error)
+    if broken and not offsets:
+        raise broken[0]
+    faults += [error.fault for error in broken]
+    return _found(kernel, offsets, path)
+
+
+def found_in_btf(path: Path, name: Path) -> Found:
+    """The kernel of a raw BTF file; split BTF, a module's, is read with the kernel's that lies beside it."""
+    size = path.stat().st_size
+    if size > _MAX_BTF:
+        raise BadInput(path, f"BTF of {size >> 20} MiB; a kernel's has a few")
+    if RUNNING.exists() and path.samefile(RUNNING):
+        kernel = Kernel.running()
+    elif _is_split(path):
+        return _found_in_split(path)
+    else:
+        kernel = _named(Kernel.from_btf(path), path, name)
+    return _found(kernel, _told(BtfResolver(path).resolve(kernel, CATALOGUE)), path)
+
+
+def found_in_bare(btf: Path, image: bytes, name: Path) -> Found:
+    """The kernel of a boot image that is no ELF file, as arm64's are, whose BTF lies at `btf`."""
+    told = banner_within(image)
+    kernel = _named(Kernel.from_btf(btf), btf, name)
+    if told is not None:
+        kernel = replace(kernel, release=told[0], version=told[1])
+    kernel = replace(kernel, build_id=build_id_within(image) or kernel.build_id)
+    return _found(kernel, _told(BtfResolver(btf).resolve(kernel, CATALOGUE)), btf)
+
+
+def _kernel_of_elf(elf: Elf, path: Path, name: Path) -> Kernel:
+    try:
+        return Kernel.from_vmlinux(path)
+    except BadInput:
+        # Debug information kept apart has the kernel's sections and its notes, but not the banner's bytes.
+        notes = (build_id_of_notes(elf.read(s), elf.byte_order) for s in elf.sections if s.kind == _SHT_NOTE)
+        build_id = next(filter(None, notes), None)
+        machine = _MACHINES.get((elf.machine, elf.bits))
+        if build_id is None or machine is None or elf.find("__ksymtab") is None:
+            raise Nothing(path, "an ELF file, but no kernel") from None
+        return Kernel(build_id, _release(name), "", machine)
+
+
+def _found_in_split(path: Path) -> Found:
+    base = path.with_name("vmlinux")
+    if not base.is_file():
+        raise BadInput(path, "split BTF: it needs its base, the kernel's own BTF, as vmlinux beside it")
+    kernel = Kernel.running() if base == RUNNING else Kernel.from_btf(base)
+    owned = [f for f in CATALOGUE if f.module == path.name]
+    offsets = _told(BtfResolver(path, base).resolve(kernel, owned or CATALOGUE[:1]))
+    if not owned:
+        raise Nothing(path, f"nothing wanted in it: the catalogue has no field of module {path.name}")
+    return _found(kernel, offsets, path)
+
+
+def _is_split(path: Path) -> bool:
+    """Whether the string section goes on where another left off: a whole one starts with an empty string."""
+    with path.open("rb") as file:
+        head = file.read(24)
+        order = "<" if head[:2] == b"\x9f\xeb" else ">"
+        if len(head) < 24:
+            return False
+        header, _, _, strings, size = struct.unpack(order + "4x5I", head)
+        file.seek(header + strings)
+        return bool(size) and file.read(1) not in (b"\0", b"")
+
+
+def _named(kernel: Kernel, path: Path, name: Path) -> Kernel:
+    """With the release its name tells, and the machine whose registers the BTF knows, where nothing better did."""
+    release = kernel.release or _release(name)
+    return replace(kernel, release=release, machine=kernel.machine or _machine(path))
+
+
+def _release(name: Path) -> str:
+    return next((m[1] for part in reversed(name.parts) if (m := _RELEASE.fullmatch(part))), "")
+
+
+def _machine(path: Path) -> str:
+    found = load(path).structs(["pt_regs", "user_pt_regs"])
+    members = {m.name for structs in found.values() for s in structs for m in s.members or ()}
+    return next((machine for register, machine in _REGISTERS.items() if register in members), "")
+
+
+def _told(offsets: Iterable[Offset]) -> list[Offset]:
+    """What says something: a source without a struct, as small BTF files are, has nothing to be remembered by."""
+    return [o for o in offsets if o.state is not State.UNKNOWN or o.candidates]
+
+
+def _found(kernel: Kernel, offsets: Iterable[Offset], path: Path) -> Found:
+    told = tuple(offsets)
+    if not told:
+        raise Nothing(path, f"nothing wanted in it: it has none of the {len({f.struct for f in CATALOGUE})} structs")
+    return Found(kernel, told)
