@@ -1,0 +1,1 @@
+"""How fast kcompat is, beside what others do for the same purpose: ``python -m benchmarks`` runs and prints it all."""

@@ -1,0 +1,72 @@
+"""Command line: ``python -m benchmarks`` measures everything and says which targets are met."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+
+import click
+
+from benchmarks import guess, report, resolve
+from benchmarks.measure import Repetitions, Result
+from kcompat.errors import KcompatError, Missing
+
+BENCHMARKS: dict[str, tuple[str, Callable[[Repetitions], Result]]] = {
+    "guess": (guess.TITLE, guess.run),
+    "resolve": (resolve.TITLE, resolve.run),
+}
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)), metavar="[NAME]...")
+@click.option("--list", "only_list", is_flag=True, help="Say what there is, measure nothing.")
+@click.option("-n", "--repetitions", type=click.IntRange(min=1), default=15, show_default=True)
+@click.option("--patience", type=click.FloatRange(min=0), default=3.0, show_default=True,
+              help="Seconds to wait, before each repetition, for a moment in which nobody else is at work.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output, samples included.")
+@click.option("--write-docs", is_flag=True, help=f"Write {report.DOCS.name} too; runs all benchmarks.")
+def main(names: tuple[str, ...], only_list: bool, repetitions: int, patience: float, as_json: bool,
+         write_docs: bool) -> None:
+    """Measure kcompat beside its rivals on this kernel, as root. NAME: guess, resolve; default: all.
+
+    A target that is not met is printed, and is no error: exit 0. Exit 1: a measurement failed; 2: not root, or
+    something is not installed; 3: this kernel does not let us.
+
+    \b
+    Examples:
+      sudo .venv/bin/python -m benchmarks
+      sudo .venv/bin/python -m benchmarks guess -n 30
+      sudo .venv/bin/python -m benchmarks --write-docs
+      sudo .venv/bin/python -m benchmarks resolve --json | jq '.benchmarks.resolve.lines[0]'
+    """
+    if only_list:
+        for name, (title, _) in BENCHMARKS.items():
+            click.echo(f"{name}\t{title}")
+        return
+    if write_docs and names:
+        raise click.UsageError("--write-docs writes the whole page: name no benchmark")
+    try:
+        results = [BENCHMARKS[name][1](Repetitions(repetitions, patience)) for name in names or BENCHMARKS]
+    except KcompatError as error:
+        click.echo(f"benchmarks: {error}", err=True)
+        sys.exit(error.exit_code)
+    if write_docs:
+        try:
+            report.DOCS.parent.mkdir(exist_ok=True)
+            report.DOCS.write_text(report.markdown(results, repetitions))
+        except OSError as error:
+            failed = Missing(f"{report.DOCS}: {error.strerror}")
+            click.echo(f"benchmarks: {failed}", err=True)
+            sys.exit(failed.exit_code)
+    if as_json:
+        click.echo(json.dumps({"machine": report.machine(), "kernel": os.uname().release,
+                               "repetitions": repetitions,
+                               "benchmarks": {r.name: r.as_json() for r in results}}, indent=2))
+    else:
+        click.echo(report.text(results), nl=False)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks")

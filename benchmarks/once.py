@@ -1,0 +1,93 @@
+"""One measurement in a fresh interpreter, as a user's command would meet it; prints one JSON object.
+
+``python -m benchmarks.once guess-cold``: benchmarks/guess.py and resolve.py run this and add up.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def _guess(*, use_cache: bool) -> dict[str, Any]:
+    clock = time.perf_counter()
+    from guessers.guess import guess
+
+    imports_s = time.perf_counter() - clock
+    clock = time.perf_counter()
+    found = guess(use_cache=use_cache)
+    seconds = time.perf_counter() - clock
+    from kcompat.offsets import State
+
+    places = {field.name: offset.offset for field, offset in found.offsets.items() if offset.state is State.KNOWN}
+    return {"imports_s": imports_s, "seconds": seconds, **found.stats.as_json(), "fields": len(found.offsets),
+            "places": places}
+
+
+def _hit(path: str) -> dict[str, Any]:
+    clock = time.perf_counter()
+    import guessers.verify
+    from kcompat.fields import CATALOGUE
+    from kcompat.kernel import Kernel
+    from kcompat.offsets import State
+    from kcompat.probe import require_bpf
+    from offset_db.db import Database
+    from offset_db.resolver import DatabaseResolver
+
+    verify_s = 0.0
+
+    def verify(kernel: Kernel, offsets: Any) -> Any:
+        nonlocal verify_s
+        started = time.perf_counter()
+        require_bpf()
+        refuted = guessers.verify.verify(kernel, offsets)
+        verify_s = time.perf_counter() - started
+        return refuted
+
+    imports_s = time.perf_counter() - clock
+    clock = time.perf_counter()
+    with Database.open(Path(path)) as db:
+        answers = list(DatabaseResolver(db, verify).resolve(Kernel.running(), CATALOGUE))
+    seconds = time.perf_counter() - clock
+    return {"imports_s": imports_s, "seconds": seconds, "verify_s": verify_s,
+            "fields": sum(a.state is not State.UNKNOWN for a in answers)}
+
+
+def _btf() -> dict[str, Any]:
+    clock = time.perf_counter()
+    from kcompat.btf import BtfResolver
+    from kcompat.fields import CATALOGUE
+    from kcompat.kernel import Kernel
+    from kcompat.offsets import State
+
+    imports_s = time.perf_counter() - clock
+    clock = time.perf_counter()
+    answers = list(BtfResolver().resolve(Kernel.running(), CATALOGUE))
+    seconds = time.perf_counter() - clock
+    return {"imports_s": imports_s, "seconds": seconds,
+            "fields": sum(a.state is not State.UNKNOWN for a in answers)}
+
+
+MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "guess-cold": lambda: _guess(use_cache=False),
+    "guess-cached": lambda: _guess(use_cache=True),
+    "hit": _hit,
+    "btf": _btf,
+}
+
+
+def main(arguments: list[str]) -> None:
+    from kcompat.errors import KcompatError
+
+    try:
+        print(json.dumps(MEASUREMENTS[arguments[0]](*arguments[1:])))
+    except KcompatError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,121 @@
+"""Results as text for a terminal, and as docs/performance.md."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from benchmarks.measure import HEADINGS, REPOSITORY, Line, Result
+
+DOCS = REPOSITORY / "docs" / "performance.md"
+_WIDE = 170  # where nobody tells: a pipe or a log
+_COLOURS = {"PASS": "green", "short of target": "red", "": ""}
+
+_HEAD = """\
+# Performance
+
+Written by `sudo .venv/bin/python -m benchmarks --write-docs`; do not edit.
+
+Measured on {date}, kernel {kernel}, {machine}; {repetitions} repetitions. Every measurement of ours is the first
+thing a fresh interpreter does, with files in the page cache; imports are counted apart. p95 of so few repetitions is
+close to the worst of them. Before each repetition the benchmark waits a little for a moment in which nobody else is at
+work; how often there was none is said below.
+"""
+
+_GUESS = """\
+The rival is a sequential scan in the manner of tcptracer-bpf (2017), the ancestor of the guessers in use: one
+`bpf_probe_read` of one offset an event, a new TCP connection for each offset, one byte further until the value is the
+expected one, first match final, the struct net pointer and the number behind it nested. It is written anew in
+`benchmarks/sequential.py` and `sequential.bpf.c`, in Python as ours is. The scan looks for saddr, daddr, family,
+sport, dport, and netns with its number: {rival_fields} offsets. The guess looks for the {fields} of the catalogue,
+IPv6, TCP state and routing keys among them. BTF is read afterwards, to say who is right; neither sees it.
+
+Where we are not better:
+- **Wall time on a quiet loopback.** A connection costs {connection_ms} ms here, so that {connections:.0f} of them take
+  {rival_ms:.0f} ms; our sampling and solving take {thinking_ms:.0f} ms. What the scan pays is connections: each fires
+  every hook on the machine, takes a port, and may be missed on a busy one. Our time is Python's, and goes into many
+  more fields and into evidence for each.
+- **Compiling.** The scan ships compiled; ours compiles once per machine type and kernel version number
+  ({compile_ms:.0f} ms), then finds the object in its cache.
+- **One unlucky guess.** Where small values happen to be equal the guess makes another round; p95 shows it.
+"""
+
+_RESOLVE = """\
+A hit opens the database, reads it, loads the hooks, makes a few sockets, compares every remembered offset with what
+stands there, and writes down that it did. bpftool and pahole answer another question (all types; whole structs), they
+are here because they are what one reaches for; each is a C program, ours carries the interpreter and its imports:
+compare process with process.
+"""
+
+_TEXTS = {"guess": _GUESS, "resolve": _RESOLVE}
+
+
+def text(results: Iterable[Result]) -> str:
+    """Tables for people."""
+    console = Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False)
+    with console.capture() as capture:
+        console.print(f"{os.uname().release}, {machine()}")
+        for result in results:
+            console.print(f"\n[bold]{escape(result.title)}[/bold]  (load {_load(result)})")
+            table = Table(box=None, pad_edge=False)
+            for heading in HEADINGS:
+                table.add_column(heading, justify="right" if heading in ("median", "p95") else "left")
+            for line in result.lines:
+                colour = _COLOURS[line.verdict]
+                table.add_row(*map(escape, line.cells()), style=colour or None)
+            console.print(table)
+            for remark in result.remarks:
+                console.print(f"  {escape(remark)}")
+    return capture.get()
+
+
+def markdown(results: Sequence[Result], repetitions: int) -> str:
+    parts = [_HEAD.format(date=time.strftime("%Y-%m-%d"), kernel=os.uname().release, machine=machine(),
+                          repetitions=repetitions)]
+    for result in results:
+        parts += [f"\n## {result.title}\n\nLoad {_load(result)}.\n\n", _row(HEADINGS), _row("---" for _ in HEADINGS),
+                  *(_row(line.cells()) for line in result.lines), "\n"]
+        parts += [*(f"- {remark}\n" for remark in result.remarks), "\n"] if result.remarks else []
+        parts.append(_TEXTS[result.name].format(**_figures(result)))
+    return "".join(parts)
+
+
+def machine() -> str:
+    """``2 processors (Intel(R) Xeon(R) ...), x86_64``."""
+    found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    model = f" ({found[1]})" if found else ""
+    return f"{len(os.sched_getaffinity(0))} processors{model}, {os.uname().machine}"
+
+
+def _figures(result: Result) -> dict[str, object]:
+    """The numbers the prose of the guess quotes: it cannot say what the table does not."""
+    if result.name != "guess":
+        return {}
+    by_name: dict[str, Line] = {line.what: line for line in result.lines}
+    rival, connections = by_name["sequential scan: whole"], by_name["sequential scan: TCP connections"]
+    return {
+        "rival_fields": rival.note.split()[0],
+        "fields": by_name["guess, object cached: whole"].note.split()[0],
+        "rival_ms": rival.median,
+        "connections": connections.median,
+        "connection_ms": f"{rival.median / connections.median:.2f}",
+        "thinking_ms": by_name["guess, object cached: sampling + solving"].median,
+        "compile_ms": by_name["guess, nothing cached: compile"].median,
+    }
+
+
+def _load(result: Result) -> str:
+    return (f"{result.load[0]:.2f} before, {result.load[1]:.2f} after; {result.busy} of {result.begun} repetitions "
+            "began while others were at work")
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
