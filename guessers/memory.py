@@ -93,6 +93,7 @@ class KernelMemory:
                         self._loaded.attach(hook.program, symbol)
                     except Missing as error:
                         reasons.append(str(error))
+                        break  # what is missing is missing for every symbol
                     except OSError as error:
                         reasons.append(f"{backend} {symbol}: {error.strerror}")
                     else:

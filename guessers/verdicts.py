@@ -125,7 +125,8 @@ def _verdict(found: Found, settled: Settled, size: int, samples: Sequence[Sample
         return Offset.unknown(field, SOURCE, f"no place that agrees with {all_samples} can be its own: other "
                               "fields lie there, or their structs do", candidates=found.candidates, evidence=evidence)
     if len(places) > 1:
-        return Offset.unknown(field, SOURCE, f"{len(places)} places agree with {all_samples}", candidates=places, evidence=evidence)
+        return Offset.unknown(field, SOURCE, f"{len(places)} places agree with {all_samples}", candidates=places,
+                              evidence=evidence)
     if why := doubt(found, part):
         return Offset.unknown(field, SOURCE, f"the evidence is too thin: {why}", evidence=evidence)
     if settled.get(field) != places[0]:
