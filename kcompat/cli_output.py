@@ -111,6 +111,11 @@ def confidence(offset: Offset) -> str:
     return "1" if offset.confidence == 1 else f"{min(offset.confidence, 0.999999):.6f}".rstrip("0")
 
 
+_EXPLAINED = {"hooks", "samples", "distinct_values", "candidates_by_sample", "candidates", "after_constraints",
+              "runner_up", "held_out", "refuted_by_held_out", "expected_false_positives", "null_survivors",
+              "share_of_object"}
+
+
 def explain_json(answer: Answer) -> str:
     fields = [o.as_json() | {"evidence": dict(o.evidence)} for o in answer.offsets.values()]
     return to_json({"kernel": answer.kernel.as_json(), "fields": fields, "stats": dict(answer.stats)})
@@ -135,7 +140,9 @@ def _explained(answer: Answer, offset: Offset) -> Iterator[str]:
     yield line("offset", f"{place(offset)}{f', {offset.width} bytes,' if known else ''} in struct {field.struct}")
     if offset.reason:
         yield line("reason", offset.reason)
-    yield line("seen through", "; ".join(_hooks(answer, field.base)) or "no hook")
+    yield line("seen through", "; ".join(evidence.get("hooks", ())) or "no hook")
+    copied = field.base.startswith("flowi")
+    yield line("read by", "the hook itself: it lives on a stack" if copied else "; ".join(_readers(answer)) or "no hook")
     if not evidence.get("samples"):
         yield line("samples", "none")
         return
@@ -150,19 +157,23 @@ def _explained(answer: Answer, offset: Offset) -> Iterator[str]:
     if "runner_up" in evidence:
         yield line("runner-up", "none" if evidence["runner_up"] is None else evidence["runner_up"])
     if "held_out" in evidence:
-        refuted = evidence.get("refuted_by_held_out") or ()
-        yield line("held out", f"{evidence['held_out']} samples kept from the search; "
-                   + (f"they refuted {_places(refuted)}" if refuted else "they confirm it"
-                      if known else "they refuted nothing"))
+        yield line("held out", _held_out(evidence["held_out"], evidence.get("refuted_by_held_out") or (), known))
+    if "share_of_object" in evidence:
+        yield line("room", f"{evidence['share_of_object']:.0%} of the object is where it can lie")
     if "expected_false_positives" in evidence:
         yield line("by chance", f"{evidence['expected_false_positives']:.2g} places expected to pass every sample")
     if "null_survivors" in evidence:
         yield line("permutation", _null(evidence["null_survivors"]))
-    shown = {"samples", "distinct_values", "candidates_by_sample", "candidates", "after_constraints", "runner_up",
-             "held_out", "refuted_by_held_out", "expected_false_positives", "null_survivors"}
     for name, value in evidence.items():
-        if name not in shown and value not in ({}, [], None):
+        if name not in _EXPLAINED and value not in ({}, [], None):
             yield line(name.replace("_", " "), value)
+
+
+def _held_out(count: int, refuted: Iterable[int], known: bool) -> str:
+    if not count:
+        return "no samples kept from the search"
+    said = f"they refuted {_places(refuted)}" if refuted else "they confirm it" if known else "they refuted nothing"
+    return f"{count} samples kept from the search; {said}"
 
 
 def _null(survivors: int) -> str:
@@ -188,16 +199,9 @@ def shortened(numbers: list[int]) -> list[object]:
     return [n if times == 1 else f"{n} (x{times})" for n, times in runs]
 
 
-def _hooks(answer: Answer, base: str) -> Iterator[str]:
-    """The hooks that gave the object of that name."""
-    if answer.guess is None:
-        return
-    from guessers.hooks import HOOKS
-
-    wanted = {base} if base.startswith("flowi") else {"sk", "socket"}
-    for hook in HOOKS:
-        if symbols := answer.guess.hooks.get(hook.program):
-            if hook.object in wanted:
-                yield f"{hook.backend} {', '.join(symbols)}"
-            elif hook.object == "trigger":
-                yield f"memory read at {hook.backend} {', '.join(symbols)}"
+def _readers(answer: Answer) -> Iterator[str]:
+    """Where the program that copies kernel memory for us is triggered."""
+    for program, symbols in (answer.guess.hooks if answer.guess else {}).items():
+        backend, _, name = program.partition("__")
+        if name == "read":
+            yield f"{backend} {', '.join(symbols)}"
