@@ -141,8 +141,9 @@ def _explained(answer: Answer, offset: Offset) -> Iterator[str]:
     if offset.reason:
         yield line("reason", offset.reason)
     yield line("seen through", "; ".join(evidence.get("hooks", ())) or "no hook")
-    copied = field.base.startswith("flowi")
-    yield line("read by", "the hook itself: it lives on a stack" if copied else "; ".join(_readers(answer)) or "no hook")
+    on_stack = field.base.startswith("flowi")
+    readers = ["the hook itself: it lives on a stack"] if on_stack else _readers(answer)
+    yield line("read by", "; ".join(readers) or "no hook")
     if not evidence.get("samples"):
         yield line("samples", "none")
         return
