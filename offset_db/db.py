@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# SQL with its parameters -> rows by column name.
+Select = Callable[..., list[Mapping[str, Any]]]
+
 # Answers that came out of the memory, or from nowhere, are not worth remembering.
 _NOT_SOURCES = ("db", "none")
 # mark_verified is on the path of every hit, and can be done next time.
@@ -93,6 +96,20 @@ class Database:
             db.table("window").insert_all([rows.window_row(kernel_id, w) for w in samples], pk="id")
 
         self._write(write)
+
+    def read(self, work: Callable[[Select], T]) -> T:
+        """Run a query of queries.py, guarded like every other one."""
+        return self._guarded(lambda: work(self._select))
+
+    def change(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` in one write transaction: committed, flushed to disk, or not there at all."""
+        return self._write(lambda: work(self._connection))
+
+    def vacuum(self) -> None:
+        """Give back the room of what was deleted, and store what is left in order."""
+        if self.read_only:
+            raise Missing(f"{self.path}: opened read-only, so it cannot be vacuumed; run as root")
+        self._guarded(lambda: self._connection.executescript("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)"))
 
     def offsets(self, kernel: Kernel) -> tuple[Stored, ...]:
         """Every answer held for that build, quarantined ones and those of other module builds included."""

@@ -84,6 +84,30 @@ def merged(held: Stored | None, new: Stored) -> Stored:
     return new
 
 
+def united(held: Stored | None, theirs: Stored) -> tuple[Stored, ...]:
+    """What to remember when another database has an answer of the same source: who was asked first does not matter.
+
+    A refutation anywhere holds everywhere. The same source at two places is not settled by who came last: theirs is
+    kept under a name of its own, which is never answered with and shows among the disagreements.
+    """
+    if held is None or held.offset.state is State.UNKNOWN:
+        return (theirs,)
+    if theirs.offset.state is State.UNKNOWN:
+        return (held,)
+    if held.module_build_id != theirs.module_build_id:
+        return (max(held, theirs, key=lambda s: s.recorded_at),)
+    if held.offset.same_place(theirs.offset):
+        latest = max(held, theirs, key=lambda s: s.recorded_at)
+        refuted = held if held.quarantined_at else theirs
+        return (replace(latest, verified_at=max(held.verified_at or "", theirs.verified_at or "") or None,
+                        quarantined_at=refuted.quarantined_at, quarantine_reason=refuted.quarantine_reason),)
+    if held.quarantined_at:
+        return (theirs,)
+    if theirs.quarantined_at:
+        return (held,)
+    return held, replace(theirs, offset=replace(theirs.offset, source=f"{theirs.offset.source} elsewhere"))
+
+
 def offset_row(kernel_id: int, stored: Stored) -> dict[str, Any]:
     offset = stored.offset
     return {
