@@ -13,7 +13,7 @@ from kcompat.errors import BadInput, KcompatError, Missing
 from offset_db.files import check_regular, ensure_exists, identity, move_aside
 
 APPLICATION_ID = 0x6B636F6D
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DEADLINE_S = 15.0
 # How long SQLite itself waits for a lock before we look at our own deadline.
 _BUSY_SLICE_S = 0.25

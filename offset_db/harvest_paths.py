@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kcompat.errors import BadInput, KcompatError
+from kcompat.errors import BadInput
 
 Inode = tuple[int, int]
 
@@ -30,7 +30,7 @@ def listed(text: bytes) -> list[str]:
     return [os.fsdecode(line) for line in text.split(separator) if line.strip()]
 
 
-def candidates(paths: Iterable[str]) -> Iterator[Candidate | KcompatError]:
+def candidates(paths: Iterable[str]) -> Iterator[Candidate | BadInput]:
     """Every regular file of `paths`, and an error for each path that leads nowhere."""
     seen: set[Inode] = set()
     for name in paths:
@@ -44,7 +44,7 @@ def candidates(paths: Iterable[str]) -> Iterator[Candidate | KcompatError]:
             yield from _below(Path(os.path.abspath(match)), named=True, above=(), seen=seen)  # noqa: PTH100
 
 
-def _below(path: Path, *, named: bool, above: Sequence[Inode], seen: set[Inode]) -> Iterator[Candidate | KcompatError]:
+def _below(path: Path, *, named: bool, above: Sequence[Inode], seen: set[Inode]) -> Iterator[Candidate | BadInput]:
     try:
         found = path.stat()
         inode = found.st_dev, found.st_ino

@@ -69,8 +69,8 @@ def _lz4_blocks(source: BinaryIO) -> Iterator[bytes]:
 def _zstd(source: BinaryIO) -> Readable:
     import zstandard
 
-    unpacker = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
-    return cast(Readable, unpacker.stream_reader(source, read_across_frames=True))
+    # One frame, as every packer but pzstd writes: what follows a kernel in its image is not another.
+    return cast(Readable, zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(source))
 
 
 def _lz4(source: BinaryIO) -> Readable:

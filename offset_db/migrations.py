@@ -73,6 +73,22 @@ def m001_first(db: sqlite_utils.Database) -> None:
         db.execute(statement)
 
 
+@migrations()
+def m002_harvested(db: sqlite_utils.Database) -> None:
+    """Files a harvest is done with. `head` is the SHA-256 of the first 64 KiB, `catalogue` what was looked for."""
+    db.execute("""
+        CREATE TABLE harvested (
+            path BLOB PRIMARY KEY,
+            size INTEGER NOT NULL,
+            mtime_ns INTEGER NOT NULL,
+            head TEXT NOT NULL,
+            catalogue TEXT NOT NULL,
+            reason TEXT,
+            harvested_at TEXT NOT NULL
+        ) WITHOUT ROWID
+    """)
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring an empty or older file to SCHEMA_VERSION; the caller holds the write lock, and commits.
 

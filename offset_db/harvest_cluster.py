@@ -1,0 +1,98 @@
+"""Spreads a harvest over processes or machines with Dask distributed; a few files are read right here."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from kcompat.errors import Missing
+from offset_db.harvest_file import MEMORY_LIMIT, read
+from offset_db.harvest_report import Report
+
+# Below this many files, starting workers takes longer than reading them.
+_WORTH_A_CLUSTER = 3
+_CONNECT_S = 10
+# Files sent ahead for each thread, so that none waits for us; the rest stays here.
+_AHEAD = 3
+
+_SETTINGS = {
+    # A worker dies of the file it reads, not by chance: that file is not given to a second one.
+    "distributed.scheduler.allowed-failures": 0,
+    # Only what is being read lies at a worker: whatever else lay there would be blamed for its death too.
+    "distributed.scheduler.worker-saturation": 1.0,
+    # Its own process's limit comes first; this is for memory that cannot be bounded so.
+    "distributed.worker.memory.terminate": 0.95,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.pause": False,
+}
+
+
+def reports(paths: Sequence[Path], jobs: int, scheduler: str | None) -> Iterator[Report]:
+    """A report for each file, as they come. Raises Missing when that scheduler does not answer."""
+    if scheduler is None and len(paths) < _WORTH_A_CLUSTER:
+        yield from map(read, paths)
+        return
+    with _client(min(jobs, len(paths)), scheduler) as client:
+        yield from _streamed(client, paths)
+
+
+def _streamed(client: Any, paths: Sequence[Path]) -> Iterator[Report]:
+    distributed: Any = import_module("distributed")
+    waiting = iter(paths)
+    sent = {}
+    threads = sum(client.nthreads().values())
+
+    def send(path: Path) -> Any:
+        # Not pure: a file may have changed since a harvest of the same cluster read it.
+        future = client.submit(read, path, pure=False)
+        sent[future.key] = path
+        return future
+
+    results = distributed.as_completed([send(path) for path in islice(waiting, _AHEAD * max(threads, 1))])
+    for future in results:
+        path = sent.pop(future.key)
+        if (following := next(waiting, None)) is not None:
+            results.add(send(following))
+        yield _report(future, path)
+
+
+def _report(future: Any, path: Path) -> Report:
+    # What is no report is a bug, or a worker that is not like us; either way the rest goes on.
+    error = future.exception()
+    if error is None:
+        report = future.result()
+        assert isinstance(report, Report)
+        return report
+    if isinstance(error, import_module("distributed").KilledWorker):
+        return Report(path, faults=("the worker that read it died: out of memory, or killed",))
+    return Report(path, faults=(f"the worker failed: {type(error).__name__}: {error}",))
+
+
+@contextmanager
+def _client(jobs: int, scheduler: str | None) -> Iterator[Any]:
+    dask: Any = import_module("dask")
+    # It has types, but not on what is called here.
+    distributed: Any = import_module("distributed")
+    if scheduler is not None:
+        try:
+            client = distributed.Client(scheduler, timeout=_CONNECT_S)
+        except (OSError, ValueError) as error:
+            raise Missing(f"no Dask scheduler answers at {scheduler}: {error}") from error
+        with client:
+            if not client.nthreads():
+                raise Missing(f"the Dask scheduler at {scheduler} has no workers")
+            yield client
+        return
+    # Workers keep files of their own, which a worker that is killed leaves behind.
+    with tempfile.TemporaryDirectory(prefix="kcompat-harvest-") as scratch, dask.config.set(_SETTINGS), \
+            distributed.LocalCluster(n_workers=jobs, threads_per_worker=1, processes=True, memory_limit=MEMORY_LIMIT,
+                         dashboard_address=None, local_directory=scratch, silence_logs=60,
+                         # TLS with keys of this run: whoever may connect may run code as us.
+                         security=True) as cluster, distributed.Client(cluster) as client:
+        yield client
