@@ -44,7 +44,8 @@ def _of_guess(name: str, runs: Sequence[Mapping[str, Any]], truth: Mapping[str, 
     right = [sum(truth.get(f) == at for f, at in r["places"].items()) for r in runs]
     wrong = [sum(f in truth and truth[f] != at for f, at in r["places"].items()) for r in runs]
     yield of(f"{name}: whole", (r["seconds"] for r in runs), target=Target(_WHOLE_MS),
-             note=f"{fields} fields; imports before it {_median_ms(r['imports_s'] for r in runs)} ms")
+             note=f"{fields} fields; {measure.cpu(runs)}; "
+                  f"imports before it {_median_ms(r['imports_s'] for r in runs)} ms")
     if any(r["compile_s"] for r in runs):
         yield of(f"{name}: compile", (r["compile_s"] for r in runs), note="bcc and its LLVM")
     yield of(f"{name}: sampling", (r["sampling_s"] for r in runs))

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -162,6 +162,11 @@ def timed(command: Sequence[str]) -> tuple[float, bytes]:
         words = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
         raise KcompatError(f"{' '.join(command[:4])}: exit {done.returncode}: {words[-1]}")
     return seconds, done.stdout
+
+
+def cpu(runs: Iterable[Mapping[str, Any]]) -> str:
+    """The processor's share of the time: on a busy machine less than went by."""
+    return f"processor {of('', (r['cpu_s'] for r in runs)).median:.0f} ms"
 
 
 def load() -> float:

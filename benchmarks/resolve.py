@@ -45,7 +45,7 @@ def _hits(repetitions: Repetitions, path: Path) -> Iterable[Line]:
     measure.once("hit", str(path))
     runs = repetitions.fresh("hit", str(path))
     yield of("database hit, verified: whole", (r["seconds"] for r in runs), target=Target(_HIT_MS),
-             note=f"{runs[0]['fields']} fields; opening, reading, proof, marking; first in its process")
+             note=f"{runs[0]['fields']} fields; {measure.cpu(runs)}; opening, reading, proof, marking")
     yield of("database hit, verified: the proof in it", (r["verify_s"] for r in runs),
              note="hooks set, sockets made, every offset compared")
     yield of("database hit, verified: imports", (r["imports_s"] for r in runs))
@@ -58,7 +58,7 @@ def _btf(repetitions: Repetitions) -> Iterable[Line]:
     runs = repetitions.fresh("btf")
     return [
         of("BTF, the catalogue: whole", (r["seconds"] for r in runs), target=Target(_BTF_MS),
-           note=f"{runs[0]['fields']} fields of {len(structs())} structs"),
+           note=f"{runs[0]['fields']} fields of {len(structs())} structs; {measure.cpu(runs)}"),
         of("BTF, the catalogue: imports", (r["imports_s"] for r in runs)),
         _command("btf", repetitions),
     ]

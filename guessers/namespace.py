@@ -40,7 +40,8 @@ def in_own_thread(work: Callable[[bytes], T]) -> T:
             nonce = secrets.token_hex(7).encode()
             ctypes.CDLL(None).prctl(_PR_SET_NAME, nonce, 0, 0, 0)
             with suppress(OSError):
-                os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+                # The one the scheduler has just picked: any fixed one may be busy, with another guess even.
+                os.sched_setaffinity(0, {_libc().sched_getcpu()})
             results.append(work(nonce))
         except BaseException as error:
             errors.append(error)
