@@ -23,16 +23,22 @@ TOSSED = frozenset({"skc_bound_dev_if", "flowi_oif"})
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One object's memory, and what we know stands in it. `limit` is the object's size where it is known."""
+    """One object's memory, cut at `limit`, its size, where that is known; and what we know stands in it."""
 
     window: bytes
     values: Mapping[Field, Encodings]
     limit: int | None = None
     label: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "window", self.window[:self.limit or None])
+
     @property
     def end(self) -> int:
-        return min(len(self.window), self.limit or len(self.window))
+        return len(self.window)
+
+
+Knowing = tuple[Sample, Encodings]  # a sample and what it knows of the field in question
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +57,19 @@ def alignment(field: Field) -> int:
 
 def hits(sample: Sample, encodings: Encodings, step: int) -> set[int]:
     """Every aligned offset at which one of the encodings stands inside the object."""
-    window, end = sample.window, sample.end
     found = set()
     for code in encodings:
-        at = window.find(code, 0, end)
+        at = sample.window.find(code)
         while at >= 0:
             if at % step == 0:
                 found.add(at)
-            at = window.find(code, at + 1, end)
+            at = sample.window.find(code, at + 1)
     return found
 
 
 def stands(sample: Sample, encodings: Encodings, offset: int) -> bool:
     """Whether one of the encodings stands at `offset`, inside the object."""
-    return any(sample.window.startswith(code, offset) and offset + len(code) <= sample.end for code in encodings)
+    return sample.window.startswith(encodings, offset)
 
 
 def search(field: Field, samples: Iterable[Sample]) -> Found:
@@ -73,32 +78,32 @@ def search(field: Field, samples: Iterable[Sample]) -> Found:
     No vote is taken: one sample that contradicts an offset ends it. Samples held out of the search must agree too;
     they are what shows that the search did not fit noise.
     """
-    known = [s for s in samples if field in s.values]
+    known = [(s, s.values[field]) for s in samples if field in s.values]
     step = alignment(field)
     if not known:
         return Found(field, (), {"samples": 0})
-    train = [s for i, s in enumerate(known) if i % HOLD_OUT != HOLD_OUT - 1]
+    train = [pair for i, pair in enumerate(known) if i % HOLD_OUT != HOLD_OUT - 1]
     held = known[HOLD_OUT - 1::HOLD_OUT]
-    distinct = {s.values[field]: s for s in train}
-    survivors = min((hits(s, code, step) for code, s in list(distinct.items())[:_STARTS]), key=len)
+    distinct = {codes: s for s, codes in train}
+    survivors = min((hits(s, codes, step) for codes, s in list(distinct.items())[:_STARTS]), key=len)
     trail = [len(survivors)]
-    for sample in train:
-        survivors = {o for o in survivors if stands(sample, sample.values[field], o)}
+    for sample, codes in train:
+        survivors = {o for o in survivors if stands(sample, codes, o)}
         trail.append(len(survivors))
-    verified = {o for o in survivors if all(stands(s, s.values[field], o) for s in held)}
+    verified = {o for o in survivors if all(stands(s, codes, o) for s, codes in held)}
     evidence = {
         "samples": len(known),
         "held_out": len(held),
-        "distinct_values": len({s.values[field] for s in known}),
+        "distinct_values": len({codes for _, codes in known}),
         "candidates_by_sample": trail,
         "refuted_by_held_out": sorted(survivors - verified),
         "expected_false_positives": expected_false_positives(field, known),
-        "null_survivors": null_survivors(field, known, step),
+        "null_survivors": null_survivors(known, step),
     }
     return Found(field, tuple(sorted(verified)), evidence)
 
 
-def expected_false_positives(field: Field, samples: Sequence[Sample]) -> float:
+def expected_false_positives(field: Field, known: Sequence[Knowing]) -> float:
     """How many offsets would pass by chance.
 
     The chance of each value is measured, not assumed: at how many places do the samples that have it all show it? That
@@ -106,16 +111,16 @@ def expected_false_positives(field: Field, samples: Sequence[Sample]) -> float:
     independent: a place that holds it once tends to hold it again, and counts once.
     """
     step = alignment(field)
-    places = sum(max(1, s.end // step) for s in samples) / len(samples)
+    places = sum(max(1, s.end // step) for s, _ in known) / len(known)
     by_value: dict[Encodings, list[Sample]] = {}
-    for sample in samples:
-        by_value.setdefault(sample.values[field], []).append(sample)
+    for sample, codes in known:
+        by_value.setdefault(codes, []).append(sample)
     chance = 1.0
     for codes, group in itertools.islice(by_value.items(), _VALUES):
         some = group[::max(1, len(group) // _ALIKE)][:_ALIKE]
         chance *= min(1.0, (len(_agreeing(some, codes, step)) + 0.5) / places)
     if field.member in TOSSED:
-        chance = min(chance, _chance_of_pattern([s.values[field] for s in samples]))
+        chance = min(chance, _chance_of_pattern([codes for _, codes in known]))
     return places * (chance if len(by_value) > 1 else 1.0)
 
 
@@ -133,16 +138,15 @@ def _chance_of_pattern(values: Sequence[Encodings]) -> float:
     return exp(-orders)
 
 
-def null_survivors(field: Field, samples: Sequence[Sample], step: int) -> int:
+def null_survivors(known: Sequence[Knowing], step: int) -> int:
     """How many offsets pass when every sample is given another one's value: a sound search leaves none.
 
     -1 when the values do not differ enough to be exchanged.
     """
-    values = [s.values[field] for s in samples]
+    values = [codes for _, codes in known]
     if len(set(values)) < 2:
         return -1
-    exchanged = _derangement(values)
-    pairs = [(s, v) for s, v in zip(samples, exchanged, strict=True) if v != s.values[field]]
+    pairs = [(s, v) for (s, own), v in zip(known, _derangement(values), strict=True) if v != own]
     survivors = min((hits(sample, codes, step) for sample, codes in pairs[:_STARTS]), key=len)
     for sample, codes in pairs:
         survivors = {o for o in survivors if stands(sample, codes, o)}
