@@ -19,13 +19,15 @@ Data = bytes | mmap.mmap
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One section header; `size` is 0 for a section that takes no room in the file."""
+    """One section header; `size` is 0 for a section that takes no room in the file, `link` and `info` as in elf(5)."""
 
     name: str
     kind: int
     flags: int
     offset: int
     size: int
+    link: int
+    info: int
 
 
 class Elf:
@@ -40,7 +42,7 @@ class Elf:
             raise BadInput(path, "its ELF header is truncated or corrupt")
         self.bits = 32 * data[4]
         self.byte_order = "<" if data[5] == 1 else ">"
-        self.machine: int = struct.unpack_from(self.byte_order + "H", data, 18)[0]
+        self.kind, self.machine = struct.unpack_from(self.byte_order + "HH", data, 16)
         self.sections = tuple(self._read_sections())
 
     def find(self, name: str) -> Section | None:
@@ -53,11 +55,11 @@ class Elf:
         if self.bits == 64:
             table, = struct.unpack_from(self.byte_order + "Q", self.data, 40)
             size, count, names_index = struct.unpack_from(self.byte_order + "HHH", self.data, 58)
-            header = struct.Struct(self.byte_order + "IIQQQQI20x")
+            header = struct.Struct(self.byte_order + "IIQQQQII16x")
         else:
             table, = struct.unpack_from(self.byte_order + "I", self.data, 32)
             size, count, names_index = struct.unpack_from(self.byte_order + "HHH", self.data, 46)
-            header = struct.Struct(self.byte_order + "IIIIIII12x")
+            header = struct.Struct(self.byte_order + "IIIIIIII8x")
         if table == 0:
             return
         if size != header.size or table + size > len(self.data):
@@ -71,14 +73,14 @@ class Elf:
         headers = list(header.iter_unpack(self.data[table:table + count * size]))
         names_offset, names_size = headers[names_index][4:6]
         names = self.data[names_offset:names_offset + names_size]
-        for name_offset, kind, flags, _, offset, length, _ in headers:
+        for name_offset, kind, flags, _, offset, length, link, info in headers:
             if kind == _SHT_NOBITS:
                 length = 0
             elif offset + length > len(self.data) and kind:
                 raise BadInput(self.path, f"truncated: a section of {length} bytes at {offset} ends past the "
                                           f"file's {len(self.data)} bytes")
             name = names[name_offset:names.find(b"\0", name_offset)] if name_offset < len(names) else b""
-            yield Section(name.decode("latin-1"), kind, flags, offset, length)
+            yield Section(name.decode("latin-1"), kind, flags, offset, length, link, info)
 
 
 def open_file(path: Path) -> Data:
