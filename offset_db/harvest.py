@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -61,7 +61,7 @@ def default_jobs() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def harvest(paths: Iterable[str], db: Path, jobs: int, scheduler: str | None = None) -> Iterator[Progress]:
+def harvest(paths: Iterable[str], db: Path, jobs: int, scheduler: str | None = None) -> Generator[Progress, None, None]:
     """Harvests `paths` into the database, which is made if need be, and tells of each file when it is committed.
 
     Whoever stops listening stops the harvest; what was told of is kept.
@@ -82,8 +82,10 @@ def harvest(paths: Iterable[str], db: Path, jobs: int, scheduler: str | None = N
         for count, report in enumerate(reports(tuple(unread), jobs, scheduler), len(early) + 1):
             for found in report.found:
                 memory.record(found.kernel, found.offsets)
-            ledger.add(report)
-            yield Progress(total, count, _outcome(report, named=unread[report.path].named))
+            outcome = _outcome(report, named=unread[report.path].named)
+            if outcome.ending != "failed":
+                ledger.add(report)
+            yield Progress(total, count, outcome)
 
 
 def summed_up(outcomes: Iterable[Outcome], started: float) -> Summary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ _SETTINGS = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.pause": False,
+    # Its web pages would be there for every user of this machine.
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
 }
 
 
@@ -79,6 +83,8 @@ def _client(jobs: int, scheduler: str | None) -> Iterator[Any]:
     dask: Any = import_module("dask")
     # It has types, but not on what is called here.
     distributed: Any = import_module("distributed")
+    # How its parts come and go is not for our user; what matters of it is in the reports.
+    logging.getLogger("distributed").propagate = False
     if scheduler is not None:
         try:
             client = distributed.Client(scheduler, timeout=_CONNECT_S)
@@ -92,7 +98,7 @@ def _client(jobs: int, scheduler: str | None) -> Iterator[Any]:
     # Workers keep files of their own, which a worker that is killed leaves behind.
     with tempfile.TemporaryDirectory(prefix="kcompat-harvest-") as scratch, dask.config.set(_SETTINGS), \
             distributed.LocalCluster(n_workers=jobs, threads_per_worker=1, processes=True, memory_limit=MEMORY_LIMIT,
-                         dashboard_address=None, local_directory=scratch, silence_logs=60,
+                         dashboard_address="127.0.0.1:0", local_directory=scratch, silence_logs=60,
                          # TLS with keys of this run: whoever may connect may run code as us.
                          security=True) as cluster, distributed.Client(cluster) as client:
         yield client

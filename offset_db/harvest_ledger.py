@@ -49,9 +49,9 @@ class Ledger:
             return False
 
     def add(self, report: Report) -> None:
-        """Done with that file. One with a fault is not: the next harvest tries it again."""
+        """Done with that file: the next harvest leaves it out."""
         mark = report.fingerprint
-        if report.faults or mark is None:
+        if mark is None:
             return
         # Bytes, because that is what a path is.
         row = (os.fsencode(report.path), mark.size, mark.mtime_ns, mark.head, _LOOKED_FOR, report.nothing, now())
