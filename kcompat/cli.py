@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from kcompat.cli_database_exchange import database
 from kcompat.cli_errors import Commands, log_to_stderr, say
 from kcompat.cli_output import emit
 from kcompat.cli_sources import SOURCES, Request
@@ -50,6 +51,9 @@ def main(ctx: click.Context, db_path: Path | None, verbose: bool) -> None:
     """
     ctx.obj = db_path
     log_to_stderr(verbose=verbose)
+
+
+main.add_command(database)
 
 
 def _as_json(command: F) -> F:
@@ -146,52 +150,6 @@ def guess(db: Path | None, as_json: bool, explained: str | None, backend: Backen
         emit(offsets_json(got) if as_json else offsets_table(got))
     say(got.origin)
     sys.exit(got.exit_code)
-
-
-@main.group("db")
-def database() -> None:
-    """Look into the database of remembered offsets.
-
-    \b
-    Examples:
-      kcompat db show
-      kcompat db disagreements
-    """
-
-
-@database.command()
-@click.argument("kernel", required=False)
-@_as_json
-@click.pass_obj
-def show(db: Path | None, kernel: str | None, as_json: bool) -> None:
-    """The kernels remembered; with KERNEL (a build-id, or a release) every answer held for it.
-
-    \b
-    Examples:
-      kcompat db show
-      kcompat db show 5.10.0-32-amd64
-      kcompat db show --json
-    """
-    from kcompat.cli_database import show_json, show_text, shown
-
-    found = shown(db, kernel)
-    emit(show_json(found) if as_json else show_text(found, fields=kernel is not None))
-
-
-@database.command()
-@_as_json
-@click.pass_obj
-def disagreements(db: Path | None, as_json: bool) -> None:
-    """Fields that two sources place differently. kcompat loads nothing that needs one of them.
-
-    \b
-    Example:
-      kcompat db disagreements
-    """
-    from kcompat.cli_database import disagreements_json, disagreements_text, disputed
-
-    found = disputed(db)
-    emit(disagreements_json(found) if as_json else disagreements_text(found))
 
 
 @main.command()

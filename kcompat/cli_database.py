@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def shown(chosen: Path | None, kernel: str | None) -> tuple[Remembered, ...]:
     """What is held of that kernel, or of all. Raises KcompatError when there is nothing of it."""
-    with _opened(chosen) as db:
+    with opened(chosen) as db:
         if kernel is not None:
             found = db.show(kernel)
             if not found:
@@ -31,11 +31,12 @@ def shown(chosen: Path | None, kernel: str | None) -> tuple[Remembered, ...]:
 
 
 def disputed(chosen: Path | None) -> tuple[Disagreement, ...]:
-    with _opened(chosen) as db:
+    with opened(chosen) as db:
         return db.disagreements()
 
 
-def _opened(chosen: Path | None) -> Database:
+def opened(chosen: Path | None, *, read_only: bool = False) -> Database:
+    """The database, which must be there."""
     path = chosen or default_path()
     try:
         there = path.exists()
@@ -43,7 +44,7 @@ def _opened(chosen: Path | None) -> Database:
         raise KcompatError(f"{path}: {error.strerror}") from error
     if not there:
         raise KcompatError(f"{path}: no database there yet; `kcompat resolve` or `sudo kcompat guess` makes one")
-    return Database.open(path)
+    return Database.open(path, read_only=read_only)
 
 
 def show_json(found: tuple[Remembered, ...]) -> str:

@@ -82,6 +82,13 @@ def everything(db: Database) -> Iterator[Remembered]:
         yield from (r for r in db.show(kernel.key) if r.kernel.key == kernel.key)
 
 
+def counted(db: Database) -> tuple[int, int]:
+    """How many kernels, and how many answers."""
+    (row,) = db.read(lambda select: select('SELECT (SELECT count(*) FROM kernel) AS kernels, count(*) AS answers '
+                                           'FROM "offset"'))
+    return row["kernels"], row["answers"]
+
+
 def one(db: Database, name: str) -> Remembered:
     """The kernel of that key, release, or beginning of a key. Raises KcompatError unless it is exactly one."""
     found = list(db.show(name))

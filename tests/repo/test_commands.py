@@ -32,6 +32,9 @@ def helped(words):
 
 def test_the_commands_of_the_design_are_there():
     assert set(ids) == {"kcompat", "kcompat info", "kcompat resolve", "kcompat guess", "kcompat db", "kcompat db show",
+                        "kcompat db kernels", "kcompat db diff", "kcompat db where", "kcompat db history",
+                        "kcompat db verify", "kcompat db import", "kcompat db merge", "kcompat db export",
+                        "kcompat db pull", "kcompat db vacuum", "kcompat db serve",
                         "kcompat db disagreements", "kcompat render", "kcompat collect"}
 
 

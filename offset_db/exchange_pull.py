@@ -1,0 +1,131 @@
+"""Fetches a database somebody else built: resumed where it stopped, used only if its checksum is the one expected."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import httpx
+
+from kcompat.errors import BadInput, KcompatError, Missing
+from offset_db.connection import connect_writable
+from offset_db.db import Database
+
+_TIMEOUT_S = 30.0
+_CHUNK = 1 << 20
+# A database of 5,000 kernels has 40 MB; a server that never stops sending must not fill the disk.
+_MAX_SIZE = 4 << 30
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def checksum(told: str | None, sums: Path | None, url: str) -> str:
+    """The SHA-256 to expect: as given, or from the line of `url`'s file name in a file as sha256sum(1) writes it.
+
+    It must come another way than the file: one that lies beside the file says only that the transfer went well.
+    """
+    if told and sums:
+        raise KcompatError("give the checksum or a SHA256SUMS file, not both")
+    if told:
+        if not _SHA256.fullmatch(told.lower()):
+            raise KcompatError(f"{told!r} is not a SHA-256: 64 hexadecimal digits")
+        return told.lower()
+    if sums is None:
+        raise KcompatError("a checksum is required: --sha256 HEX, or --sums FILE")
+    name = Path(unquote(urlsplit(url).path)).name
+    for line in _read(sums).splitlines():
+        digest, _, file = line.partition(" ")
+        if Path(file.lstrip(" *")).name == name and _SHA256.fullmatch(digest.lower()):
+            return digest.lower()
+    raise BadInput(sums, f"no SHA-256 of {name}")
+
+
+def fetch(url: str, sha256: str, beside: Path, progress: Callable[[int], None] | None = None) -> Path:
+    """The file behind `url`, whole and proved, beside the path it is meant for; the caller moves or removes it.
+
+    What was fetched before an interruption is continued. Raises KcompatError; a wrong file is removed.
+    """
+    part = beside.with_name(f".{beside.name}.{sha256[:16]}.part")
+    scheme = urlsplit(url).scheme
+    try:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        if scheme == "https":
+            _download(url, part, progress)
+        elif scheme in ("file", ""):
+            _write(part, _chunks_of(Path(unquote(urlsplit(url).path))), 0, progress)
+        else:
+            raise KcompatError(f"{url}: {scheme} is not supported, only https and file")
+        if (found := _digest(part)) != sha256:
+            part.unlink()
+            raise KcompatError(f"{url}: its SHA-256 is {found}, not {sha256}; nothing was changed")
+    except httpx.HTTPError as error:
+        raise KcompatError(f"{url}: {error or type(error).__name__}; run it again to go on from here") from error
+    except OSError as error:
+        raise Missing(f"{error.filename or part}: {error.strerror}") from error
+    return part
+
+
+def replace(path: Path, fetched: Path) -> None:
+    """Put the fetched database in the place of `path`, at once. Raises BadInput if it is none; then nothing changes."""
+    with Database.open(fetched, read_only=True):
+        pass
+    if path.exists():
+        # Into the file, so that no -wal is left that belongs to another file than the one it lies beside.
+        with suppress(KcompatError):
+            connection = connect_writable(path.resolve())
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.close()
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    # Readable by its owner only, as every memory: see files.ensure_exists.
+    fetched.chmod(0o600)
+    fetched.replace(path)
+
+
+def _download(url: str, part: Path, progress: Callable[[int], None] | None) -> None:
+    done = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={done}-"} if done else {}
+    with (httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True) as client,
+          client.stream("GET", url, headers=headers) as answer):
+        if answer.url.scheme != "https":
+            raise KcompatError(f"{url}: leads to {answer.url}, which is not https")
+        if answer.status_code == 416:
+            # All of it is here, or the file has changed: the checksum tells.
+            return
+        answer.raise_for_status()
+        resumed = done if answer.status_code == 206 else 0
+        _write(part, answer.iter_bytes(_CHUNK), resumed, progress)
+
+
+def _write(part: Path, chunks: Iterator[bytes], done: int, progress: Callable[[int], None] | None) -> None:
+    with part.open("ab" if done else "wb") as file:
+        for chunk in chunks:
+            done += len(chunk)
+            if done > _MAX_SIZE:
+                raise KcompatError(f"{part}: over {_MAX_SIZE >> 30} GiB, which no database is")
+            file.write(chunk)
+            if progress:
+                progress(done)
+        os.fsync(file.fileno())
+
+
+def _chunks_of(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(path, getattr(error, "strerror", None) or "not text") from error
