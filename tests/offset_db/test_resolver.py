@@ -89,6 +89,16 @@ def test_what_the_event_confirms_is_marked_verified(db, kernel, monkeypatch):
     assert verified == {DADDR: "2031-01-01T00:00:00Z", DPORT: None}
 
 
+def test_a_field_is_marked_once_a_day(db, kernel, monkeypatch):
+    db.record(kernel, [Offset.known(DADDR, 0, "btf")])
+    for now, marked in (("2031-01-01T00:00:00Z", "2031-01-01T00:00:00Z"),
+                        ("2031-01-01T23:59:59Z", "2031-01-01T00:00:00Z"),
+                        ("2031-01-02T00:00:00Z", "2031-01-02T00:00:00Z")):
+        monkeypatch.setattr(rows, "now", lambda now=now: now)
+        assert ask(db, kernel, DADDR)
+        assert [s.verified_at for s in db.offsets(kernel)] == [marked]
+
+
 def test_what_the_event_refutes_is_quarantined_with_all_who_said_so(db, kernel, caplog):
     db.record(kernel, [Offset.known(DADDR, 0, "btf"), Offset.known(DADDR, 0, "guess"), Offset.known(DPORT, 12, "btf")])
     answers = ask(db, kernel, DADDR, DPORT, verify=lambda kernel, offsets: {DADDR})
