@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from kcompat.dwarf_abbreviations import AGGREGATES
+from kcompat.dwarf_abbreviations import AGGREGATES, Corrupt
 from kcompat.dwarf_headers import Header
 from kcompat.dwarf_names import Names
 from kcompat.dwarf_sections import Sections
@@ -49,6 +49,8 @@ def load(path: Path, names: Iterable[str]) -> dict[str, Struct]:
             return _Search(Sections(elf, file.fileno())).structs(names)
     except KcompatError:
         raise
+    except Corrupt as error:
+        raise BadInput(path, f"corrupt DWARF: {error}") from error
     except Exception as error:
         # On corrupt input pyelftools lets out whatever its parsing ran into: KeyError, AssertionError, RecursionError.
         raise BadInput(path, f"corrupt DWARF: {type(error).__name__}: {error}") from error

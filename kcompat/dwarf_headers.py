@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kcompat.dwarf_abbreviations import Corrupt, Shape, number
 from kcompat.dwarf_sections import Content
 
-_LONGEST_HEADER = 40
+LONGEST_HEADER = 40
 # Far above any kernel's; what a file made to exhaust memory would need.
 _MAX_UNITS, _MAX_UNIT = 1 << 19, 1 << 28
 _DW_UT_TYPE, _DW_UT_SPLIT_TYPE = 2, 6
@@ -39,7 +39,7 @@ def headers(content: Content, byte_order: str, types: bool) -> Iterator[Header]:
     start = count = 0
     while start < content.size:
         count += 1
-        data = content.read(start, _LONGEST_HEADER)
+        data = content.read(start, LONGEST_HEADER)
         if len(data) < 4:
             raise Corrupt(f"a unit header at {start} is cut off")
         length, = struct.unpack_from(byte_order + "I", data)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from kcompat.dwarf_abbreviations import (
+    AGGREGATES,
+    DW_AT_DECLARATION,
     LINE_STRP,
     STRING,
     STRP,
@@ -17,11 +19,16 @@ from kcompat.dwarf_abbreviations import (
     number,
     uleb,
 )
-from kcompat.dwarf_headers import Header
+from kcompat.dwarf_headers import LONGEST_HEADER, Header
 from kcompat.dwarf_sections import Content, Sections
 from kcompat.dwarf_units import Unit, Units
 
 _BATCH = 1 << 20
+# A common word is the tail of some 300 strings of a kernel. More, or more mentions in a unit, are not looked at.
+_MAX_PLACES = 512
+
+# A unit, and the two bytes before each place of the name in it (None: its places are not known).
+_Hit = tuple[Header, list[bytes] | None]
 
 
 class Names:
@@ -38,16 +45,24 @@ class Names:
 
         Every linker keeps one copy of a string. Those that also let it be the tail of a longer one take the tail of
         the next string in the order of reversed strings, so of hundreds that end so only one need be looked for.
+        Units that seem only to declare the struct, or to call a member so, come last.
         """
-        offsets = places(name, self._units.strings)
+        offsets = list(places(name + b"\0", self._units.strings))
         whole = [at for at in offsets if self._start(at) == at]
         tail = min(offsets, key=lambda at: self._units.strings[self._start(at):at][::-1], default=None)
         chosen = whole or [at for at in (tail,) if at is not None]
-        return self._search(chosen, name if not chosen or len(name) < 4 else None)
+        doubtful = []
+        for header, before in self._search(chosen, name if not chosen or len(name) < 4 else None):
+            if before is None or self._may_define(header, before):
+                yield header
+            else:
+                doubtful.append(header)
+        yield from doubtful
 
     def any(self, name: bytes) -> Iterator[Header]:
         """Units that have the name in whatever way: much slower where it is the tail of many strings."""
-        return self._search([*places(name, self._units.strings), *places(name, self._units.line_strings)], name)
+        offsets = [*places(name + b"\0", self._units.strings), *places(name + b"\0", self._units.line_strings)]
+        return (header for header, _ in self._search(offsets, name))
 
     def of(self, unit: Unit, at: int, declared: Declaration) -> bytes | None:
         """The name of the entry whose attributes start at `at`, without parsing the entry where that can be."""
@@ -69,20 +84,34 @@ class Names:
             raise Corrupt(f"the unit at {unit.header.start} has names by number and no DW_AT_str_offsets_base")
         return string(self._units.strings, number(self._units.str_offsets, base + index * word, word, order))
 
+    def _may_define(self, header: Header, before: list[bytes]) -> bool:
+        """Whether one of these bytes that stand before the name is the code of a definition that starts with it."""
+        declared = self._units.declared(header, header.content.read(header.start, LONGEST_HEADER))
+        for pair in before:
+            for code in (pair[-1:], pair) if pair else ():
+                try:
+                    declaration = declared[uleb(code, 0)[0]]
+                except (Corrupt, IndexError):  # not a code
+                    continue
+                if (declaration.tag in AGGREGATES and declaration.name and declaration.name[0] == 0
+                        and all(attribute != DW_AT_DECLARATION for attribute, _ in declaration.attributes)):
+                    return True
+        return False
+
     def _start(self, at: int) -> int:
         return self._units.strings.rfind(b"\0", 0, at) + 1
 
-    def _search(self, offsets: list[int], inline: bytes | None) -> Iterator[Header]:
+    def _search(self, offsets: list[int], inline: bytes | None) -> Iterator[_Hit]:
         # An object file's references to strings stand in its relocations, and its sections hold zeros there.
         plain = [struct.pack(self._units.byte_order + "I", at) for at in offsets]
         text = [inline + b"\0"] if inline else []
         for content, known in self._units.headers.items():
             if content.relocations and offsets and self._strings_index is not None:
                 found = sorted(content.relocations.places(self._strings_index, set(offsets)))
-                yield from (header for header, _ in groupby(self._units.at(content, at) for at in found))
+                yield from ((header, None) for header, _ in groupby(self._units.at(content, at) for at in found))
             yield from _holding(content, known, text if content.relocations else text + plain)
         if self._str_offsets:
-            yield from self._by_number(self._str_offsets, set(offsets))
+            yield from ((header, None) for header in self._by_number(self._str_offsets, set(offsets)))
 
     def _by_number(self, table: Content, offsets: set[int]) -> Iterator[Header]:
         """Units whose part of .debug_str_offsets has one of these places in .debug_str."""
@@ -99,7 +128,7 @@ class Names:
                 yield from self._based[base]
 
 
-def _holding(content: Content, known: list[Header], needles: list[bytes]) -> Iterator[Header]:
+def _holding(content: Content, known: list[Header], needles: list[bytes]) -> Iterator[_Hit]:
     """The units in which one of `needles` stands, read in batches of many small units."""
     batch: list[Header] = []
     for header in known if needles else ():
@@ -108,18 +137,21 @@ def _holding(content: Content, known: list[Header], needles: list[bytes]) -> Ite
             start = batch[0].start
             data = content.read(start, header.end - start)
             for one in batch:
-                if any(data.find(needle, one.start - start, one.end - start) >= 0 for needle in needles):
-                    yield one
+                before = [data[max(0, at - 2):at] for needle in needles
+                          for at in places(needle, data, one.start - start, one.end - start)]
+                if before:
+                    yield one, before
             batch = []
 
 
-def places(name: bytes, strings: bytes) -> list[int]:
-    """Where `name` stands in a section of strings, as a string of its own or as the tail of another."""
-    found, at = [], strings.find(name + b"\0")
-    while at >= 0:
-        found.append(at)
-        at = strings.find(name + b"\0", at + 1)
-    return found
+def places(needle: bytes, data: bytes, start: int = 0, end: int | None = None) -> Iterator[int]:
+    """The places of `needle`: a string with its NUL may stand there alone or be the tail of another."""
+    at = data.find(needle, start, end)
+    for _ in range(_MAX_PLACES):
+        if at < 0:
+            return
+        yield at
+        at = data.find(needle, at + 1, end)
 
 
 def string(strings: bytes, at: int) -> bytes:

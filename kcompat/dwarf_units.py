@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -110,17 +111,17 @@ class Unit:
         self._byte_order = units.byte_order
         self._declared = units.declared(header, self.data)
         self._stream = BytesIO(self.data)
-        self._unit = self._parsed(units)
+        self._units = units
 
     def die(self, at: int) -> DIE:
         """The entry there, parsed by pyelftools."""
         if not self.header.entries - self.header.start <= at < len(self.data):
             raise Corrupt(f"an entry at {at} lies outside the unit at {self.header.start}")
-        return DIE(self._unit, self._stream, at)
+        return DIE(self._parsed, self._stream, at)
 
     def top(self) -> DIE:
         """Its first entry, which pyelftools has to be asked for in its own way for names by number in it."""
-        die: DIE = self._unit.get_top_DIE()
+        die: DIE = self._parsed.get_top_DIE()
         return die
 
     def children(self, at: int) -> Iterator[tuple[int, int, Declaration]]:
@@ -162,19 +163,20 @@ class Unit:
             at = at + fixed if fixed is not None else stepped(data, at, declaration.steps, byte_order)
         raise Corrupt(f"the entries of the unit at {self.header.start} run past its end")
 
-    def _parsed(self, units: Units) -> Any:
-        """The unit as pyelftools has it, alone in its section."""
-        is_type = self.header.signature is not None and self.header.shape.version < 5
-        abbreviations = BytesIO(units.abbreviations)
-        given = {"debug_types" if is_type else "debug_info": self._stream, "debug_abbrev": abbreviations,
-                 "debug_str": BytesIO(units.strings), "debug_line_str": BytesIO(units.line_strings),
-                 "debug_str_offsets": BytesIO(units.str_offsets)}
-        described = {f"{name}_sec": DebugSectionDescriptor(given[name], name, 0, len(given[name].getbuffer()), 0)
-                     if name in given else None for name in _SECTIONS}
+    @cached_property
+    def _parsed(self) -> Any:
+        """The unit as pyelftools has it, alone in its section; most units are only walked and never need it."""
+        units, shape = self._units, self.header.shape
+        is_type = self.header.signature is not None and shape.version < 5
+        given = {"debug_abbrev": units.abbreviations, "debug_str": units.strings,
+                 "debug_line_str": units.line_strings, "debug_str_offsets": units.str_offsets}
+        described = dict.fromkeys(f"{name}_sec" for name in _SECTIONS) | {
+            f"{name}_sec": DebugSectionDescriptor(BytesIO(data), name, 0, len(data), 0) for name, data in given.items()}
         # An entry of a type unit looks for its stream in .debug_info all the same.
-        described["debug_info_sec"] = described["debug_info_sec"] or described["debug_types_sec"]
-        info = _OneUnit(DwarfConfig(self._byte_order == "<", "", self.header.shape.address), **described)
-        info.table = ParsedTable(self._declared, abbreviations, info.structs)
+        for name in ("debug_info", "debug_types") if is_type else ("debug_info",):
+            described[f"{name}_sec"] = DebugSectionDescriptor(self._stream, name, 0, len(self.data), 0)
+        info = _OneUnit(DwarfConfig(self._byte_order == "<", "", shape.address), **described)
+        info.table = ParsedTable(self._declared, BytesIO(units.abbreviations), info.structs)
         return next(info.iter_TUs() if is_type else info.iter_CUs())
 
 
