@@ -88,8 +88,8 @@ def test_one_point_per_key_and_order_does_not_matter(given_deltas):
 
 
 def test_a_record_in_full():
-    (record,) = aggregate([CURL._replace(retransmits=1, rtt_us=1500, rtt_var_us=70, rtt_samples=1, established=1, closed=1)],
-                          OPTIONS, 42)
+    delta = CURL._replace(retransmits=1, rtt_us=1500, rtt_var_us=70, rtt_samples=1, established=1, closed=1)
+    (record,) = aggregate([delta], OPTIONS, 42)
 
     assert record.measurement == "netflow" and record.time == 42
     assert record.tags == {
@@ -102,8 +102,8 @@ def test_a_record_in_full():
 
 
 def test_udp_has_no_tcp_fields_and_the_unknown_process_is_not_empty():
-    (record,) = aggregate([CURL._replace(transport="udp", pid=0, process_name="", retransmits=5, rtt_us=100, rtt_samples=1)],
-                          OPTIONS, 1)
+    delta = CURL._replace(transport="udp", pid=0, process_name="", retransmits=5, rtt_us=100, rtt_samples=1)
+    (record,) = aggregate([delta], OPTIONS, 1)
 
     assert record.fields == {"bytes_read": 100, "bytes_written": 10}
     assert (record.tags["pid"], record.tags["process_name"]) == ("0", "N/A")
