@@ -38,7 +38,7 @@ expected one, first match final, the struct net pointer and the number behind it
 sport, dport, and netns with its number: {rival_fields} offsets. The guess looks for the {fields} of the catalogue,
 IPv6, TCP state and routing keys among them. BTF is read afterwards, to say who is right; neither sees it.
 
-Where we are not better:
+Where we are not, or hardly, better:
 - **Wall time on a quiet loopback.** A connection costs {connection_ms} ms here, so that {connections:.0f} of them take
   {rival_ms:.0f} ms; our sampling and solving take {thinking_ms:.0f} ms. What the scan pays is connections: each fires
   every hook on the machine, takes a port, and may be missed on a busy one. Our time is Python's, and goes into many
@@ -49,10 +49,12 @@ Where we are not better:
 """
 
 _RESOLVE = """\
-A hit opens the database, reads it, loads the hooks, makes a few sockets, compares every remembered offset with what
-stands there, and writes down that it did. bpftool and pahole answer another question (all types; whole structs), they
-are here because they are what one reaches for; each is a C program, ours carries the interpreter and its imports:
-compare process with process.
+A hit opens the database, reads it, loads the hooks, makes a few sockets and compares every remembered offset with what
+stands there; the first of a day also writes down that it did, and waits for the disk. bpftool and pahole answer another
+question (all types; whole structs), they are here because they are what one reaches for.
+
+Where we are slower: process against process. Those are C programs; ours starts an interpreter and imports, and that
+takes longer than the work. Where there is BTF and no Python at hand, pahole is the quicker way to one struct.
 """
 
 _TEXTS = {"guess": _GUESS, "resolve": _RESOLVE}

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks import measure
 from benchmarks.measure import Line, Repetitions, Result, Target, of
@@ -42,10 +44,19 @@ def run(repetitions: Repetitions) -> Result:
 
 
 def _hits(repetitions: Repetitions, path: Path) -> Iterable[Line]:
+    first = path.with_name("first.db")
+
+    def first_of_a_day() -> dict[str, Any]:
+        shutil.copy(path, first)
+        return measure.once("hit", str(first))
+
+    marking = repetitions.of(first_of_a_day)
     measure.once("hit", str(path))
     runs = repetitions.fresh("hit", str(path))
     yield of("database hit, verified: whole", (r["seconds"] for r in runs), target=Target(_HIT_MS),
-             note=f"{runs[0]['fields']} fields; {measure.cpu(runs)}; opening, reading, proof, marking")
+             note=f"{runs[0]['fields']} fields; {measure.cpu(runs)}; opening, reading, proof")
+    yield of("database hit, first of a day: whole", (r["seconds"] for r in marking), target=Target(_HIT_MS),
+             note=f"{measure.cpu(marking)}; it also marks the fields verified, and waits for the disk")
     yield of("database hit, verified: the proof in it", (r["verify_s"] for r in runs),
              note="hooks set, sockets made, every offset compared")
     yield of("database hit, verified: imports", (r["imports_s"] for r in runs))
