@@ -45,15 +45,19 @@ def in_own_thread(work: Callable[[bytes], T]) -> T:
             results.append(work(nonce))
         except BaseException as error:
             errors.append(error)
+        finally:
+            thread.finished.set()
 
     thread = _OwnThread(target=body, name="guess", daemon=True)
     try:
         thread.start()
-        thread.join()
+        thread.finished.wait()
     except BaseException:
         thread.stopped.set()
-        thread.join(_PATIENCE_S)
+        # Not join(): once interrupted, Python 3.11 takes the thread for ended.
+        thread.finished.wait(_PATIENCE_S)
         raise
+    thread.join()
     if errors:
         raise errors[0]
     return results[0]
@@ -65,6 +69,7 @@ class _OwnThread(threading.Thread):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.stopped = threading.Event()
+        self.finished = threading.Event()
 
 
 def stop_if_told() -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -125,12 +126,15 @@ def test_interrupted_leaves_nothing_attached():
     guess()
     before = resources()
     for delay in (0.01, 0.03, 0.05):
-        timer = threading.Timer(delay, signal.raise_signal, (signal.SIGINT,))
+        timer = threading.Timer(delay, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             while True:
                 guess()
         timer.join()
+        deadline = time.monotonic() + 10
+        while resources() != before and time.monotonic() < deadline:  # the thread's very end comes a moment later
+            time.sleep(0.01)
     assert resources() == before
 
 
