@@ -18,6 +18,7 @@ PACKAGES_DEV := $(PACKAGES) bpftool busybox-static clang clang-format cpio file 
 INSTALL_S := 1500
 LINT_S := 600
 TEST_S := 4200
+BENCH_S := 1800
 C_FILES = $(shell find kcompat guessers collector -name '*.bpf.c' -o -name '*.h')
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
