@@ -56,8 +56,7 @@ class Sections:
 
     def all(self, name: str) -> list[Content]:
         """An object file has each type unit in a section of its own (a COMDAT group), all of one name."""
-        spelled = (name, name.replace(".", ".z", 1))
-        return [self._content(i, s) for i, s in enumerate(self.elf.sections) if s.name in spelled and s.size]
+        return [self._content(i, s) for i, s in enumerate(self.elf.sections) if s.name in _spellings(name) and s.size]
 
     def whole(self, name: str) -> bytes:
         content = next(iter(self.all(name)), None)
@@ -66,7 +65,7 @@ class Sections:
         return content.relocated(0, content.size) if content else b""
 
     def index(self, name: str) -> int | None:
-        return next((i for i, s in enumerate(self.elf.sections) if s.name == name), None)
+        return next((i for i, s in enumerate(self.elf.sections) if s.name in _spellings(name)), None)
 
     def symbols_of(self, section: int) -> dict[int, int]:
         """number -> value of the symbols that stand in that section."""
@@ -134,6 +133,11 @@ class Sections:
         if len(data) != size:
             raise BadInput(self.elf.path, f"{section.name} does not decompress to its {size} bytes")
         return data
+
+
+def _spellings(name: str) -> tuple[str, str]:
+    """GNU tools named compressed sections .zdebug_* before ELF had a flag for it."""
+    return name, name.replace(".", ".z", 1)
 
 
 class Relocations:

@@ -91,7 +91,7 @@ class Types:
         if "DW_AT_declaration" in die.attributes:
             return Struct(name, 0, None)
         size = _number(die, "DW_AT_byte_size")
-        members = tuple(self._member(unit, child, depth) for child in self._children(unit, die, _DW_TAG_MEMBER))
+        members = tuple(self._member(unit, die, child, depth) for child in self._children(unit, die, _DW_TAG_MEMBER))
         built = Struct(name, size, members)
         if (member := misfit(built)) is not None:
             raise Corrupt(f"member {member} ends past the {size} bytes of struct {name or '(anonymous)'}")
@@ -100,17 +100,17 @@ class Types:
     def _children(self, unit: Unit, die: DIE, tag: int) -> list[DIE]:
         return [unit.die(at) for at, _, declared in unit.children(die.offset) if declared.tag == tag]
 
-    def _member(self, unit: Unit, die: DIE, depth: int) -> Member:
+    def _member(self, unit: Unit, parent: DIE, die: DIE, depth: int) -> Member:
         name = (name_of(die) or b"").decode()
         member_type = self._target(unit, die, "DW_AT_type", depth)
-        start = _byte_offset(die) * 8
         if "DW_AT_bit_size" not in die.attributes:
-            return Member(name, start, member_type)
+            return Member(name, _byte_offset(parent, die) * 8, member_type)
         bit_size = _number(die, "DW_AT_bit_size")
         if "DW_AT_data_bit_offset" in die.attributes:
             return Member(name, _number(die, "DW_AT_data_bit_offset"), member_type, bit_size)
+        start = _byte_offset(parent, die) * 8
         # Before DWARF 4 bits are counted from the most significant one of a storage unit of byte_size.
-        from_top = _number(die, "DW_AT_bit_offset", 0)
+        from_top = _number(die, "DW_AT_bit_offset")
         if self._units.byte_order == "<":
             unit_size = _number(die, "DW_AT_byte_size", member_type.size)
             return Member(name, start + unit_size * 8 - from_top - bit_size, member_type, bit_size)
@@ -127,9 +127,12 @@ def is_declaration(die: DIE) -> bool:
     return "DW_AT_declaration" in die.attributes or "DW_AT_signature" in die.attributes
 
 
-def _byte_offset(die: DIE) -> int:
+def _byte_offset(parent: DIE, die: DIE) -> int:
     if "DW_AT_data_member_location" not in die.attributes:
-        return 0
+        if parent.tag == "DW_TAG_union_type":
+            return 0
+        # DWARF would have it at 0, but gcc and clang say so of every member of a struct: what said it is damaged.
+        raise Corrupt(f"the {die.tag} at {die.offset} has no place")
     value: Any = die.attributes["DW_AT_data_member_location"].value
     if isinstance(value, list) and value[:1] == [_DW_OP_PLUS_UCONST]:
         return sum((byte & 0x7F) << 7 * i for i, byte in enumerate(value[1:]))
