@@ -138,7 +138,7 @@ def test_a_refusal_is_dropped_and_the_servers_answer_is_logged_once(server, capl
 
     assert server.accepted == list(range(1024, 1536))
     assert (queued.written, queued.dropped) == (512, 1024)
-    (told,) = [record.message for record in caplog.records if "400" in record.message]
+    (told,) = [record.message for record in caplog.records if "400 Bad Request" in record.message]
     assert told.endswith('400 Bad Request: {"error_code": "datakit.badPoint", "message": "no such thing"} '
                          '(the points are dropped)')
     assert "secret" not in caplog.text
