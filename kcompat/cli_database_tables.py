@@ -11,9 +11,9 @@ from kcompat.cli_database import short
 from kcompat.cli_output import drawn, to_json
 from kcompat.fields import Field
 from kcompat.kernel import Kernel
-from kcompat.offsets import Offset, State
+from kcompat.offsets import Offset
 from offset_db.exchange_names import NAMED
-from offset_db.queries import Difference, Listed, Step, told
+from offset_db.queries import Difference, Listed, Step, in_words, told
 from offset_db.queries_verify import Fault
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def history_text(field: Field, steps: Sequence[Step]) -> str:
     for machine, of_machine in groupby(steps, key=lambda step: step.machine):
         rows, before = list[tuple[str, ...]](), ""
         for step in of_machine:
-            place = _place(step)
+            place = in_words(step.state, step.offset, step.bit_offset)
             moved = before not in ("", place)
             rows.append((step.version or "?", place, "moved" if moved else "", _bar(step.offset, lowest, highest),
                          str(step.kernels), step.last.removesuffix(f".{machine}")))
@@ -105,12 +105,6 @@ def _moved(difference: Difference) -> str:
     if before is None or after is None or before.offset is None or after.offset is None:
         return ""
     return f"{after.offset - before.offset:+}"
-
-
-def _place(step: Step) -> str:
-    if step.state is not State.KNOWN:
-        return str(step.state)
-    return f"{step.offset}" if step.bit_offset is None else f"{step.offset} bit {step.bit_offset}"
 
 
 def _bar(offset: int | None, lowest: int, highest: int) -> str:

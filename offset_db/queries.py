@@ -108,7 +108,7 @@ def kernels(db: Database, wanted: Filter) -> list[Listed]:
     known = db.read(lambda select: {row["build_id"]: row["known"] for row in select(
         "SELECT build_id, (SELECT count(DISTINCT field) FROM \"offset\" WHERE kernel_id = kernel.id "
         "AND state = 'known' AND quarantined_at IS NULL) AS known FROM kernel")})
-    states = _states(db, wanted.field) if wanted.field else {}
+    states = {row["build_id"]: State(row["state"]) for row in _places(db, wanted.field)} if wanted.field else {}
     listed = [Listed(k, distribution(k), known.get(k.key, 0)) for k in db.kernels()]
     return sorted((one for one in listed if _matches(one, wanted, states)),
                   key=lambda one: (release_order(one.kernel.release), one.kernel.key))
@@ -116,8 +116,9 @@ def kernels(db: Database, wanted: Filter) -> list[Listed]:
 
 def where(db: Database, field: Field, place: str) -> list[Kernel]:
     """The kernels that have the field at that place: ``12``, ``536 bit 3``, ``absent``."""
-    found = {kernel.key: kernel for kernel, answer in answers(db, field) if told(answer) == place}
-    return sorted(found.values(), key=lambda k: (release_order(k.release), k.key))
+    found = {row["build_id"]: row for row in _places(db, field)
+             if in_words(State(row["state"]), row["value"], row["bit_offset"]) == place}
+    return sorted(map(rows.kernel_of, found.values()), key=lambda k: (release_order(k.release), k.key))
 
 
 def history(db: Database, field: Field) -> list[Step]:
@@ -152,18 +153,15 @@ def chosen(remembered: Remembered) -> dict[Field, Offset]:
     return found
 
 
-def answers(db: Database, field: Field) -> list[tuple[Kernel, Offset]]:
-    """Every standing answer for one field, with its kernel."""
-    sql = f"SELECT build_id, release, version, machine, modules, answer.* {_OF_FIELD}"
-    found = ((row, rows.stored_of(row)) for row in db.read(lambda select: select(sql, field.name)))
-    return [(rows.kernel_of(row), stored.offset) for row, stored in found if stored]
-
-
 def told(answer: Offset) -> str:
-    """The place in words, as `where` takes them."""
-    if answer.state is not State.KNOWN:
-        return str(answer.state)
-    return str(answer.offset) if answer.bit_offset is None else f"{answer.offset} bit {answer.bit_offset}"
+    return in_words(answer.state, answer.offset, answer.bit_offset)
+
+
+def in_words(state: State, offset: int | None, bit_offset: int | None) -> str:
+    """The place as `where` takes it."""
+    if state is not State.KNOWN:
+        return str(state)
+    return str(offset) if bit_offset is None else f"{offset} bit {bit_offset}"
 
 
 def release_order(release: str) -> Order:
@@ -177,8 +175,10 @@ def _series(order: Order) -> tuple[int, ...]:
     return tuple(numbers) if len(numbers) == 2 else ()
 
 
-def _states(db: Database, field: Field) -> dict[str, State]:
-    return {kernel.key: answer.state for kernel, answer in answers(db, field)}
+def _places(db: Database, field: Field) -> list[Mapping[str, Any]]:
+    """Every standing answer for one field, with its kernel."""
+    sql = f"SELECT build_id, release, version, machine, modules, state, value, bit_offset {_OF_FIELD}"
+    return db.read(lambda select: select(sql, field.name))
 
 
 def _matches(listed: Listed, wanted: Filter, states: Mapping[str, State]) -> bool:
