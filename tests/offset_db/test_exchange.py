@@ -1,0 +1,207 @@
+"""What goes out comes back the same; what is wrong is refused whole; what contradicts stays visible."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kcompat.btf import BtfResolver
+from kcompat.errors import BadInput, KcompatError
+from kcompat.fields import CATALOGUE, find
+from kcompat.kernel import Kernel
+from kcompat.offsets import Offset, State
+from offset_db import exchange_btf, exchange_header, exchange_jsonl
+from offset_db.db import Database
+from offset_db.exchange import give, take_in, write_whole
+from offset_db.exchange_merge import absorb, merge
+from offset_db.queries import everything
+from offset_db.rows import Remembered, Stored
+from offset_db.trust import TRUSTED
+
+DADDR, DPORT, TYPE, SRTT = (find(name) for name in ("skc_daddr", "skc_dport", "sk_type", "srtt_us"))
+AT = "2031-01-01T00:00:00Z"
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+numbers = st.integers(0, 1 << 20)
+sources = st.sampled_from((*TRUSTED, "datadog"))
+known = st.builds(lambda field, at, source, bit, sure: Offset.known(field, at, source, bit_offset=bit, confidence=sure,
+                                                                    evidence={"path": field.paths[0]}),
+                  st.sampled_from(CATALOGUE), numbers, sources, st.none() | st.integers(0, 7), st.floats(0, 1))
+not_known = st.builds(lambda kind, field, source, reason: kind(field, source, reason),
+                      st.sampled_from((Offset.absent, Offset.unknown)), st.sampled_from(CATALOGUE), sources, texts)
+stored = st.builds(Stored, known | not_known, texts, st.none() | texts, st.none() | texts, st.none() | texts,
+                   st.none() | texts)
+kernels = st.builds(Kernel, st.none() | st.text("0123456789abcdef", min_size=40, max_size=40), texts, texts, texts,
+                    st.dictionaries(texts, texts, max_size=2))
+memories = st.lists(st.builds(
+    Remembered, kernels, texts, texts,
+    st.lists(stored, max_size=6, unique_by=lambda s: (s.offset.field, s.offset.source)).map(
+        lambda found: tuple(sorted(found, key=lambda s: (s.offset.field.name, s.offset.source))))),
+    max_size=4, unique_by=lambda r: r.kernel.key)
+
+
+def remembered(kernel, *offsets, at=AT):
+    return Remembered(kernel, at, at, tuple(Stored(o, at) for o in offsets))
+
+
+def everyone(db):
+    return {(s.offset.field.name, s.offset.source): s for r in everything(db) for s in r.stored}
+
+
+@given(memories)
+def test_json_lines_come_back_as_they_went(memory):
+    lines = list(exchange_jsonl.lines(memory))
+
+    assert all(line.count("\n") == 1 for line in lines)
+    assert list(exchange_jsonl.parse(lines, "x")) == sorted(memory, key=lambda r: r.kernel.key)
+
+
+def test_the_same_memory_gives_the_same_bytes(tmp_path, kernel, answers):
+    held = [remembered(kernel, *answers), remembered(Kernel(None, "5.4", "Linux", "aarch64"), answers[3])]
+    with Database.open(tmp_path / "a.db") as one, Database.open(tmp_path / "b.db") as other:
+        absorb(one, held)
+        for r in reversed(held):
+            absorb(other, [Remembered(r.kernel, AT, AT, r.stored[::-1])])
+
+        assert give(one, "jsonl", None) == give(other, "jsonl", None)
+
+
+def test_an_export_imports_to_the_same_export(tmp_path, db, kernel, answers):
+    db.record(kernel, answers)
+    db.quarantine(kernel, DADDR, "btf", "an event saw another")
+    file = tmp_path / "out.jsonl"
+    file.write_bytes(give(db, "jsonl", None))
+
+    with Database.open(tmp_path / "other.db") as other:
+        take_in(other, file)
+
+        assert give(other, "jsonl", None) == file.read_bytes()
+
+
+@pytest.mark.parametrize("wrong, told", [
+    (lambda rows: rows[2].pop("offset"), "line 3: no 'offset'"),
+    (lambda rows: rows[2].update(offset=-4), "line 3: -4 is not an offset"),
+    (lambda rows: rows[2].update(state="absent"), "line 3: sock_common.skc_daddr: state absent with offset 0"),
+    (lambda rows: rows[1].update(machine=7), "line 2: 7 is not text"),
+    (lambda rows: rows[2].update(confidence=2), "line 3: 2 is not a confidence"),
+    (lambda rows: rows[2].update(kernel="other"), "line 3: an answer that does not follow its kernel"),
+    (lambda rows: rows[0].update(version=2), "line 1: not "),
+])
+def test_one_wrong_line_takes_nothing_in_and_is_named(tmp_path, db, kernel, wrong, told):
+    rows = [json.loads(line) for line in exchange_jsonl.lines([remembered(kernel, Offset.known(DADDR, 0, "btf"))])]
+    wrong(rows)
+    file = tmp_path / "wrong.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    with pytest.raises(BadInput, match=told):
+        take_in(db, file)
+    assert db.kernels() == ()
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"{", b'{"format": 1}\n', b'{"constants": []}', b"\x9f\xeb",
+                                     b"\xfd7zXZ\0", b"\x7fELF", b"SQLite format 3\0", b'{"format"\xff\xff'])
+def test_what_is_none_of_it_is_refused_in_one_line(tmp_path, db, content):
+    file = tmp_path / "some"
+    file.write_bytes(content)
+
+    with pytest.raises(KcompatError) as error:
+        take_in(db, file)
+    assert "\n" not in str(error.value) and db.kernels() == ()
+
+
+def test_a_merge_keeps_both_sides_of_a_contradiction(tmp_path, db, kernel):
+    db.record(kernel, [Offset.known(DADDR, 0, "guess"), Offset.unknown(DPORT, "btf", "no BTF")])
+    with Database.open(tmp_path / "other.db") as other:
+        other.record(kernel, [Offset.known(DADDR, 4, "guess"), Offset.known(DPORT, 12, "btf")])
+        for _ in range(2):
+            merge(db, other)
+
+    assert {key: s.offset.offset for key, s in everyone(db).items()} == {
+        ("sock_common.skc_daddr", "guess"): 0, ("sock_common.skc_daddr", "guess elsewhere"): 4,
+        ("sock_common.skc_dport", "btf"): 12}
+    (disagreement,) = db.disagreements()
+    assert disagreement.field == DADDR
+
+
+def test_what_was_refuted_elsewhere_is_refuted_here(tmp_path, db, kernel):
+    answer = Offset.known(DADDR, 0, "btf")
+    db.record(kernel, [answer])
+    with Database.open(tmp_path / "other.db") as other:
+        other.record(kernel, [answer])
+        other.quarantine(kernel, DADDR, "btf", "an event saw another")
+        merge(db, other)
+
+    (stored,) = db.offsets(kernel)
+    assert stored.quarantine_reason == "an event saw another"
+
+
+def test_a_database_is_not_merged_into_itself(db):
+    with pytest.raises(BadInput, match="the database itself"):
+        take_in(db, db.path)
+
+
+def test_a_header_is_c_that_knows_each_kernel(tmp_path, answers):
+    held = [remembered(Kernel(c * 40, "4.15 */ #error", "", "x86_64"), *answers[:n]) for c, n in (("a", 1), ("b", 2))]
+    (tmp_path / "offsets.h").write_text(exchange_header.render(held))
+    source = tmp_path / "use.c"
+    source.write_text(f"""
+        #define {exchange_header.name("b" * 40)}
+        #include "offsets.h"
+        #include "offsets.h"
+        _Static_assert(OFFSET_{answers[1].field.macro} == 8 && HAVE_{answers[0].field.macro}, "the second kernel");
+    """)
+
+    subprocess.run(["gcc", "-fsyntax-only", "-Wall", "-Werror", source], check=True, timeout=30)
+
+
+def test_a_header_without_a_kernel_chosen_does_not_compile(tmp_path, answers):
+    header = tmp_path / "offsets.h"
+    header.write_text(exchange_header.render([remembered(Kernel(c * 40, "", "", ""), answers[0]) for c in "ab"]))
+
+    done = subprocess.run(["gcc", "-fsyntax-only", header], capture_output=True, text=True, timeout=30)
+
+    assert done.returncode and "KCOMPAT_KERNEL_<key>" in done.stderr
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64", "s390x", "i686"])
+def test_btf_says_what_is_remembered(tmp_path, machine):
+    kernel = Kernel("ab" * 20, "4.14", "", machine)
+    offsets = [Offset.known(DADDR, 0, "btf"), Offset.known(DPORT, 12, "guess"), Offset.known(SRTT, 1600, "guess"),
+               Offset.known(find("sk_protocol"), 541, "btf", width=1), Offset.known(find("net.ns.inum"), 136, "guess"),
+               Offset.known(TYPE, 540, "dwarf", width=1, bit_offset=1, bit_size=3),
+               Offset.known(find("flowi4.flowi_mark"), 8, "btf"), Offset.known(find("flowi4.flowi_proto"), 14, "btf"),
+               Offset.known(find("skc_v6_daddr"), 56, "btf"), Offset.known(find("skc_bound_dev_if"), 20, "btf")]
+    path = tmp_path / "small.btf"
+    path.write_bytes(exchange_btf.render(remembered(kernel, *offsets, Offset.absent(find("skc_cookie"), "btf", "no"))))
+
+    again = {o.field: o for o in BtfResolver(path).resolve(kernel, CATALOGUE) if o.state is State.KNOWN}
+
+    assert {f: (o.offset, o.width, o.bit_offset) for f, o in again.items()} == {
+        o.field: (o.offset, o.width, o.bit_offset) for o in offsets}
+
+
+@pytest.mark.parametrize("offsets, told", [
+    ((), "no known offset"),
+    ((Offset.known(DADDR, 0, "btf"), Offset.known(DPORT, 2, "btf")), "lie on the same bytes"),
+])
+def test_btf_is_not_made_of_nothing_or_of_nonsense(kernel, offsets, told):
+    with pytest.raises(KcompatError, match=told):
+        exchange_btf.render(remembered(kernel, *offsets))
+
+
+def test_a_disputed_field_is_not_given_out(db, kernel):
+    db.record(kernel, [Offset.known(DADDR, 0, "btf"), Offset.known(DADDR, 4, "guess"), Offset.known(DPORT, 12, "btf")])
+    (held,) = everything(db)
+
+    assert "skc_daddr" not in exchange_header.render([held]) and "skc_dport 12" in exchange_header.render([held])
+
+
+def test_a_file_appears_complete_or_not_at_all(tmp_path):
+    write_whole(tmp_path / "out", b"first")
+    with pytest.raises(KcompatError, match="name a file you may write"):
+        write_whole(tmp_path / "none" / "out", b"second")
+
+    assert [p.name for p in tmp_path.iterdir()] == ["out"] and Path(tmp_path / "out").read_bytes() == b"first"
