@@ -137,15 +137,29 @@ def _first_paths(place: Callable[[Field, str], int]) -> dict[str, int]:
 
 
 def pahole_places(printed: str) -> dict[str, int]:
-    """Of fields that are members by their own name; ``-E`` prints nested structs in place, offsets from the top."""
-    blocks = dict(re.findall(r"^struct (\w+) \{\n(.*?)^\}", printed, re.MULTILINE | re.DOTALL))
-    places = {}
-    for field in CATALOGUE:
-        told = re.findall(rf"^.*\b{field.member}(?:\[\d+\])*;\s*/\*\s+(\d+)\s+\d+ \*/", blocks.get(field.struct, ""),
-                          re.MULTILINE)
-        if field.paths == (field.member,) and len(told) == 1:
-            places[field.name] = int(told[0])
-    return places
+    """From ``pahole -E``, which prints nested structs in place, with offsets from the top."""
+    found: dict[str, dict[str, int]] = {}
+    open_blocks: list[dict[str, int]] = []
+    for line in printed.splitlines():
+        if line.rstrip().endswith("{"):
+            if not open_blocks:
+                found[line.split()[1]] = {}
+            open_blocks.append({} if open_blocks else found[line.split()[1]])
+        elif line.lstrip().startswith("}"):
+            inner = open_blocks.pop()
+            if open_blocks:
+                name = re.match(r"\s*\}\s*(?:__attribute__\(\(.*?\)\)\s*)*(\w*)", line)
+                prefix = f"{name[1]}." if name and name[1] else ""
+                open_blocks[-1].update({prefix + path: at for path, at in inner.items()} | _member_of(line))
+        elif open_blocks:
+            open_blocks[-1].update(_member_of(line))
+    return _first_paths(lambda field, path: found[field.struct][path])
+
+
+def _member_of(line: str) -> dict[str, int]:
+    """``struct socket * sk_socket; /* 624 8 */`` is a member; a bitfield has a place with a colon and is none here."""
+    told = re.search(r"(\w+)\)?(?:\([^;]*\))?(?:\[\d+\])*(?: __attribute__\(\(.*?\)\))*;\s*/\*\s+(\d+)\s+\d+ \*/", line)
+    return {told[1]: int(told[2])} if told else {}
 
 
 PLACES: dict[str, Callable[[Path], dict[str, int]]] = {"ours": _ours, "drgn": _drgn, "pyelftools": _pyelftools}
