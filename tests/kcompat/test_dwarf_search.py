@@ -1,16 +1,22 @@
+import json
+import os
 import random
 import resource
 import struct
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
 
 from kcompat import dwarf
+from kcompat.btf import BtfResolver
 from kcompat.dwarf import load
 from kcompat.dwarf_names import places
 from kcompat.elf import Elf
 from kcompat.errors import BadInput
+from kcompat.fields import CATALOGUE
 from kcompat.layout import find
 from tests.kcompat.c_sample import BITS, PLAIN, compiled, in_bits, need, run, said_by_program
 from tests.kcompat.elf_builder import elf
@@ -236,3 +242,27 @@ def test_flipped_bytes_are_bad_input_or_what_pyelftools_alone_reads(tmp_path, li
         assert tuple((m.name, m.bit_position) for m in s.members) in theirs
         agreed += 1
     assert agreed > 10
+
+
+WHOLE = """
+import json, resource, sys, time
+from pathlib import Path
+from kcompat.dwarf import DwarfResolver
+from kcompat.fields import CATALOGUE
+started = time.process_time()
+answers = list(DwarfResolver(Path(sys.argv[1])).resolve(None, CATALOGUE))
+print(json.dumps([{a.field.name: [a.offset, a.width, a.bit_offset] for a in answers}, time.process_time() - started,
+                  resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+"""
+
+
+def test_a_real_kernel_is_as_its_own_btf_says_in_no_time_and_little_memory():
+    roots = [Path(root) for root in (os.environ.get("KCOMPAT_CACHE"), "/tmp/kc/dbg") if root]
+    vmlinux = next((path for root in roots for path in root.rglob("usr/lib/debug/boot/vmlinux-*")), None)
+    if vmlinux is None:
+        pytest.skip("no debug package's vmlinux lies in $KCOMPAT_CACHE or /tmp/kc/dbg")
+    places, cpu_s, peak_mb = json.loads(run(sys.executable, "-c", WHOLE, vmlinux))
+    btf = {a.field.name: [a.offset, a.width, a.bit_offset] for a in BtfResolver(vmlinux).resolve(None, CATALOGUE)}
+    assert places == btf
+    # The processor's time: this machine may be busy. Ours is half a second.
+    assert cpu_s < 2 and peak_mb < 300
