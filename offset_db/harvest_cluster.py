@@ -31,6 +31,8 @@ _SETTINGS = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.pause": False,
+    # It would look every 10 ms where each worker's Python is.
+    "distributed.worker.profile.enabled": False,
     # Its web pages would be there for every user of this machine.
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
@@ -58,21 +60,22 @@ def _streamed(client: Any, paths: Sequence[Path]) -> Iterator[Report]:
         sent[future.key] = path
         return future
 
-    results = distributed.as_completed([send(path) for path in islice(waiting, _AHEAD * max(threads, 1))])
-    for future in results:
+    first = [send(path) for path in islice(waiting, _AHEAD * max(threads, 1))]
+    results = distributed.as_completed(first, with_results=True, raise_errors=False)
+    # Held here they would be held by the workers too, with all that was found.
+    del first
+    for future, result in results:
         path = sent.pop(future.key)
         if (following := next(waiting, None)) is not None:
             results.add(send(following))
-        yield _report(future, path)
+        yield _report(result, path)
 
 
-def _report(future: Any, path: Path) -> Report:
-    # What is no report is a bug, or a worker that is not like us; either way the rest goes on.
-    error = future.exception()
-    if error is None:
-        report = future.result()
-        assert isinstance(report, Report)
-        return report
+def _report(result: object, path: Path) -> Report:
+    """What is no report is a bug, or a worker that is not like us; either way the rest goes on."""
+    if isinstance(result, Report):
+        return result
+    error = result[1] if isinstance(result, tuple) else result
     if isinstance(error, import_module("distributed").KilledWorker):
         return Report(path, faults=("the worker that read it died: out of memory, or killed",))
     return Report(path, faults=(f"the worker failed: {type(error).__name__}: {error}",))

@@ -16,7 +16,7 @@ from kcompat.errors import BadInput
 from kcompat.fields import CATALOGUE
 from kcompat.kernel import Kernel, build_id_of_notes
 from kcompat.offsets import Offset, State
-from offset_db.harvest_images import banner_within, build_id_within
+from offset_db.harvest_images import banner_within, build_id_within, is_arm64_image
 from offset_db.harvest_report import Found
 
 _ET_REL = 1
@@ -92,7 +92,8 @@ def found_in_bare(btf: Path, image: bytes, name: Path) -> Found:
     kernel = _named(Kernel.from_btf(btf), btf, name)
     if told is not None:
         kernel = replace(kernel, release=told[0], version=told[1])
-    kernel = replace(kernel, build_id=build_id_within(image) or kernel.build_id)
+    machine = "aarch64" if is_arm64_image(image) else kernel.machine
+    kernel = replace(kernel, build_id=build_id_within(image) or kernel.build_id, machine=machine)
     return _found(kernel, _told(BtfResolver(btf).resolve(kernel, CATALOGUE)), btf)
 
 

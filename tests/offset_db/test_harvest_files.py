@@ -1,0 +1,199 @@
+"""Whatever a kernel is packed in, its identity and its offsets come out of the file itself."""
+
+import bz2
+import gzip
+import lzma
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from kcompat.btf import RUNNING, BtfResolver
+from kcompat.fields import CATALOGUE, find
+from kcompat.kernel import Kernel
+from kcompat.offsets import State
+from offset_db.harvest_file import read
+from tests.kcompat.btf_builder import BtfBuilder
+from tests.kcompat.c_sample import SHARED, compiled, need, run
+from tests.offset_db.harvest_samples import (
+    BUILD_ID,
+    C_KERNEL,
+    arm64_image,
+    btf,
+    bzimage,
+    deb,
+    lz4_legacy,
+    module,
+    rpm,
+    tar,
+    vmlinux,
+    zboot,
+)
+
+DPORT = find("sock_common.skc_dport")
+
+
+def written(directory, data, name="file"):
+    path = directory / name
+    path.write_bytes(data)
+    return path
+
+
+def only(path):
+    """The one kernel in it, and its offsets by (field, source)."""
+    report = read(path)
+    assert not report.faults and report.nothing is None, report
+    (found,) = report.found
+    return found.kernel, {(o.field, o.source): o.offset for o in found.offsets}
+
+
+def is_sample(path, dport=40, release="6.1.0-test", machine="x86_64"):
+    kernel, offsets = only(path)
+    return ((kernel.build_id, kernel.release, kernel.machine) == (BUILD_ID.hex(), release, machine)
+            and offsets[DPORT, "btf"] == dport)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, bz2.compress, zstandard.compress, lz4_legacy,
+                                  lambda data: lzma.compress(data, lzma.FORMAT_ALONE)])
+def test_a_boot_image_gives_its_kernel(tmp_path, pack):
+    assert is_sample(written(tmp_path, bzimage(pack(vmlinux()))))
+
+
+def test_a_payload_the_header_does_not_tell_of_is_searched_for(tmp_path):
+    assert is_sample(written(tmp_path, bzimage(gzip.compress(vmlinux()), protocol=0x205)))
+
+
+@pytest.mark.parametrize("wrap", [bytes, gzip.compress, lambda image: zboot(gzip.compress(image))])
+def test_an_arm64_image_is_read_without_elf(tmp_path, wrap):
+    kernel, offsets = only(written(tmp_path, wrap(arm64_image(dport=48))))
+
+    assert (kernel.build_id, kernel.release, kernel.machine) == (BUILD_ID.hex(), "6.1.0-arm", "aarch64")
+    assert offsets[DPORT, "btf"] == 48
+
+
+@pytest.mark.parametrize("machine, called", [(62, "x86_64"), (183, "aarch64")])
+def test_vmlinux_of_either_machine(tmp_path, machine, called):
+    assert is_sample(written(tmp_path, vmlinux(machine=machine)), machine=called)
+
+
+@pytest.mark.parametrize("compression", ["xz", "zstd", "gzip", "none"])
+def test_a_debian_package(tmp_path, compression):
+    need("dpkg-deb")
+    members = {"usr/lib/debug/boot/vmlinux-6.1.0-test": vmlinux(dport=24), "usr/lib/debug/lib/x.ko": module()}
+
+    assert is_sample(deb(tmp_path, members, compression), dport=24)
+
+
+@pytest.mark.parametrize("pack", [lzma.compress, zstandard.compress, gzip.compress, bytes])
+def test_an_rpm_package(tmp_path, pack):
+    members = {"./usr/lib/debug/lib/modules/x.ko.debug": module(), "./usr/lib/debug/lib/modules/vmlinux": vmlinux()}
+
+    assert is_sample(written(tmp_path, rpm(members, pack)))
+
+
+def test_btfhub_archives_are_what_btf_says_of_them():
+    for machine in ("x86_64", "aarch64"):
+        paths = list(SHARED.glob(f"data/*{machine}.btf.tar.xz"))
+        if not paths:
+            pytest.skip("needs ../shared/data")
+        kernel, offsets = only(paths[0])
+
+        assert kernel.machine == machine and kernel.release == paths[0].name.removesuffix(".btf.tar.xz")
+        assert len(offsets) == len(CATALOGUE) and offsets[find("sk_protocol"), "btf"] > 0
+
+
+@pytest.mark.skipif(not RUNNING.exists(), reason="this kernel has no BTF")
+def test_the_running_kernels_btf_is_the_running_kernels():
+    kernel, offsets = only(RUNNING)
+    direct = BtfResolver().resolve(kernel, CATALOGUE)
+
+    assert kernel.key == Kernel.running().key
+    assert offsets == {(o.field, "btf"): o.offset for o in direct if o.state is not State.UNKNOWN}
+
+
+@pytest.mark.skipif(not RUNNING.exists(), reason="this kernel has no BTF")
+def test_btf_without_a_telling_name_tells_its_machine(tmp_path):
+    shutil.copy(RUNNING, tmp_path / "nameless")
+
+    assert only(tmp_path / "nameless")[0].machine == os.uname().machine
+
+
+def kernel_of_gcc(directory):
+    return compiled(directory, "-g", "-shared", "-nostdlib", "-Wl,--build-id=0x" + "ab" * 20, source=C_KERNEL,
+                    name="vmlinux")
+
+
+def test_dwarf_and_btf_of_one_file_are_two_sources(tmp_path):
+    path = kernel_of_gcc(tmp_path)
+    need("objcopy")
+    # The BTF disagrees with the DWARF, so that neither can stand in for the other.
+    run("objcopy", "--add-section", f".BTF={written(tmp_path, btf(dport=48), 'btf')}", path)
+
+    kernel, offsets = only(path)
+
+    assert (kernel.release, kernel.build_id) == ("5.4.0-test", "ab" * 20)
+    assert (offsets[DPORT, "dwarf"], offsets[DPORT, "btf"]) == (40, 48)
+
+
+def test_broken_btf_is_told_and_costs_not_the_dwarf(tmp_path):
+    path = kernel_of_gcc(tmp_path)
+    need("objcopy")
+    run("objcopy", "--add-section", f".BTF={written(tmp_path, btf()[:40], 'btf')}", path)
+
+    report = read(path)
+
+    assert "BTF" in report.faults[0] and {o.source for o in report.found[0].offsets} == {"dwarf"}
+
+
+def test_debug_information_kept_apart_has_the_build_id(tmp_path):
+    need("objcopy", "gcc")
+    source = C_KERNEL + '__attribute__((section("__ksymtab"))) int symbol = 1;'
+    path = compiled(tmp_path, "-g", "-shared", "-nostdlib", "-Wl,--build-id=0x" + "cd" * 20, source=source, name="k")
+    run("objcopy", "--only-keep-debug", path, tmp_path / "vmlinux-5.4.0-test.debug")
+
+    kernel, offsets = only(tmp_path / "vmlinux-5.4.0-test.debug")
+
+    assert (kernel.build_id, kernel.release) == ("cd" * 20, "5.4.0-test") and offsets[DPORT, "dwarf"] == 40
+
+
+def test_a_module_has_nothing_wanted_in_it(tmp_path):
+    report = read(written(tmp_path, module(), "nf_conntrack.ko"))
+
+    assert not report.found and not report.faults and "nothing wanted in it" in report.nothing
+
+
+def test_split_btf_needs_its_base_beside_it(tmp_path):
+    base = BtfBuilder()
+    base.int("unsigned int", 4)
+    split = BtfBuilder(base=base)
+    split.int("module_int", 4)
+    path = written(tmp_path, split.build(), "some_module")
+    alone = read(path)
+    written(tmp_path, base.build(), "vmlinux")
+
+    assert "needs its base" in alone.faults[0]
+    assert not read(path).faults and "some_module" in read(path).nothing
+
+
+def test_a_tar_may_hold_several_kernels(tmp_path):
+    kernels = {f"{n}.{n}.0.x86_64.btf": btf(dport=40 + 8 * n) for n in range(3)}
+
+    report = read(written(tmp_path, tar(kernels, "w:xz")))
+
+    assert sorted(f.kernel.release for f in report.found) == ["0.0.0.x86_64", "1.1.0.x86_64", "2.2.0.x86_64"]
+
+
+def test_recognised_by_content_not_by_name(tmp_path):
+    assert is_sample(written(tmp_path, vmlinux(), "holiday.jpg"))
+    assert read(written(tmp_path, b"just text", "vmlinux")).foreign
+
+
+def test_real_boot_images():
+    images = sorted(Path("/root/.cache/kcompat/kernels").glob("*/boot/vmlinuz-*")) if os.geteuid() == 0 else []
+    if not images:
+        pytest.skip("no kernel of the matrix was fetched")
+    for image in images:
+        kernel, offsets = only(image)
+        assert kernel.release == image.name.removeprefix("vmlinuz-") and len(offsets) == len(CATALOGUE)
