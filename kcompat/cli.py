@@ -12,6 +12,7 @@ import click
 
 from kcompat.cli_database_exchange import database
 from kcompat.cli_errors import Commands, log_to_stderr, say
+from kcompat.cli_harvest import harvest
 from kcompat.cli_output import emit
 from kcompat.cli_sources import SOURCES, Request
 
@@ -150,6 +151,9 @@ def guess(db: Path | None, as_json: bool, explained: str | None, backend: Backen
         emit(offsets_json(got) if as_json else offsets_table(got))
     say(got.origin)
     sys.exit(got.exit_code)
+
+
+main.add_command(harvest)
 
 
 @main.command()

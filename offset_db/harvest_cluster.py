@@ -86,8 +86,7 @@ def _client(jobs: int, scheduler: str | None) -> Iterator[Any]:
     dask: Any = import_module("dask")
     # It has types, but not on what is called here.
     distributed: Any = import_module("distributed")
-    # How its parts come and go is not for our user; what matters of it is in the reports.
-    logging.getLogger("distributed").propagate = False
+    _hush()
     if scheduler is not None:
         try:
             client = distributed.Client(scheduler, timeout=_CONNECT_S)
@@ -99,9 +98,21 @@ def _client(jobs: int, scheduler: str | None) -> Iterator[Any]:
             yield client
         return
     # Workers keep files of their own, which a worker that is killed leaves behind.
-    with tempfile.TemporaryDirectory(prefix="kcompat-harvest-") as scratch, dask.config.set(_SETTINGS), \
-            distributed.LocalCluster(n_workers=jobs, threads_per_worker=1, processes=True, memory_limit=MEMORY_LIMIT,
-                         dashboard_address="127.0.0.1:0", local_directory=scratch, silence_logs=60,
-                         # TLS with keys of this run: whoever may connect may run code as us.
-                         security=True) as cluster, distributed.Client(cluster) as client:
+    with (
+        tempfile.TemporaryDirectory(prefix="kcompat-harvest-") as scratch,
+        dask.config.set(_SETTINGS | {"temporary-directory": scratch}),
+        # TLS with keys of this run: whoever may connect may run code as us.
+        distributed.LocalCluster(n_workers=jobs, threads_per_worker=1, processes=True, memory_limit=MEMORY_LIMIT,
+                                 dashboard_address="127.0.0.1:0", local_directory=scratch, silence_logs=60,
+                                 security=True) as cluster,
+        distributed.Client(cluster) as client,
+    ):
         yield client
+
+
+def _hush() -> None:
+    """How a cluster's parts come, go and lose each other is not for our user; what matters of it is in the reports."""
+    for name in ("distributed", "tornado", "asyncio"):
+        logger = logging.getLogger(name)
+        logger.handlers = [logging.NullHandler()]
+        logger.propagate = False
