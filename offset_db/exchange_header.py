@@ -10,8 +10,9 @@ from offset_db.queries import chosen
 from offset_db.rows import Remembered
 
 _PRELUDE = """\
-/* Offsets of kernel struct fields, in bytes, made by `kcompat db export --format header`.
- * Define one of the names below before including it. A field that has no macros is absent, unknown or disputed.
+/* Offsets of kernel struct fields, in bytes, made by `kcompat db export`.
+ * Where it holds several kernels, define the name of one before including it.
+ * A field that has no macros is absent, unknown or disputed.
  */
 #ifndef KCOMPAT_OFFSETS_H
 #define KCOMPAT_OFFSETS_H

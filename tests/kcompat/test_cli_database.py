@@ -1,0 +1,225 @@
+"""`kcompat db` as a user types it: what it prints, its exit status, one line when something is wrong."""
+
+import functools
+import hashlib
+import http.server
+import json
+import os
+import re
+import ssl
+import subprocess
+import threading
+import time
+
+import httpx
+import pytest
+
+from kcompat.cli_database_exchange import FORMATS
+from kcompat.errors import KcompatError
+from kcompat.fields import find
+from kcompat.kernel import Kernel
+from kcompat.offsets import Offset
+from offset_db import exchange, exchange_pull
+from offset_db.db import Database
+from tests.kcompat.cli_tools import COMMAND, environment, kcompat, one_line
+
+OLD, NEW = Kernel("a" * 40, "4.15.0-42-generic", "", "x86_64"), Kernel("b" * 40, "5.10.0-1-amd64", "", "x86_64")
+
+
+@pytest.fixture
+def filled(tmp_path):
+    """A database of two kernels, the second with everything 16 bytes further."""
+    with Database.open(tmp_path / "offsets.db") as db:
+        for kernel, more in ((OLD, 0), (NEW, 16)):
+            places = {"skc_daddr": more, "srtt_us": 1600}
+            db.record(kernel, [Offset.known(find(name), at, "btf") for name, at in places.items()])
+    return tmp_path / "offsets.db"
+
+
+@pytest.fixture
+def run(filled, tmp_path):
+    def command(*arguments, status=0):
+        done = kcompat("--db", filled, "db", *arguments, home=tmp_path)
+        assert done.returncode == status, done.stderr
+        return done
+
+    return command
+
+
+def test_the_formats_are_those_there_are():
+    assert FORMATS == exchange.FORMATS
+
+
+@pytest.mark.parametrize("arguments, told", [
+    (("kernels", "--release", "4.*"), "4.15.0-42-generic  x86_64   ubuntu        aaaaaaaaaaaa      2"),
+    (("where", "skc_daddr=16"), "5.10.0-1-amd64  x86_64   bbbbbbbbbbbb"),
+    (("diff", "aaaaaa", "5.10.0-1-amd64"), "sock_common.skc_daddr  0"),
+    (("history", "skc_daddr"), "5.10         16  moved  ████████████"),
+    (("verify",), "sound: the file, and every layout in it"),
+    (("vacuum",), "bytes before"),
+    (("export", "--format", "header", "4.15.0-42-generic"), "#define OFFSET_tcp_sock__srtt_us 1600\n"),
+])
+def test_it_prints(run, arguments, told):
+    out = run(*arguments).stdout
+
+    assert told in out
+    assert "export" in arguments or max(map(len, out.splitlines())) < 80
+
+
+@pytest.mark.parametrize("arguments, key", [
+    (("kernels",), "kernels"), (("where", "skc_daddr=0"), "kernels"), (("diff", "aaaaaa", "bbbbbb"), "fields"),
+    (("history", "srtt_us"), "history"), (("verify",), "faults"), (("vacuum",), "after"), (("show",), "kernels")])
+def test_json(run, arguments, key):
+    assert key in json.loads(run(*arguments, "--json").stdout)
+
+
+@pytest.mark.parametrize("arguments, status, told", [
+    (("where", "skc_daddr"), 2, "is not FIELD=VALUE"), (("kernels", "--state", "known"), 2, "give --field too"),
+    (("export", "--format", "btf", "aaaaaa"), 2, "name a file to write"), (("serve", "--port", "0"), 2, "0 is not"),
+])
+def test_wrong_usage(run, arguments, status, told):
+    assert told in " ".join(run(*arguments, status=status).stderr.split())
+
+
+@pytest.mark.parametrize("arguments, status, told", [
+    (("diff", "aaaaaa", "none"), 1, "holds nothing of kernel 'none'"), (("history", "none"), 1, "not in the catalogue"),
+    (("export", "--format", "btf", "-o", "x"), 1, "BTF is of one kernel"),
+    (("export", "-o", "/none/x"), 2, "name a file you may write"), (("import", "/none"), 1, "No such file"),
+    (("merge", "/none"), 1, "there is no such file"), (("pull", "https://x/y"), 1, "a checksum is required"),
+    (("pull", "http://x/y", "--sha256", "0" * 64), 1, "only https and file"),
+])
+def test_one_line_on_errors(run, arguments, status, told):
+    assert told in one_line(run(*arguments, status=status).stderr)
+
+
+def test_export_and_import_again(run, tmp_path):
+    run("export", "-o", tmp_path / "all.jsonl")
+    first = run("export").stdout
+
+    done = kcompat("--db", tmp_path / "new.db", "db", "import", tmp_path / "all.jsonl", "/none", home=tmp_path)
+
+    assert done.returncode == 1 and done.stdout == f"{tmp_path / 'all.jsonl'}: 2 kernels, 4 answers\n"
+    assert kcompat("--db", tmp_path / "new.db", "db", "export", home=tmp_path).stdout == first == (
+        tmp_path / "all.jsonl").read_text()
+
+
+def test_merge(run, tmp_path):
+    with Database.open(tmp_path / "other.db") as db:
+        db.record(OLD, [Offset.known(find("skc_daddr"), 4, "btf")])
+
+    assert "1 kernels, 1 answers" in run("merge", tmp_path / "other.db").stdout
+    assert [[a["source"] for a in d["answers"]]
+            for d in json.loads(run("disagreements", "--json").stdout)["disagreements"]] == [["btf", "btf elsewhere"]]
+
+
+def test_verify_exits_with_1(filled, run):
+    with Database.open(filled) as db:
+        db.record(OLD, [Offset.known(find("skc_rcv_saddr"), 2, "btf")])
+
+    assert "overlaps" in run("verify", status=1).stdout
+
+
+class Ranges(http.server.SimpleHTTPRequestHandler):
+    """Answers Range as a server of files does, and remembers what was asked."""
+
+    asked: list
+
+    def do_GET(self):
+        content = (self.directory / self.path.lstrip("/")).read_bytes()
+        begin = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(begin[1]) if begin else 0
+        self.asked.append(start)
+        self.send_response(416 if start >= len(content) else 206 if begin else 200)
+        self.send_header("Content-Length", str(len(content[start:])))
+        self.end_headers()
+        self.wfile.write(content[start:])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def https(tmp_path, monkeypatch):
+    """(URL, directory, where each request began) of a server whose certificate is trusted."""
+    key, certificate, served = tmp_path / "key.pem", tmp_path / "cert.pem", tmp_path / "served"
+    served.mkdir()
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate,
+                    "-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
+                   check=True, capture_output=True, timeout=60)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    handler = type("Handler", (Ranges,), {"asked": [], "directory": served})
+    handler.__init__ = functools.partialmethod(http.server.BaseHTTPRequestHandler.__init__)
+    with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"https://localhost:{server.server_port}/offsets.db", served, handler.asked
+        server.shutdown()
+
+
+def sums_of(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_pull_replaces_the_database_and_resumes(filled, https, tmp_path):
+    url, served, asked = https
+    with Database.open(served / "offsets.db") as db:
+        db.record(NEW, [Offset.known(find("skc_daddr"), 16, "btf")])
+    digest = sums_of(served / "offsets.db")
+    part = filled.with_name(f".{filled.name}.{digest[:16]}.part")
+    part.write_bytes((served / "offsets.db").read_bytes()[:5000])
+
+    exchange_pull.replace(filled, exchange_pull.fetch(url, digest, filled))
+
+    assert asked == [5000] and not part.exists()
+    with Database.open(filled) as db:
+        assert db.kernels() == (NEW,)
+
+
+def test_pull_of_another_file_changes_nothing(filled, https):
+    url, served, _ = https
+    (served / "offsets.db").write_bytes(b"something else")
+
+    with pytest.raises(KcompatError, match="nothing was changed"):
+        exchange_pull.fetch(url, "0" * 64, filled)
+    with Database.open(filled) as db:
+        assert len(db.kernels()) == 2
+    assert not list(filled.parent.glob(".*.part"))
+
+
+def test_pull_from_a_file_with_sha256sums(run, filled, tmp_path):
+    (tmp_path / "out.jsonl").write_bytes(run("export").stdout.encode())
+    (tmp_path / "SHA256SUMS").write_text(f"{sums_of(tmp_path / 'out.jsonl')}  out.jsonl\n")
+    url = f"file://{tmp_path}/out.jsonl"
+
+    assert "2 kernels" in run("pull", url, "--sums", tmp_path / "SHA256SUMS", "--merge").stdout
+    assert "not a" in one_line(run("pull", url, "--sums", tmp_path / "SHA256SUMS", status=1).stderr)
+    assert not list(filled.parent.glob(".*.part"))
+
+
+def test_serve_shows_kernels_and_no_raw_memory(filled, tmp_path):
+    pytest.importorskip("datasette")
+    port = 20000 + os.getpid() % 20000
+    command = [*COMMAND, "--db", str(filled), "db", "serve", "--port", str(port)]
+    with subprocess.Popen(command, env=environment(tmp_path), cwd="/", stderr=subprocess.PIPE, text=True) as process:
+        try:
+            got = answered(f"http://127.0.0.1:{port}/offsets/where_a_field_lies.json?field=tcp_sock.srtt_us&_shape=array")
+            assert [(row["release"], row["place"]) for row in got.json()] == [(OLD.release, 1600), (NEW.release, 1600)]
+            for page, status in (("", 200), ("/offsets/kernel", 200), ("/offsets/places_of_a_field", 200),
+                                 ("/offsets/disagreements", 200), ("/offsets/window", 403), ("/offsets.db", 403),
+                                 ("/offsets?sql=select+*+from+window", 403)):
+                assert httpx.get(f"http://127.0.0.1:{port}{page}").status_code == status, page
+        finally:
+            process.terminate()
+            process.communicate(timeout=20)
+
+
+def answered(url):
+    give_up = time.monotonic() + 30
+    while True:
+        try:
+            return httpx.get(url)
+        except httpx.TransportError:
+            assert time.monotonic() < give_up
+            time.sleep(0.1)
