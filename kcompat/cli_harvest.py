@@ -50,9 +50,9 @@ def harvest(db: Path | None, paths: tuple[str, ...], jobs: int | None, scheduler
     \b
     Examples:
       kcompat harvest linux-image-6.1.0-40-amd64-dbg_6.1.153-1_amd64.deb
-      kcompat --db fleet.db harvest /srv/btfhub-archive --jobs 8
+      kcompat harvest /srv/btfhub-archive --jobs 8
       kcompat harvest /boot /usr/lib/debug --json
-      kcompat --db fleet.db harvest - --scheduler tcp://build1:8786
+      kcompat harvest - --scheduler tcp://build1:8786
     """
     from offset_db.files import default_path
     from offset_db.harvest import default_jobs, summed_up
