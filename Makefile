@@ -13,7 +13,7 @@ EXTRAS := [test,lint,matrix]
 PACKAGES := python3-bpfcc python3-venv iproute2
 # What the tests compare with, and what boots other kernels.
 PACKAGES_DEV := $(PACKAGES) bpftool busybox-static clang clang-format cpio file gcc gcc-aarch64-linux-gnu git kmod \
-	libc6-dev llvm pahole qemu-system-x86 util-linux xz-utils zstd
+	libbpf-dev libc6-dev libelf-dev llvm openssl pahole qemu-system-x86 util-linux xz-utils zstd
 # Every run ends: install, lint and all tests, real kernels in QEMU without KVM among them.
 INSTALL_S := 1500
 LINT_S := 600

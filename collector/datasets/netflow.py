@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import socket
 import struct
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,6 +16,7 @@ from collector.config import NetflowOptions
 from collector.flows import FlowDelta
 from collector.listeners import listening
 from collector.local_addresses import LocalAddresses
+from guessers.namespace import in_own_thread
 from kcompat import template
 from kcompat.bpf import compile_cached
 from kcompat.errors import KcompatError, Missing, Unsupported
@@ -39,6 +42,8 @@ _FLOW_KEY = struct.Struct("<16s16sHHII16sI")
 _FLOW = struct.Struct("<8Q")
 _UDP = struct.Struct("<4Q16s16sHHII16sI")
 _DEAD_KEY = struct.Struct("<QQ")
+_CALIBRATION = struct.Struct("<QQQ16s")
+_UNSEEN = 0xFFFF_FFFF_FFFF_FFFF  # no flags: every bit that is asked about is set
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +142,8 @@ class Netflow:
                 self._loaded.detach()
                 missing.append(str(error))
                 continue
+            if backend == "kprobe":
+                self._find_receive_flags()
             return backend, tuple(a.name for a in self._loaded.attachments)
         raise Unsupported(f"netflow is off: {'; '.join(missing)}")
 
@@ -157,6 +164,33 @@ class Netflow:
             raise Unsupported(", ".join(reasons))
         if not hooked:
             log.info("netflow goes without %s: %s", hook.program, ", ".join(reasons))
+
+    def _find_receive_flags(self) -> None:
+        """Tells the programs which argument of udp_recvmsg has the flags: its parameters changed more than once.
+
+        Our own receives show it: the argument that repeats the flags of every one of them. When none does, received
+        datagrams are not counted, and that is said.
+        """
+        table = self._loaded.maps["calibrations"]
+
+        def seen(nonce: bytes) -> list[tuple[int, ...]]:
+            rows: list[tuple[int, ...]] = []
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                for flags in (0, socket.MSG_PEEK, socket.MSG_TRUNC, socket.MSG_PEEK | socket.MSG_TRUNC):
+                    table.set(bytes(4), _CALIBRATION.pack(0, _UNSEEN, _UNSEEN, nonce))
+                    with suppress(OSError):
+                        probe.recv(1, flags | socket.MSG_DONTWAIT)
+                    _, fourth, fifth, _ = _CALIBRATION.unpack(table.get(bytes(4)) or bytes(_CALIBRATION.size))
+                    rows.append((flags, fourth, fifth))
+            return rows
+
+        rows = in_own_thread(seen)
+        told = socket.MSG_PEEK | socket.MSG_TRUNC
+        fits = [place for place in (1, 2) if all(row[place] & told == row[0] for row in rows)]
+        if len(fits) == 1:
+            table.set(bytes(4), _CALIBRATION.pack(fits[0] + 3, 0, 0, b""))
+        else:
+            log.warning("netflow counts no received datagrams: no argument of udp_recvmsg repeats the flags")
 
     def _seed_listeners(self) -> None:
         table = self._loaded.maps["listeners"]

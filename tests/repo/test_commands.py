@@ -35,7 +35,8 @@ def test_the_commands_of_the_design_are_there():
                         "kcompat db kernels", "kcompat db diff", "kcompat db where", "kcompat db history",
                         "kcompat db verify", "kcompat db import", "kcompat db merge", "kcompat db export",
                         "kcompat db pull", "kcompat db vacuum", "kcompat db serve",
-                        "kcompat db disagreements", "kcompat render", "kcompat collect"}
+                        "kcompat db disagreements", "kcompat harvest", "kcompat render",
+                        "kcompat collect"}
 
 
 @pytest.mark.parametrize("words, command", ALL, ids=ids)
