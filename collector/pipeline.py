@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from collector.config import NetflowOptions
 from collector.datasets import netflow
+from collector.datasets.netflow_hooks import BACKENDS, Backend
 from collector.flows import aggregate
 from collector.sinks.sink import Sink
 from kcompat.errors import KcompatError
@@ -48,7 +49,7 @@ def render(dataset: str, offsets: Offsets, options: NetflowOptions) -> str:
 
 
 def collect(options: NetflowOptions, offsets: Offsets, sink: Sink, *, duration_s: float | None = None,
-            stop: threading.Event | None = None, backends: Sequence[netflow.Backend] = netflow.BACKENDS,
+            stop: threading.Event | None = None, backends: Sequence[Backend] = BACKENDS,
             ready: threading.Event | None = None) -> Summary:
     """Collects until `stop` is set or `duration_s` is over, then flushes once more.
 

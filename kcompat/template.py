@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from kcompat.errors import UnknownField
 from kcompat.fields import CATALOGUE, Field
 from kcompat.offsets import Offset, Offsets, State
 
 _BY_MACRO = {f.macro: f for f in CATALOGUE}
+_LOCAL_INCLUDE = re.compile(r'^#include "([\w.]+)"\n', re.MULTILINE)
 _TOKEN = re.compile(r"\b[a-z]\w*?__\w+\b")
 _DIRECTIVE = re.compile(r"^\s*#\s*(\w+)\s*(.*)$")
+
+
+def read_source(path: Path) -> str:
+    """A C source in one piece: each ``#include "x.h"`` of a file beside it is replaced by that file."""
+    text = path.read_text()
+    return _LOCAL_INCLUDE.sub(lambda found: read_source(path.with_name(found[1])), text)
 
 
 def defines(offsets: Mapping[Field, Offset]) -> str:

@@ -8,11 +8,11 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from collector.config import NetflowOptions
+from collector.datasets.netflow_hooks import BACKENDS, HOOKS, Backend, Hook
 from collector.flows import FlowDelta
 from collector.listeners import listening
 from collector.local_addresses import LocalAddresses
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 NAME = "netflow"
 SOURCE = Path(__file__).with_name("netflow.bpf.c")
-Backend = Literal["kprobe", "rawtp"]
 
 _MAX_SOCKS = 131072
 _UDP_IDLE_NS, _UDP_ONE_WAY_IDLE_NS = 120 * 10**9, 30 * 10**9
@@ -46,50 +45,6 @@ _CALIBRATION = struct.Struct("<QQQ16s")
 _UNSEEN = 0xFFFF_FFFF_FFFF_FFFF  # no flags: every bit that is asked about is set
 
 
-@dataclass(frozen=True, slots=True)
-class _Hook:
-    """A program and the kernel symbols it goes to: all that exist with `every`, else the first."""
-
-    program: str
-    symbols: tuple[str, ...]
-    required: bool = True
-    every: bool = False
-
-
-_HOOKS: dict[Backend, tuple[_Hook, ...]] = {
-    "kprobe": (
-        _Hook("kprobe__tcp_set_state", ("tcp_set_state",)),
-        _Hook("kretprobe__tcp_send", ("tcp_sendmsg", "tcp_sendpage"), every=True),
-        _Hook("kprobe__tcp_send", ("tcp_sendmsg", "tcp_sendpage"), every=True),
-        _Hook("kprobe__tcp_recvmsg", ("tcp_recvmsg",)),
-        _Hook("kprobe__tcp_cleanup_rbuf", ("tcp_cleanup_rbuf",)),
-        _Hook("kprobe__tcp_v4_destroy_sock", ("tcp_v4_destroy_sock",)),
-        _Hook("kretprobe__inet_csk_accept", ("inet_csk_accept",), required=False),
-        _Hook("kretprobe__tcp_retransmit_skb", ("tcp_retransmit_skb",), required=False),
-        _Hook("kprobe__tcp_retransmit_skb", ("tcp_retransmit_skb",), required=False),
-        _Hook("kretprobe__udp_send", ("udp_sendmsg", "udpv6_sendmsg"), every=True),
-        _Hook("kprobe__udp_send", ("udp_sendmsg", "udpv6_sendmsg"), every=True),
-        _Hook("kprobe__udp_route4", ("ip_make_skb", "ip_append_data"), every=True),
-        _Hook("kprobe__udp_route6", ("ip6_sk_dst_lookup_flow",), required=False),
-        _Hook("kretprobe__udp_recvmsg", ("udp_recvmsg", "udpv6_recvmsg"), every=True),
-        _Hook("kprobe__udp_recvmsg", ("udp_recvmsg", "udpv6_recvmsg"), every=True),
-        _Hook("kprobe__move_addr_to_user", ("move_addr_to_user",), required=False),
-        _Hook("rawtp__sys_exit", ("sys_exit",), required=False),
-    ),
-    "rawtp": (
-        _Hook("rawtp__inet_sock_set_state", ("inet_sock_set_state",)),
-        _Hook("rawtp__sock_send_length", ("sock_send_length",)),
-        _Hook("rawtp__sock_recv_length", ("sock_recv_length",)),
-        _Hook("rawtp__tcp_destroy_sock", ("tcp_destroy_sock",)),
-        _Hook("rawtp__tcp_retransmit_skb", ("tcp_retransmit_skb",), required=False),
-        _Hook("rawtp__fib_table_lookup", ("fib_table_lookup",), required=False),
-        _Hook("rawtp__fib6_table_lookup", ("fib6_table_lookup",), required=False),
-        _Hook("rawtp__sys_exit", ("sys_exit",), required=False),
-    ),
-}
-BACKENDS: tuple[Backend, ...] = ("kprobe", "rawtp")
-
-
 class _Counts(NamedTuple):
     """What has been reported of a socket so far."""
 
@@ -102,14 +57,14 @@ class _Counts(NamedTuple):
 
 def wanted() -> tuple[Field, ...]:
     """Every field the programs can use, the indispensable ones first."""
-    hard, soft = template.needed(SOURCE.read_text())
+    hard, soft = template.needed(template.read_source(SOURCE))
     return hard + soft
 
 
 def render(offsets: Offsets, options: NetflowOptions) -> str:
     """The C as it will be compiled. Raises UnknownField when an indispensable offset is not known."""
     sizes = {"MAX_SOCKS": _MAX_SOCKS, "MAX_FLOWS": options.max_flows, "EPHEMERAL_PORT": options.ephemeral_port}
-    return template.render(NAME, SOURCE.read_text(), offsets, sizes)
+    return template.render(NAME, template.read_source(SOURCE), offsets, sizes)
 
 
 class Netflow:
@@ -136,7 +91,7 @@ class Netflow:
         missing = []
         for backend in backends:
             try:
-                for hook in _HOOKS[backend]:
+                for hook in HOOKS[backend]:
                     self._attach_hook(hook)
             except KcompatError as error:
                 self._loaded.detach()
@@ -147,7 +102,7 @@ class Netflow:
             return backend, tuple(a.name for a in self._loaded.attachments)
         raise Unsupported(f"netflow is off: {'; '.join(missing)}")
 
-    def _attach_hook(self, hook: _Hook) -> None:
+    def _attach_hook(self, hook: Hook) -> None:
         hooked, reasons = 0, []
         for symbol in hook.symbols:
             try:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from kcompat.errors import UnknownField
 from kcompat.fields import CATALOGUE, find
 from kcompat.offsets import Offset, Offsets
-from kcompat.template import defines, needed, render, required
+from kcompat.template import defines, needed, read_source, render, required
 
 DPORT, NUM, COOKIE, PROTOCOL = map(find, ("skc_dport", "skc_num", "skc_cookie", "sk_protocol"))
 KNOWN = Offsets([Offset.known(DPORT, 12, "btf"), Offset.known(NUM, 14, "guess"),
@@ -119,3 +119,9 @@ def test_what_is_missing_is_named_with_the_reasons_before_any_compiler_runs():
     assert "2 places agree" in message
     assert "skc_dport" not in message
     assert "\n" not in message
+
+
+def test_a_source_in_pieces_is_read_as_one(tmp_path):
+    (tmp_path / "whole.bpf.c").write_text('#include <kcompat/read.h>\nint a;\n#include "part.h"\nint c;\n')
+    (tmp_path / "part.h").write_text("int b;\n")
+    assert read_source(tmp_path / "whole.bpf.c") == "#include <kcompat/read.h>\nint a;\nint b;\nint c;\n"

@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 
 from kcompat.fields import CATALOGUE, find, structs
-from kcompat.template import needed
+from kcompat.template import needed, read_source
 
 ROOT = Path(__file__).parents[2]
 # Issue 2: the structs every kernel must answer for.
 STRUCTS = {"sock_common", "sock", "inet_sock", "tcp_sock", "net", "flowi4", "flowi6"}
-SOURCES = sorted(p for room in ("guessers", "collector") for p in (ROOT / room).rglob("*.bpf.c"))
+SOURCES = sorted(p for room in ("guessers", "collector") for pattern in ("*.bpf.c", "*.h")
+                 for p in (ROOT / room).rglob(pattern))
 
 
 def test_no_two_fields_share_a_name_a_macro_or_json_words():
@@ -36,7 +37,7 @@ def test_every_field_the_c_reads_is_in_the_catalogue():
 def test_what_the_c_needs_is_read_off_the_c():
     (netflow,) = (p for p in SOURCES if p.name == "netflow.bpf.c")
 
-    hard, soft = needed(netflow.read_text())
+    hard, soft = needed(read_source(netflow))
 
     assert find("skc_dport") in hard and not set(hard) & set(soft)
 

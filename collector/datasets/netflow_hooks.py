@@ -1,0 +1,52 @@
+"""Where netflow's programs go: two sets of hooks, each of which is enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Backend = Literal["kprobe", "rawtp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A program and the kernel symbols it goes to: all that exist with `every`, else the first."""
+
+    program: str
+    symbols: tuple[str, ...]
+    required: bool = True
+    every: bool = False
+
+
+HOOKS: dict[Backend, tuple[Hook, ...]] = {
+    "kprobe": (
+        Hook("kprobe__tcp_set_state", ("tcp_set_state",)),
+        Hook("kretprobe__tcp_send", ("tcp_sendmsg", "tcp_sendpage"), every=True),
+        Hook("kprobe__tcp_send", ("tcp_sendmsg", "tcp_sendpage"), every=True),
+        Hook("kprobe__tcp_recvmsg", ("tcp_recvmsg",)),
+        Hook("kprobe__tcp_cleanup_rbuf", ("tcp_cleanup_rbuf",)),
+        Hook("kprobe__tcp_v4_destroy_sock", ("tcp_v4_destroy_sock",)),
+        Hook("kretprobe__inet_csk_accept", ("inet_csk_accept",), required=False),
+        Hook("kretprobe__tcp_retransmit_skb", ("tcp_retransmit_skb",), required=False),
+        Hook("kprobe__tcp_retransmit_skb", ("tcp_retransmit_skb",), required=False),
+        Hook("kretprobe__udp_send", ("udp_sendmsg", "udpv6_sendmsg"), every=True),
+        Hook("kprobe__udp_send", ("udp_sendmsg", "udpv6_sendmsg"), every=True),
+        Hook("kprobe__udp_route4", ("ip_make_skb", "ip_append_data"), every=True),
+        Hook("kprobe__udp_route6", ("ip6_sk_dst_lookup_flow",), required=False),
+        Hook("kretprobe__udp_recvmsg", ("udp_recvmsg", "udpv6_recvmsg"), every=True),
+        Hook("kprobe__udp_recvmsg", ("udp_recvmsg", "udpv6_recvmsg"), every=True),
+        Hook("kprobe__move_addr_to_user", ("move_addr_to_user",), required=False),
+        Hook("rawtp__sys_exit", ("sys_exit",), required=False),
+    ),
+    "rawtp": (
+        Hook("rawtp__inet_sock_set_state", ("inet_sock_set_state",)),
+        Hook("rawtp__sock_send_length", ("sock_send_length",)),
+        Hook("rawtp__sock_recv_length", ("sock_recv_length",)),
+        Hook("rawtp__tcp_destroy_sock", ("tcp_destroy_sock",)),
+        Hook("rawtp__tcp_retransmit_skb", ("tcp_retransmit_skb",), required=False),
+        Hook("rawtp__fib_table_lookup", ("fib_table_lookup",), required=False),
+        Hook("rawtp__fib6_table_lookup", ("fib6_table_lookup",), required=False),
+        Hook("rawtp__sys_exit", ("sys_exit",), required=False),
+    ),
+}
+BACKENDS: tuple[Backend, ...] = ("kprobe", "rawtp")

@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What netflow keeps, in which maps, and how it reads a socket: shared by everything below. */
+
+#define AF_INET     2
+#define AF_INET6    10
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define MSG_PEEK    2
+
+enum {
+	ESTABLISHED = 1,
+	SYN_SENT,
+	SYN_RECV,
+	FIN_WAIT1,
+	FIN_WAIT2,
+	TIME_WAIT,
+	CLOSE,
+	CLOSE_WAIT,
+	LAST_ACK,
+	LISTEN,
+	CLOSING
+};
+enum { UNKNOWN, INCOMING, OUTGOING };
+
+/* state.flags */
+#define WAS_ESTABLISHED 1 /* its end is a closed connection, not a failed one */
+#define PEER_FIN        2 /* the last number of the peer's sequence is a FIN, not a byte */
+#define DONE_WRITING    4 /* what write_seq counts from here on is our FIN */
+#define CLOSED          8 /* it may still be read from until it is destroyed */
+
+struct address {
+	u32 word[4];
+};
+
+/* Addresses are IPv6 or v4-mapped, ports in host order. */
+struct tuple {
+	struct address local;
+	struct address remote;
+	u16 local_port;
+	u16 remote_port;
+	u32 netns;
+};
+
+struct owner {
+	u32 pid;
+	char comm[16];
+};
+
+/*
+ * `written` and `read` are write_seq and copied_seq continued to 64 bits, the bases where they stood when we first
+ * looked. They are moved on by one store: two processors that do so at once never count twice, and what the slower one
+ * takes back the next event restores.
+ */
+struct tcp_state {
+	u64 id; /* birth in ns: sock addresses are used again */
+	u64 written;
+	u64 written_base;
+	u64 read;
+	u64 read_base;
+	struct tuple tuple;
+	struct owner owner;
+	u32 retransmits;
+	u32 srtt_us; /* as the kernel keeps it: us << 3 */
+	u32 mdev_us; /* us << 2 */
+	u32 established;
+	u32 closed;
+	u32 first_retrans;
+	u32 generation;
+	u8 direction;
+	u8 flags;
+	u16 unused[3];
+};
+
+/* What many short connections that look alike outside have in common. */
+struct flow_key {
+	struct tuple tuple;
+	struct owner owner;
+	u32 direction;
+};
+
+struct flow {
+	u64 bytes_read;
+	u64 bytes_written;
+	u64 rtt_us; /* sums over `rtt_samples` sockets, in us */
+	u64 rtt_var_us;
+	u64 rtt_samples;
+	u64 retransmits;
+	u64 established;
+	u64 closed;
+};
+
+struct dead_key {
+	u64 sk;
+	u64 id;
+};
+
+struct udp_key {
+	u64 sk;
+	struct address remote;
+	u16 remote_port;
+	u16 local_port;
+	u32 unused;
+};
+
+struct udp_state {
+	u64 id;
+	u64 bytes_read;
+	u64 bytes_written;
+	u64 last_ns;
+	struct tuple tuple;
+	struct owner owner;
+	u32 direction;
+};
+
+struct listener {
+	u32 netns;
+	u32 port;
+};
+
+/* Where a datagram of this thread was routed to. */
+struct route {
+	struct address local;
+	struct address remote;
+	u16 local_port; /* network order, like the next: compared, then turned round */
+	u16 remote_port;
+	u32 unused;
+};
+
+/* Whom an unconnected datagram socket sends to, as long as it is only one. */
+struct partner {
+	struct address remote;
+	u16 remote_port;
+	u16 local_port;
+	u32 many;
+};
+
+/* Which argument of udp_recvmsg has the flags; 0 while user space finds out, with a thread of that name. */
+struct calibration {
+	u64 argument;
+	u64 fourth;
+	u64 fifth;
+	u64 comm[2];
+};
+
+/* A datagram received on an unconnected socket, whose sender is known when its address goes to user space. */
+struct pending {
+	u64 sk;
+	u64 bytes;
+};
+
+/* Live TCP sockets, by address. Programs insert and delete; user space reads. */
+BPF_HASH(socks, u64, struct tcp_state, MAX_SOCKS);
+/*
+ * TCP sockets born and destroyed within one generation, merged. Programs write the one of the current generation, user
+ * space empties the other: it makes a new generation, waits until no program of the old one can be running, then reads.
+ */
+BPF_HASH(flows0, struct flow_key, struct flow, MAX_FLOWS);
+BPF_HASH(flows1, struct flow_key, struct flow, MAX_FLOWS);
+/*
+ * Destroyed TCP sockets that an earlier flush may have reported in part: user space must subtract that. Programs
+ * insert, user space reads and deletes. No more than were alive at the last flush: as large as `socks`.
+ */
+BPF_HASH(dead, struct dead_key, struct tcp_state, MAX_SOCKS);
+/* UDP, by socket and peer. Programs insert and add; user space reads, and deletes what has long been idle. */
+BPF_HASH(datagrams, struct udp_key, struct udp_state, MAX_SOCKS);
+/* Listening ports, for the direction of connections older than us. Programs insert, user space seeds; never deleted. */
+BPF_HASH(listeners, struct listener, u32, 16384);
+/* By socket: programs insert, user space deletes with the socket's last idle flow. */
+BPF_HASH(partners, u64, struct partner, MAX_SOCKS);
+/* By thread: programs insert when a call begins and delete when it ends, so as many as there are calls at a time. */
+BPF_HASH(routes, u64, struct route, 32768);
+BPF_HASH(pendings, u64, struct pending, 32768);
+BPF_HASH(calls, u64, u64, 32768);
+/* Slot 0. User space writes; the program adds what it sees while `argument` is 0. */
+BPF_ARRAY(calibrations, struct calibration, 1);
+/* Slot 0: the generation. User space writes, programs read. */
+BPF_ARRAY(generation, u32, 1);
+/* What did not fit, by reason; programs add, user space reads. */
+BPF_ARRAY(losses, u64, 8);
+enum { LOST_SOCK, LOST_FLOW, LOST_DEAD, LOST_DATAGRAM, LOST_PEER, LOST_CALL };
+
+static __always_inline void lose(int reason)
+{
+	u64 *count = losses.lookup(&reason);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+
+static __always_inline u32 current_generation(void)
+{
+	int zero = 0;
+	u32 *now = generation.lookup(&zero);
+
+	return now ? *now : 0;
+}
+
+static __always_inline void own(struct owner *owner)
+{
+	owner->pid = bpf_get_current_pid_tgid() >> 32;
+	bpf_get_current_comm(&owner->comm, sizeof(owner->comm));
+}
+
+static __always_inline void map_v4(struct address *address, u32 v4)
+{
+	address->word[0] = 0;
+	address->word[1] = 0;
+	address->word[2] = 0xffff0000; /* ::ffff:a.b.c.d, on a little-endian machine */
+	address->word[3] = v4;
+}
+
+static __always_inline int is_protocol(void *sk, u16 wanted)
+{
+	u16 family = 0;
+	u16 protocol = 0;
+
+	READ(&family, sk, sock_common__skc_family);
+	if (family != AF_INET && family != AF_INET6)
+		return 0;
+	READ(&protocol, sk, sock__sk_protocol);
+	return protocol == wanted;
+}
+
+static __always_inline void read_tuple(void *sk, struct tuple *tuple)
+{
+	u16 family = 0;
+	u16 port = 0;
+	u32 v4 = 0;
+
+	READ(&family, sk, sock_common__skc_family);
+#if defined(HAVE_sock_common__skc_v6_daddr) && defined(HAVE_sock_common__skc_v6_rcv_saddr)
+	if (family == AF_INET6) {
+		READ(&tuple->local, sk, sock_common__skc_v6_rcv_saddr);
+		READ(&tuple->remote, sk, sock_common__skc_v6_daddr);
+	} else
+#endif
+	{
+		READ(&v4, sk, sock_common__skc_rcv_saddr);
+		map_v4(&tuple->local, v4);
+		READ(&v4, sk, sock_common__skc_daddr);
+		map_v4(&tuple->remote, v4);
+	}
+	READ(&tuple->local_port, sk, sock_common__skc_num);
+	READ(&port, sk, sock_common__skc_dport);
+	tuple->remote_port = __builtin_bswap16(port);
+#if defined(HAVE_sock_common__skc_net) && defined(HAVE_net__ns__inum)
+	{
+		void *net = 0;
+
+		READ(&net, sk, sock_common__skc_net);
+		READ(&tuple->netns, net, net__ns__inum);
+	}
+#endif
+}

@@ -1,0 +1,289 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* One state per TCP socket, from its first transition to its destruction. */
+
+static __always_inline struct tcp_state *find(void *sk)
+{
+	u64 key = (u64)sk;
+
+	return socks.lookup(&key);
+}
+
+/* From now on bytes count, less those of this very call, which are in the kernel's numbers already. */
+static __always_inline void set_bases(void *sk, struct tcp_state *state, u32 accepted, u32 copied)
+{
+	u32 write_seq = 0;
+	u32 copied_seq = 0;
+
+	READ(&write_seq, sk, tcp_sock__write_seq);
+	READ(&copied_seq, sk, tcp_sock__copied_seq);
+	state->written = state->written_base = (u32)(write_seq - accepted);
+	state->read = state->read_base = (u32)(copied_seq - copied);
+}
+
+/* A socket seen for the first time. */
+static __always_inline struct tcp_state *adopt(void *sk, u8 direction, u8 flags, u32 accepted, u32 copied)
+{
+	u64 key = (u64)sk;
+	struct tcp_state fresh = {};
+	struct tcp_state *state;
+
+	fresh.id = bpf_ktime_get_ns();
+	fresh.generation = current_generation();
+	fresh.direction = direction;
+	fresh.flags = flags;
+	set_bases(sk, &fresh, accepted, copied);
+	READ(&fresh.first_retrans, sk, tcp_sock__total_retrans);
+	read_tuple(sk, &fresh.tuple);
+	socks.insert(&key, &fresh); /* another processor may have been first: then its entry is ours too */
+	state = socks.lookup(&key);
+	if (!state)
+		lose(LOST_SOCK);
+	return state;
+}
+
+/* One older than us, in use: it was established, by whom is for user space to say. */
+static __always_inline struct tcp_state *find_or_adopt(void *sk, u32 accepted, u32 copied)
+{
+	struct tcp_state *state = find(sk);
+
+	return state ? state : adopt(sk, UNKNOWN, WAS_ESTABLISHED, accepted, copied);
+}
+
+static __always_inline void catch_up_written(void *sk, struct tcp_state *state)
+{
+	u32 now = 0;
+	u64 before = state->written;
+	u32 grown;
+
+	READ(&now, sk, tcp_sock__write_seq);
+	grown = now - (u32)before;
+	if (!(state->flags & DONE_WRITING) && grown < 0x80000000)
+		state->written = before + grown;
+}
+
+/* No more than `limit`: after the close nothing tells a FIN from a byte, except what the reader was given. */
+static __always_inline void catch_up_read(void *sk, struct tcp_state *state, u32 limit)
+{
+	u32 now = 0;
+	u32 end = 0;
+	u64 before = state->read;
+	u32 grown;
+
+	READ(&now, sk, tcp_sock__copied_seq);
+	if (state->flags & PEER_FIN) {
+		READ(&end, sk, tcp_sock__rcv_nxt);
+		if (now == end)
+			now -= 1;
+	}
+	grown = now - (u32)before;
+	if (grown < 0x80000000)
+		state->read = before + (grown < limit ? grown : limit);
+}
+
+static __always_inline void measure(void *sk, struct tcp_state *state)
+{
+	u32 retrans = 0;
+
+	READ(&state->srtt_us, sk, tcp_sock__srtt_us);
+	READ(&state->mdev_us, sk, tcp_sock__mdev_us);
+	READ(&retrans, sk, tcp_sock__total_retrans);
+	state->retransmits = retrans - state->first_retrans;
+}
+
+static __always_inline void catch_up(void *sk, struct tcp_state *state)
+{
+	catch_up_written(sk, state);
+	catch_up_read(sk, state, ~0);
+	measure(sk, state);
+}
+
+static __always_inline void add_to_flow(struct flow *flow, const struct tcp_state *state)
+{
+	__sync_fetch_and_add(&flow->bytes_read, state->read - state->read_base);
+	__sync_fetch_and_add(&flow->bytes_written, state->written - state->written_base);
+	__sync_fetch_and_add(&flow->retransmits, state->retransmits);
+	__sync_fetch_and_add(&flow->established, state->established);
+	__sync_fetch_and_add(&flow->closed, state->closed);
+	if (state->srtt_us) {
+		__sync_fetch_and_add(&flow->rtt_us, state->srtt_us >> 3);
+		__sync_fetch_and_add(&flow->rtt_var_us, state->mdev_us >> 2);
+		__sync_fetch_and_add(&flow->rtt_samples, 1);
+	}
+}
+
+/* Merges a short connection into its flow; 0 when there is no room. */
+static __always_inline int merge(const struct tcp_state *state, u32 now)
+{
+	struct flow_key key = {};
+	struct flow empty = {};
+	struct flow *flow;
+
+	key.tuple = state->tuple;
+	key.owner = state->owner;
+	key.direction = state->direction;
+	/* The client's port is a star in the output where it is ephemeral: any one stands for all. */
+	if (key.direction == OUTGOING && key.tuple.local_port >= EPHEMERAL_PORT)
+		key.tuple.local_port = 65535;
+	if (key.direction == INCOMING && key.tuple.remote_port >= EPHEMERAL_PORT)
+		key.tuple.remote_port = 65535;
+	if (now & 1) {
+		flow = flows1.lookup(&key);
+		if (!flow) {
+			flows1.insert(&key, &empty);
+			flow = flows1.lookup(&key);
+		}
+	} else {
+		flow = flows0.lookup(&key);
+		if (!flow) {
+			flows0.insert(&key, &empty);
+			flow = flows0.lookup(&key);
+		}
+	}
+	if (!flow)
+		return 0;
+	add_to_flow(flow, state);
+	return 1;
+}
+
+/* The socket is gone: what it did goes to user space, by the shortest way that counts it once. */
+static __always_inline void bury(void *sk, struct tcp_state *state)
+{
+	u64 key = (u64)sk;
+	struct dead_key name = {.sk = (u64)sk, .id = state->id};
+	u32 now = current_generation();
+
+	if (state->read != state->read_base || state->written != state->written_base || state->established ||
+	    state->closed || state->retransmits) {
+		/* User space looks at `socks` only for those of earlier generations. */
+		if (state->generation != now || !merge(state, now)) {
+			struct tcp_state last = *state; /* before 4.18 a helper takes no map value */
+
+			if (dead.update(&name, &last))
+				lose(LOST_DEAD);
+		}
+	}
+	socks.delete(&key);
+}
+
+static __always_inline void remember_listener(void *sk)
+{
+	struct tuple tuple = {};
+	struct listener key = {};
+	u32 one = 1;
+
+	read_tuple(sk, &tuple);
+	key.netns = tuple.netns;
+	key.port = tuple.local_port;
+	listeners.update(&key, &one);
+}
+
+static __always_inline void on_state(void *sk, int from, int to)
+{
+	struct tcp_state *state;
+
+	if (!is_protocol(sk, IPPROTO_TCP))
+		return;
+	if (to == LISTEN) {
+		remember_listener(sk);
+		return;
+	}
+	if (from == LISTEN)
+		return;
+	state = find(sk);
+	if (to == SYN_SENT) {
+		if (state)
+			bury(sk, state);
+		state = adopt(sk, OUTGOING, 0, 0, 0);
+		if (state) {
+			state->first_retrans = 0;
+			own(&state->owner);
+		}
+		return;
+	}
+	if (to == ESTABLISHED) {
+		if (!state)
+			state = adopt(sk, from == SYN_SENT ? OUTGOING : INCOMING, 0, 0, 0);
+		if (!state)
+			return;
+		set_bases(sk, state, 0, 0);
+		read_tuple(sk, &state->tuple);
+		state->flags |= WAS_ESTABLISHED;
+		state->established = 1;
+		measure(sk, state);
+		return;
+	}
+	if (!state) {
+		if (from == SYN_SENT || from == SYN_RECV || from == CLOSE)
+			return;
+		state = adopt(sk, UNKNOWN, WAS_ESTABLISHED, 0, 0);
+		if (!state)
+			return;
+	}
+	catch_up(sk, state);
+	/* A process closes; the other transitions come with packets, under whatever process happens to run. */
+	if (!state->owner.pid && ((from == ESTABLISHED && to == FIN_WAIT1) || (from == CLOSE_WAIT && to == LAST_ACK)))
+		own(&state->owner);
+	if (to == FIN_WAIT1 || to == LAST_ACK || to == CLOSE)
+		state->flags |= DONE_WRITING;
+	if (to == CLOSE_WAIT || to == CLOSING || to == TIME_WAIT)
+		state->flags |= PEER_FIN;
+	if (to == CLOSE) {
+		if (!(state->flags & WAS_ESTABLISHED)) {
+			u64 key = (u64)sk;
+
+			socks.delete(&key);
+			return;
+		}
+		state->flags |= CLOSED;
+		state->closed = 1;
+	}
+}
+
+static __always_inline void on_destroy(void *sk)
+{
+	struct tcp_state *state = find(sk);
+
+	if (!state)
+		return;
+	/* After the close a disconnect may have moved the counters; what was read since then is counted already. */
+	if (!(state->flags & CLOSED))
+		catch_up(sk, state);
+	bury(sk, state);
+}
+
+static __always_inline void touch(struct tcp_state *state)
+{
+	if (!state->owner.pid)
+		own(&state->owner);
+}
+
+static __always_inline void on_tcp_sent(void *sk, u32 accepted)
+{
+	struct tcp_state *state = find_or_adopt(sk, accepted, 0);
+
+	if (!state)
+		return;
+	touch(state);
+	catch_up_written(sk, state);
+	measure(sk, state);
+}
+
+/* `copied` bytes were given to a reader, which may only have peeked. */
+static __always_inline void on_tcp_received(void *sk, u32 copied, int peeked)
+{
+	struct tcp_state *state = find_or_adopt(sk, 0, peeked ? 0 : copied);
+
+	if (!state)
+		return;
+	touch(state);
+	catch_up_read(sk, state, state->flags & CLOSED ? copied : ~0);
+	measure(sk, state);
+}
+
+static __always_inline void on_retransmit(void *sk)
+{
+	struct tcp_state *state = find(sk);
+
+	if (state)
+		measure(sk, state);
+}

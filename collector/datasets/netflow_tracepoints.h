@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Hook set two: raw tracepoints, for kernels without kprobes.
+ */
+
+int rawtp__inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
+{
+	on_state((void *)ctx->args[0], (int)ctx->args[1], (int)ctx->args[2]);
+	return 0;
+}
+
+/* (struct sock *sk, int ret, int flags), after the send. */
+int rawtp__sock_send_length(struct bpf_raw_tracepoint_args *ctx)
+{
+	void *sk = (void *)ctx->args[0];
+	int sent = (int)ctx->args[1];
+
+	if (sent <= 0)
+		return 0;
+	if (is_protocol(sk, IPPROTO_TCP))
+		on_tcp_sent(sk, sent);
+	else if (is_protocol(sk, IPPROTO_UDP))
+		on_udp_sent(sk, sent);
+	return 0;
+}
+
+/* How a thread receives: its system call and where that puts the sender's address, from its registers. */
+#if defined(__TARGET_ARCH_arm64) || defined(__aarch64__)
+enum { NR_RECVFROM = 207, NR_RECVMSG = 212, NR_RECVMMSG = 243 };
+#define SYSCALL_NUMBER syscallno
+#define SYSCALL_ARG2   regs[1]
+#define SYSCALL_ARG5   regs[4]
+#else
+enum { NR_RECVFROM = 45, NR_RECVMSG = 47, NR_RECVMMSG = 299 };
+#define SYSCALL_NUMBER orig_ax
+#define SYSCALL_ARG2   si
+#define SYSCALL_ARG5   r8
+#endif
+#define MMSG_LEN    56 /* struct mmsghdr: a struct user_msghdr, whose first member is msg_name, then msg_len */
+#define SIZEOF_MMSG 64
+#define MMSGS       64 /* messages of one recvmmsg(2) told apart; the sender of those behind is lost, and counted */
+
+static __always_inline void count_received_many(void *sk, const void *messages, int count)
+{
+	const void *name = 0;
+	u32 length = 0;
+	int i;
+
+	/* A loop the verifier follows: this hook set is for 6.3 and newer. */
+#pragma clang loop unroll(disable)
+	for (i = 0; i < MMSGS; i++) {
+		if (i >= count)
+			return;
+		bpf_probe_read(&name, sizeof(name), messages + i * SIZEOF_MMSG);
+		bpf_probe_read(&length, sizeof(length), messages + i * SIZEOF_MMSG + MMSG_LEN);
+		count_received(sk, length, name);
+	}
+	if (count > MMSGS)
+		lose(LOST_PEER);
+}
+
+/* (struct sock *sk, int ret, int flags), after the receive. */
+int rawtp__sock_recv_length(struct bpf_raw_tracepoint_args *ctx)
+{
+	void *sk = (void *)ctx->args[0];
+	int received = (int)ctx->args[1];
+	int peeked = (int)ctx->args[2] & MSG_PEEK;
+	u64 thread = bpf_get_current_pid_tgid();
+	struct pending pending = {};
+
+	if (received <= 0)
+		return 0;
+	if (is_protocol(sk, IPPROTO_TCP)) {
+		on_tcp_received(sk, received, peeked);
+	} else if (!peeked && is_protocol(sk, IPPROTO_UDP)) {
+		pending.sk = (u64)sk;
+		pending.bytes = received;
+		on_udp_received(sk, &pending);
+	}
+	return 0;
+}
+
+/* (struct pt_regs *regs, long ret): the sender's address is in user space by now. */
+int rawtp__sys_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct pt_regs *regs = (const struct pt_regs *)ctx->args[0];
+	u64 thread = bpf_get_current_pid_tgid();
+	struct pending *pending = pendings.lookup(&thread);
+	struct pending found;
+	const void *message = 0;
+	const void *name = 0;
+	long number = 0;
+
+	if (!pending)
+		return 0;
+	found = *pending;
+	pendings.delete(&thread);
+	bpf_probe_read(&number, sizeof(regs->SYSCALL_NUMBER), &regs->SYSCALL_NUMBER);
+	bpf_probe_read(&message, sizeof(message), &regs->SYSCALL_ARG2);
+	if (number == NR_RECVMMSG) {
+		count_received_many((void *)found.sk, message, (int)ctx->args[1]);
+		return 0;
+	}
+	if (number == NR_RECVFROM)
+		bpf_probe_read(&name, sizeof(name), &regs->SYSCALL_ARG5);
+	else if (number == NR_RECVMSG)
+		bpf_probe_read(&name, sizeof(name), message);
+	count_received((void *)found.sk, found.bytes, name);
+	return 0;
+}
+
+int rawtp__tcp_retransmit_skb(struct bpf_raw_tracepoint_args *ctx)
+{
+	on_retransmit((void *)ctx->args[0]);
+	return 0;
+}
+
+int rawtp__tcp_destroy_sock(struct bpf_raw_tracepoint_args *ctx)
+{
+	on_destroy((void *)ctx->args[0]);
+	return 0;
+}
+
+/* (u32 tb_id, const struct flowi4 *flp, ...). */
+int rawtp__fib_table_lookup(struct bpf_raw_tracepoint_args *ctx)
+{
+	on_route4((void *)ctx->args[1]);
+	return 0;
+}
+
+/* (const struct net *net, ..., struct fib6_table *table, const struct flowi6 *flp). */
+int rawtp__fib6_table_lookup(struct bpf_raw_tracepoint_args *ctx)
+{
+	on_route6((void *)ctx->args[3]);
+	return 0;
+}

@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Datagrams, counted by socket and peer; who the peer is takes some finding out. */
+
+static __always_inline int is_zero(const struct address *address)
+{
+	/* A v4-mapped 0.0.0.0 is nobody's address either. */
+	return !address->word[0] && !address->word[1] && !address->word[3] &&
+	       (!address->word[2] || address->word[2] == 0xffff0000);
+}
+
+static __always_inline void count_datagram(void *sk, const struct tuple *tuple, u64 read, u64 written, int connected)
+{
+	struct udp_key key = {};
+	struct udp_state fresh = {};
+	struct udp_state *state;
+
+	key.sk = (u64)sk;
+	key.remote = tuple->remote;
+	key.remote_port = tuple->remote_port;
+	key.local_port = tuple->local_port;
+	state = datagrams.lookup(&key);
+	if (!state) {
+		fresh.id = bpf_ktime_get_ns();
+		fresh.tuple = *tuple;
+		/* Who connects or speaks first is the client; who is spoken to on a socket of its own, the server. */
+		fresh.direction = connected || written ? OUTGOING : INCOMING;
+		own(&fresh.owner);
+		if (datagrams.insert(&key, &fresh))
+			lose(LOST_DATAGRAM);
+		state = datagrams.lookup(&key);
+		if (!state)
+			return;
+	}
+	state->last_ns = bpf_ktime_get_ns();
+	/* Adding a constant 0 would become an atomic instruction that kernels before 5.12 do not know. */
+	if (read)
+		__sync_fetch_and_add(&state->bytes_read, read);
+	if (written)
+		__sync_fetch_and_add(&state->bytes_written, written);
+}
+
+static __always_inline void remember_route(const struct route *route)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+
+	if (routes.update(&thread, (struct route *)route))
+		lose(LOST_CALL);
+}
+
+static __always_inline void on_route4(void *flow)
+{
+	struct route route = {};
+	u8 protocol = 0;
+	u32 v4 = 0;
+
+	READ(&protocol, flow, flowi4__flowi_proto);
+	if (protocol != IPPROTO_UDP)
+		return;
+	READ(&route.remote_port, flow, flowi4__dport);
+	if (!route.remote_port)
+		return; /* the receiving side of a route, or an address check */
+	READ(&route.local_port, flow, flowi4__sport);
+	READ(&v4, flow, flowi4__daddr);
+	map_v4(&route.remote, v4);
+	READ(&v4, flow, flowi4__saddr);
+	map_v4(&route.local, v4);
+	remember_route(&route);
+}
+
+#if defined(HAVE_flowi6__daddr) && defined(HAVE_flowi6__saddr) && defined(HAVE_flowi6__dport) && \
+	defined(HAVE_flowi6__sport) && defined(HAVE_flowi6__flowi_proto)
+static __always_inline void on_route6(void *flow)
+{
+	struct route route = {};
+	u8 protocol = 0;
+
+	READ(&protocol, flow, flowi6__flowi_proto);
+	if (protocol != IPPROTO_UDP)
+		return;
+	READ(&route.remote_port, flow, flowi6__dport);
+	if (!route.remote_port)
+		return;
+	READ(&route.local_port, flow, flowi6__sport);
+	READ(&route.remote, flow, flowi6__daddr);
+	READ(&route.local, flow, flowi6__saddr);
+	remember_route(&route);
+}
+#else
+static __always_inline void on_route6(void *flow)
+{
+}
+#endif
+
+static __always_inline void remember_partner(void *sk, const struct tuple *tuple)
+{
+	u64 key = (u64)sk;
+	struct partner fresh = {};
+	struct partner *partner = partners.lookup(&key);
+
+	if (partner && partner->local_port == tuple->local_port) {
+		if (partner->remote_port != tuple->remote_port || partner->remote.word[0] != tuple->remote.word[0] ||
+		    partner->remote.word[1] != tuple->remote.word[1] ||
+		    partner->remote.word[2] != tuple->remote.word[2] ||
+		    partner->remote.word[3] != tuple->remote.word[3])
+			partner->many = 1;
+		return;
+	}
+	fresh.remote = tuple->remote;
+	fresh.remote_port = tuple->remote_port;
+	fresh.local_port = tuple->local_port;
+	partners.update(&key, &fresh);
+}
+
+static __always_inline void on_udp_sent(void *sk, u64 bytes)
+{
+	struct tuple tuple = {};
+	u64 thread = bpf_get_current_pid_tgid();
+	struct route *route = routes.lookup(&thread);
+	int connected;
+
+	read_tuple(sk, &tuple);
+	connected = tuple.remote_port != 0;
+	if (route && __builtin_bswap16(route->local_port) == tuple.local_port) {
+		tuple.remote = route->remote;
+		tuple.remote_port = __builtin_bswap16(route->remote_port);
+		if (is_zero(&tuple.local))
+			tuple.local = route->local;
+		if (!connected)
+			remember_partner(sk, &tuple);
+	}
+	routes.delete(&thread);
+	if (!tuple.remote_port) {
+		lose(LOST_PEER);
+		return;
+	}
+	count_datagram(sk, &tuple, 0, bytes, connected);
+}
+
+/* On a connected socket the sender is known; else it is, once `resolve` is told. */
+static __always_inline void on_udp_received(void *sk, const struct pending *pending)
+{
+	struct tuple tuple = {};
+	u64 thread = bpf_get_current_pid_tgid();
+
+	read_tuple(sk, &tuple);
+	if (tuple.remote_port) {
+		count_datagram(sk, &tuple, pending->bytes, 0, 1);
+		return;
+	}
+	if (pendings.update(&thread, (struct pending *)pending))
+		lose(LOST_CALL);
+}
+
+/* The head of struct sockaddr_in; sockaddr_in6 has its address 8 bytes from the start. */
+struct name {
+	u16 family;
+	u16 port;
+	u32 v4;
+};
+
+/* The reader did not ask who sent it: on a socket that only ever spoke to one, that one did. */
+static __always_inline void count_from_partner(void *sk, u64 bytes)
+{
+	u64 key = (u64)sk;
+	struct tuple tuple = {};
+	struct partner *partner = partners.lookup(&key);
+
+	read_tuple(sk, &tuple);
+	if (!partner || partner->many || partner->local_port != tuple.local_port) {
+		lose(LOST_PEER);
+		return;
+	}
+	tuple.remote = partner->remote;
+	tuple.remote_port = partner->remote_port;
+	count_datagram(sk, &tuple, bytes, 0, 0);
+}
+
+/* A datagram received on an unconnected socket from the address in `sockaddr` (ABI), wherever that lies. */
+static __always_inline void count_received(void *sk, u64 bytes, const void *sockaddr)
+{
+	struct tuple tuple = {};
+	struct name name = {};
+
+	if (!sockaddr) {
+		count_from_partner(sk, bytes);
+		return;
+	}
+	if (bpf_probe_read(&name, sizeof(name), sockaddr)) {
+		lose(LOST_PEER);
+		return;
+	}
+	read_tuple(sk, &tuple);
+	tuple.remote_port = __builtin_bswap16(name.port);
+	if (name.family == AF_INET) {
+		map_v4(&tuple.remote, name.v4);
+	} else if (name.family == AF_INET6) {
+		bpf_probe_read(&tuple.remote, sizeof(tuple.remote), sockaddr + sizeof(name));
+	} else {
+		lose(LOST_PEER);
+		return;
+	}
+	count_datagram(sk, &tuple, bytes, 0, 0);
+}
