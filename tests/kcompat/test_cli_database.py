@@ -144,17 +144,17 @@ def https(tmp_path, monkeypatch):
     key, certificate, served = tmp_path / "key.pem", tmp_path / "cert.pem", tmp_path / "served"
     served.mkdir()
     subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate,
-                    "-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
+                    "-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
                    check=True, capture_output=True, timeout=60)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     handler = type("Handler", (Ranges,), {"asked": [], "directory": served})
     handler.__init__ = functools.partialmethod(http.server.BaseHTTPRequestHandler.__init__)
-    with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"https://localhost:{server.server_port}/offsets.db", served, handler.asked
+        yield f"https://127.0.0.1:{server.server_port}/offsets.db", served, handler.asked
         server.shutdown()
 
 
