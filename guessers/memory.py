@@ -13,7 +13,6 @@ from guessers.namespace import stop_if_told
 from kcompat.bpf import Object, compile_cached
 from kcompat.errors import KcompatError, Missing, Unsupported
 from kcompat.load import Loaded
-from kcompat.sysbpf import raise_memlock
 
 CALLS, COPIES, COPY_SIZE, CHUNKS, CHUNK_SIZE = 64, 32, 128, 16, 256
 _TRIGGER_SYSCALL = {"x86_64": 146, "aarch64": 125}  # sched_get_priority_max
@@ -69,7 +68,6 @@ class KernelMemory:
     """The loaded hooks and the reader. Acts for the thread that calls `adopt` only. Use as a context manager."""
 
     def __init__(self, program: Compiled, backends: tuple[Backend, ...] = BACKENDS) -> None:
-        raise_memlock()
         self._loaded = Loaded(program.object, program.version_code)
         self.missing: dict[str, str] = {}
         self.attached: dict[Hook, tuple[str, ...]] = {}

@@ -22,6 +22,20 @@ static __always_inline void *end_call(void)
 	return sk;
 }
 
+/* Takes the bases of a socket older than us; 0 before the handshake, when there is nothing to be older than. */
+static __always_inline int know_before_call(void *sk)
+{
+	u8 state = 0;
+
+	if (find(sk))
+		return 1;
+	READ(&state, sk, sock_common__skc_state);
+	if (state == CLOSE || state == SYN_SENT || state == LISTEN)
+		return 0;
+	adopt(sk, UNKNOWN, WAS_ESTABLISHED, 0, 0);
+	return 1;
+}
+
 int kprobe__tcp_set_state(struct pt_regs *ctx)
 {
 	void *sk = (void *)PT_REGS_PARM1(ctx);
@@ -37,18 +51,8 @@ int kprobe__tcp_send(struct pt_regs *ctx)
 {
 	void *sk = (void *)PT_REGS_PARM1(ctx);
 
-	if (!is_protocol(sk, IPPROTO_TCP))
-		return 0;
-	if (!find(sk)) {
-		u8 state = 0;
-
-		/* Before the handshake there is nothing to be older than. */
-		READ(&state, sk, sock_common__skc_state);
-		if (state == CLOSE || state == SYN_SENT || state == LISTEN)
-			return 0;
-		adopt(sk, UNKNOWN, WAS_ESTABLISHED, 0, 0);
-	}
-	begin_call(sk);
+	if (is_protocol(sk, IPPROTO_TCP) && know_before_call(sk))
+		begin_call(sk);
 	return 0;
 }
 
@@ -64,15 +68,7 @@ int kretprobe__tcp_send(struct pt_regs *ctx)
 /* Before the bytes are taken: the base of a socket older than us. */
 int kprobe__tcp_recvmsg(struct pt_regs *ctx)
 {
-	void *sk = (void *)PT_REGS_PARM1(ctx);
-	u8 state = 0;
-
-	if (find(sk))
-		return 0;
-	READ(&state, sk, sock_common__skc_state);
-	if (state == CLOSE || state == SYN_SENT || state == LISTEN)
-		return 0;
-	adopt(sk, UNKNOWN, WAS_ESTABLISHED, 0, 0);
+	know_before_call((void *)PT_REGS_PARM1(ctx));
 	return 0;
 }
 

@@ -209,7 +209,8 @@ static __always_inline void map_v4(struct address *address, u32 v4)
 	address->word[3] = v4;
 }
 
-static __always_inline int is_protocol(void *sk, u16 wanted)
+/* 0 for what is neither IPv4 nor IPv6: the send and receive tracepoints see every family. */
+static __always_inline u16 inet_protocol(void *sk)
 {
 	u16 family = 0;
 	u16 protocol = 0;
@@ -218,7 +219,12 @@ static __always_inline int is_protocol(void *sk, u16 wanted)
 	if (family != AF_INET && family != AF_INET6)
 		return 0;
 	READ(&protocol, sk, sock__sk_protocol);
-	return protocol == wanted;
+	return protocol;
+}
+
+static __always_inline int is_protocol(void *sk, u16 wanted)
+{
+	return inet_protocol(sk) == wanted;
 }
 
 static __always_inline void read_tuple(void *sk, struct tuple *tuple)

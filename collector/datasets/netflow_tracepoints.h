@@ -14,12 +14,14 @@ int rawtp__sock_send_length(struct bpf_raw_tracepoint_args *ctx)
 {
 	void *sk = (void *)ctx->args[0];
 	int sent = (int)ctx->args[1];
+	u16 protocol;
 
 	if (sent <= 0)
 		return 0;
-	if (is_protocol(sk, IPPROTO_TCP))
+	protocol = inet_protocol(sk);
+	if (protocol == IPPROTO_TCP)
 		on_tcp_sent(sk, sent);
-	else if (is_protocol(sk, IPPROTO_UDP))
+	else if (protocol == IPPROTO_UDP)
 		on_udp_sent(sk, sent);
 	return 0;
 }
@@ -65,14 +67,15 @@ int rawtp__sock_recv_length(struct bpf_raw_tracepoint_args *ctx)
 	void *sk = (void *)ctx->args[0];
 	int received = (int)ctx->args[1];
 	int peeked = (int)ctx->args[2] & MSG_PEEK;
-	u64 thread = bpf_get_current_pid_tgid();
 	struct pending pending = {};
+	u16 protocol;
 
 	if (received <= 0)
 		return 0;
-	if (is_protocol(sk, IPPROTO_TCP)) {
+	protocol = inet_protocol(sk);
+	if (protocol == IPPROTO_TCP) {
 		on_tcp_received(sk, received, peeked);
-	} else if (!peeked && is_protocol(sk, IPPROTO_UDP)) {
+	} else if (!peeked && protocol == IPPROTO_UDP) {
 		pending.sk = (u64)sk;
 		pending.bytes = received;
 		on_udp_received(sk, &pending);
