@@ -86,6 +86,23 @@ def _flow_fields(struct: str, address: str, width: int, optional: bool = False) 
     )
 
 
+def _skb(member: str, c_type: str, width: int, *paths: str, net: bool = False, optional: bool = False,
+         note: str = "") -> Field:
+    return Field("sk_buff", member, c_type, (width,), paths or (member,), "sk_buff", "net" if net else "host",
+                 False, optional, None, note)
+
+
+def _conntrack(struct: str, member: str, c_type: str, width: int, *paths: str, net: bool = False,
+               optional: bool = False, note: str = "") -> Field:
+    return Field(struct, member, c_type, (width,), paths or (member,), struct, "net" if net else "host", False,
+                 optional, "nf_conntrack", note)
+
+
+def _own(struct: str, member: str, c_type: str, width: int, *paths: str, signed: bool = False,
+         optional: bool = False, note: str = "") -> Field:
+    return Field(struct, member, c_type, (width,), paths or (member,), struct, "host", signed, optional, None, note)
+
+
 CATALOGUE: tuple[Field, ...] = (
     _sock_common("skc_daddr", "__be32", 4, net=True),
     _sock_common("skc_rcv_saddr", "__be32", 4, net=True),
@@ -124,6 +141,50 @@ CATALOGUE: tuple[Field, ...] = (
     Field("net", "ns.inum", "unsigned int", (4,), ("ns.inum", "proc_inum"), "net", optional=True),
     *_flow_fields("flowi4", "__be32", 4),
     *_flow_fields("flowi6", "struct in6_addr", 16),
+    _own("socket", "sk", "struct sock *", 8),
+    _own("socket", "file", "struct file *", 8),
+    _own("socket", "type", "short", 2, signed=True),
+    _own("socket", "ops", "const struct proto_ops *", 8),
+    _own("file", "private_data", "void *", 8, note="a socket's file: its struct socket *"),
+    _own("file", "f_inode", "struct inode *", 8),
+    _own("task_struct", "files", "struct files_struct *", 8),
+    _own("files_struct", "fdt", "struct fdtable *", 8),
+    _own("fdtable", "fd", "struct file **", 8, note="indexed by file descriptor"),
+    _own("fdtable", "max_fds", "unsigned int", 4),
+    _own("msghdr", "msg_name", "void *", 8),
+    _own("msghdr", "msg_iter", "struct iov_iter", 40),
+    # The member is called __iov since 6.4 (kernel commit de4f5fed3f23); from struct msghdr, as are the next three.
+    _own("msghdr", "msg_iter.iov", "const struct iovec *", 8, "msg_iter.__iov", "msg_iter.iov",
+         note="a user address is no iovec: it is msg_iter.ubuf"),
+    # Since 6.0 (kernel commit fcb14cb1bdac): one buffer without an iovec, in the place of iov.
+    _own("msghdr", "msg_iter.ubuf", "void *", 8, optional=True, note="in the place of iov, told apart by its address"),
+    _own("msghdr", "msg_iter.count", "size_t", 8),
+    _own("msghdr", "msg_iter.nr_segs", "unsigned long", 8),
+    _skb("sk", "struct sock *", 8),
+    _skb("dev", "struct net_device *", 8),
+    _skb("head", "unsigned char *", 8),
+    _skb("data", "unsigned char *", 8),
+    _skb("len", "unsigned int", 4),
+    _skb("protocol", "__be16", 2, net=True),
+    _skb("mark", "__u32", 4),
+    _skb("transport_header", "__u16", 2, note="bytes from head"),
+    _skb("network_header", "__u16", 2, note="bytes from head"),
+    _skb("mac_header", "__u16", 2, note="bytes from head"),
+    # A struct nf_conn * with three flag bits since 4.12 (kernel commit a9e419dc7be6); the bare pointer, nfct, before.
+    _skb("_nfct", "unsigned long", 8, "_nfct", "nfct", optional=True, note="CONFIG_NF_CONNTRACK"),
+    _conntrack("nf_conn", "tuplehash0.tuple", "struct nf_conntrack_tuple", 40, "tuplehash[0].tuple"),
+    _conntrack("nf_conn", "tuplehash1.tuple", "struct nf_conntrack_tuple", 40, "tuplehash[1].tuple"),
+    _conntrack("nf_conn", "status", "unsigned long", 8),
+    _conntrack("nf_conn", "mark", "u_int32_t", 4, optional=True, note="CONFIG_NF_CONNTRACK_MARK"),
+    # A struct timer_list before 4.9 (kernel commit f330a7fdbe16), which is no number to read.
+    _conntrack("nf_conn", "timeout", "u32", 4, note="jiffies at which it ends"),
+    _conntrack("nf_conn", "ct_net", "struct net *", 8, "ct_net.net", "ct_net", optional=True),
+    _conntrack("nf_conntrack_tuple", "src.u3", "union nf_inet_addr", 16, net=True),
+    _conntrack("nf_conntrack_tuple", "src.u", "__be16", 2, net=True),
+    _conntrack("nf_conntrack_tuple", "src.l3num", "u_int16_t", 2),
+    _conntrack("nf_conntrack_tuple", "dst.u3", "union nf_inet_addr", 16, net=True),
+    _conntrack("nf_conntrack_tuple", "dst.u", "__be16", 2, net=True),
+    _conntrack("nf_conntrack_tuple", "dst.protonum", "u_int8_t", 1),
 )
 
 _BY_NAME = {f.name: f for f in CATALOGUE} | {f.macro: f for f in CATALOGUE}
