@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 Backend = Literal["kprobe", "rawtp"]
-Object = Literal["sk", "socket", "flowi4", "flowi6", "trigger"]
+Object = Literal["sk", "socket", "flowi4", "flowi6", "sk_buff", "nf_conn", "trigger"]
 
 BACKENDS: tuple[Backend, ...] = ("kprobe", "rawtp")
+# Objects that are gone, or changed, when the call has returned: of these the hook copies so many bytes.
+COPIED: dict[str, int] = {"flowi4": 128, "flowi6": 128, "sk_buff": 256}
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
     """A program of memory.bpf.c and where to put it.
 
-    `argument` counts from 0. Objects on a stack (flowi) are copied, of others the pointer is kept.
+    `argument` counts from 0. What is COPIED is copied, of others the pointer is kept.
     With `every`, all symbols are hooked (they see different sockets), else the first that exists.
     """
 
@@ -34,11 +36,16 @@ class Hook:
     def number(self) -> int:
         return HOOKS.index(self)
 
+    @property
+    def size(self) -> int:
+        """How many bytes of its object the hook copies; 0 when it keeps the pointer."""
+        return COPIED.get(self.object, 0)
+
     def instance(self) -> str:
         """The line that makes this hook's program from the macros of memory.bpf.c; none for the triggers."""
         if self.object == "trigger":
             return ""
-        kind = "COPY" if self.object.startswith("flowi") else "CALL"
+        kind = "COPY" if self.size else "CALL"
         where = {"kprobe": f", PT_REGS_PARM{self.argument + 1}", "rawtp": f", {self.argument}"}[self.backend]
         return f"{self.backend.upper()}_{kind}({self.name}, {self.number}{where if kind == 'COPY' else ''})\n"
 
@@ -57,6 +64,10 @@ HOOKS: tuple[Hook, ...] = (
     Hook("route4", "kprobe", "flowi4", 1, ("ip_route_output_flow",)),
     # (struct net *net, const struct sock *sk, struct flowi6 *fl6, ...); the longer name since 4.5.
     Hook("route6", "kprobe", "flowi6", 2, ("ip6_route_output_flags", "ip6_route_output")),
+    # (struct sk_buff *first, struct net_device *dev, ...), and the loopback's own function, which is never inlined.
+    Hook("transmit", "kprobe", "sk_buff", 0, ("dev_hard_start_xmit", "loopback_xmit"), every=True),
+    # (struct nf_conn *ct): an entry that ctnetlink is told to make.
+    Hook("track", "kprobe", "nf_conn", 0, ("nf_conntrack_hash_check_insert",)),
     Hook("read", "rawtp", "trigger", 0, ("sys_enter",)),
     # (struct sock *sk, int ret, int flags), 6.3 on (kernel commit 6e6eda44b939): even a refused send(2) hits it.
     Hook("send_length", "rawtp", "sk", 0, ("sock_send_length",)),
@@ -66,4 +77,6 @@ HOOKS: tuple[Hook, ...] = (
     Hook("route4", "rawtp", "flowi4", 1, ("fib_table_lookup",)),
     # (const struct net *net, ..., struct fib6_table *table, const struct flowi6 *flp).
     Hook("route6", "rawtp", "flowi6", 3, ("fib6_table_lookup",)),
+    # (const struct sk_buff *skb, const struct net_device *dev).
+    Hook("transmit", "rawtp", "sk_buff", 0, ("net_dev_start_xmit",)),
 )

@@ -9,8 +9,8 @@
 #include <uapi/linux/ptrace.h>
 
 #define CALLS      64  /* pointer hooks remembered between two looks of user space; a power of two */
-#define COPIES     32  /* stack objects remembered likewise */
-#define COPY_SIZE  128 /* flowi4 and flowi6 are at most 96 bytes */
+#define COPIES     32  /* passing objects remembered likewise */
+#define COPY_SIZE  256 /* flowi4 and flowi6 are at most 96 bytes, a sk_buff is 232 */
 #define CHUNKS     16  /* what one trigger of the reader fetches */
 #define CHUNK_SIZE 256
 
@@ -25,6 +25,7 @@ struct call {
 
 struct copy {
 	u64 hook;
+	u64 address;
 	s64 status; /* what bpf_probe_read said */
 	u8 bytes[COPY_SIZE];
 };
@@ -89,10 +90,10 @@ static __always_inline void record(u32 hook, u64 a, u64 b, u64 c, u64 d, u64 e)
 	calls.update(&slot, &entry);
 }
 
-/* For objects that live only during the call, on somebody's stack. */
+/* For objects that live, or look like this, only during the call: on somebody's stack, on their way. */
 static __always_inline void duplicate(u32 hook, u64 address)
 {
-	struct copy entry = {.hook = hook};
+	struct copy entry = {.hook = hook, .address = address};
 	int slot = 1;
 	u64 *cursor = cursors.lookup(&slot);
 

@@ -14,7 +14,7 @@ from kcompat.bpf import Object, compile_cached
 from kcompat.errors import KcompatError, Missing, Unsupported
 from kcompat.load import Loaded
 
-CALLS, COPIES, COPY_SIZE, CHUNKS, CHUNK_SIZE = 64, 32, 128, 16, 256
+CALLS, COPIES, COPY_SIZE, CHUNKS, CHUNK_SIZE = 64, 32, 256, 16, 256
 _TRIGGER_SYSCALL = {"x86_64": 146, "aarch64": 125}  # sched_get_priority_max
 
 
@@ -36,9 +36,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A stack object a hook copied while it lived."""
+    """An object a hook copied in passing, and where it lay."""
 
     hook: Hook
+    address: int
     data: bytes
 
 
@@ -128,8 +129,9 @@ class KernelMemory:
 
     def copies(self) -> list[Copy]:
         """What copying hooks caught since `clear`, oldest first; a copy that faulted is left out."""
-        raw = [(struct.unpack_from("<Qq", r), r[16:]) for r in self._ring("copies", 1, COPIES)]
-        return [Copy(HOOKS[hook], data) for (hook, status), data in raw if status == 0]
+        raw = [(struct.unpack_from("<QQq", r), r[24:]) for r in self._ring("copies", 1, COPIES)]
+        return [Copy(HOOKS[hook], address, data[:HOOKS[hook].size])
+                for (hook, address, status), data in raw if status == 0]
 
     def hits(self) -> dict[Hook, tuple[int, int]]:
         """Per attached hook: how often it fired for anybody, and for us."""

@@ -52,7 +52,7 @@ class Found:
 
 def alignment(field: Field) -> int:
     """What the compiler aligns the field to: its size, but 4 for addresses, and 1 where it may be a bitfield."""
-    return min(field.widths) if field.width != 16 else 4
+    return min(field.widths) if field.width <= 8 else 4
 
 
 def hits(sample: Sample, encodings: Encodings, step: int) -> set[int]:
