@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Backend = Literal["kprobe", "rawtp"]
-Object = Literal["sk", "socket", "flowi4", "flowi6", "sk_buff", "nf_conn", "trigger"]
+Object = Literal["sk", "socket", "flowi4", "flowi6", "sk_buff", "nf_conn", "task", "msghdr", "iov_iter", "trigger"]
 
 BACKENDS: tuple[Backend, ...] = ("kprobe", "rawtp")
 # Objects that are gone, or changed, when the call has returned: of these the hook copies so many bytes.
@@ -45,9 +45,9 @@ class Hook:
         """The line that makes this hook's program from the macros of memory.bpf.c; none for the triggers."""
         if self.object == "trigger":
             return ""
-        kind = "COPY" if self.size else "CALL"
+        kind = "MESSAGE" if self.object == "msghdr" else "COPY" if self.size else "CALL"
         where = {"kprobe": f", PT_REGS_PARM{self.argument + 1}", "rawtp": f", {self.argument}"}[self.backend]
-        return f"{self.backend.upper()}_{kind}({self.name}, {self.number}{where if kind == 'COPY' else ''})\n"
+        return f"{self.backend.upper()}_{kind}({self.name}, {self.number}{where if kind != 'CALL' else ''})\n"
 
 
 _TRIGGER = "sys_sched_get_priority_max"
@@ -79,4 +79,14 @@ HOOKS: tuple[Hook, ...] = (
     Hook("route6", "rawtp", "flowi6", 3, ("fib6_table_lookup",)),
     # (const struct sk_buff *skb, const struct net_device *dev).
     Hook("transmit", "rawtp", "sk_buff", 0, ("net_dev_start_xmit",)),
+    # (struct task_struct *tsk, const char *buf, ...): prctl(PR_SET_NAME) hits it with the caller's own.
+    Hook("task", "kprobe", "task", 0, ("__set_task_comm", "proc_comm_connector")),
+    # (struct task_struct *task, const char *comm).
+    Hook("task", "rawtp", "task", 0, ("task_rename",)),
+    # (struct socket *sock, struct msghdr *msg, size_t size), 4.1 on (kernel commit 1b784140474e).
+    Hook("message", "kprobe", "msghdr", 1, ("inet_sendmsg", "tcp_sendmsg")),
+    # (const struct sock *sk, const struct msghdr *msg, ...), 6.16 on.
+    Hook("message", "rawtp", "msghdr", 1, ("tcp_sendmsg_locked",)),
+    # (void *addr, size_t bytes, struct iov_iter *i): how the bytes of a message are fetched. No tracepoint sees that.
+    Hook("fetch", "kprobe", "iov_iter", 2, ("_copy_from_iter", "_copy_from_iter_full", "copy_from_iter"), every=True),
 )

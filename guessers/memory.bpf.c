@@ -8,11 +8,14 @@
  */
 #include <uapi/linux/ptrace.h>
 
-#define CALLS      64  /* pointer hooks remembered between two looks of user space; a power of two */
-#define COPIES     32  /* passing objects remembered likewise */
-#define COPY_SIZE  256 /* flowi4 and flowi6 are at most 96 bytes, a sk_buff is 232 */
-#define CHUNKS     16  /* what one trigger of the reader fetches */
-#define CHUNK_SIZE 256
+#define CALLS        64    /* pointer hooks remembered between two looks of user space; a power of two */
+#define COPIES       32    /* passing objects remembered likewise */
+#define COPY_SIZE    256   /* flowi4 and flowi6 are at most 96 bytes, a sk_buff is 232 */
+#define MESSAGES     16    /* messages remembered likewise */
+#define MESSAGE_SIZE 128   /* a msghdr is at most 104 bytes */
+#define STACK_SIZE   32768 /* no kernel stack is longer, but with a sanitizer */
+#define CHUNKS       16    /* what one trigger of the reader fetches */
+#define CHUNK_SIZE   256
 
 struct nonce {
 	u64 word[2];
@@ -30,6 +33,15 @@ struct copy {
 	u8 bytes[COPY_SIZE];
 };
 
+struct message {
+	u64 hook;
+	u64 address;
+	s64 status;
+	s64 lead_status; /* what reading behind the pointer said; -1 when there was nothing to follow */
+	u8 bytes[MESSAGE_SIZE];
+	u8 lead[MESSAGE_SIZE];
+};
+
 struct chunk {
 	s64 status;
 	u8 bytes[CHUNK_SIZE];
@@ -42,11 +54,14 @@ struct hits {
 
 /* Written once by user space, read by every program. */
 BPF_ARRAY(nonce, struct nonce, 1);
-/* Slots 0 and 1: how many calls and copies were recorded since user space zeroed them. */
-BPF_ARRAY(cursors, u64, 2);
+/* Slots 0, 1 and 2: how many calls, copies and messages were recorded since user space zeroed them. */
+BPF_ARRAY(cursors, u64, 3);
 /* Rings: programs write, user space reads; the cursor is what was written. */
 BPF_ARRAY(calls, struct call, CALLS);
 BPF_ARRAY(copies, struct copy, COPIES);
+BPF_ARRAY(messages, struct message, MESSAGES);
+/* Where in a message the pointer to follow stands, plus 1; user space writes, 0 follows none. */
+BPF_ARRAY(followed, u64, 1);
 /* By hook number; programs add, user space reads. */
 BPF_ARRAY(hits, struct hits, 32);
 /* The reader's order and its answer: addresses in, bytes and a status each out. 0 ends an order. */
@@ -103,6 +118,30 @@ static __always_inline void duplicate(u32 hook, u64 address)
 	*cursor += 1;
 	entry.status = bpf_probe_read(entry.bytes, COPY_SIZE, (const void *)address);
 	copies.update(&slot, &entry);
+}
+
+/* A message is on a stack, and so is what its pointers lead to: both are gone when the call ends. */
+static __always_inline void keep_message(u32 hook, u64 address)
+{
+	struct message entry = {.hook = hook, .address = address, .lead_status = -1};
+	int slot = 0;
+	u64 *at = followed.lookup(&slot);
+	u64 lead = 0;
+	u64 *cursor;
+
+	slot = 2;
+	cursor = cursors.lookup(&slot);
+	if (!cursor || !at)
+		return;
+	slot = *cursor & (MESSAGES - 1);
+	*cursor += 1;
+	entry.status = bpf_probe_read(entry.bytes, MESSAGE_SIZE, (const void *)address);
+	if (*at)
+		bpf_probe_read(&lead, sizeof(lead), (const void *)(address + *at - 1));
+	/* On this very stack, or not at all: what is no address must not be read. */
+	if (lead - address + STACK_SIZE < 2 * STACK_SIZE)
+		entry.lead_status = bpf_probe_read(entry.lead, MESSAGE_SIZE, (const void *)lead);
+	messages.update(&slot, &entry);
 }
 
 static __always_inline void read_chunk(int slot)
@@ -183,4 +222,20 @@ int kprobe__read(struct pt_regs *ctx)
 		if (begin(HOOK))                    \
 			duplicate(HOOK, PARM(ctx)); \
 		return 0;                           \
+	}
+
+#define RAWTP_MESSAGE(NAME, HOOK, ARG)                         \
+	int rawtp__##NAME(struct bpf_raw_tracepoint_args *ctx) \
+	{                                                      \
+		if (begin(HOOK))                               \
+			keep_message(HOOK, ctx->args[ARG]);    \
+		return 0;                                      \
+	}
+
+#define KPROBE_MESSAGE(NAME, HOOK, PARM)               \
+	int kprobe__##NAME(struct pt_regs *ctx)        \
+	{                                              \
+		if (begin(HOOK))                       \
+			keep_message(HOOK, PARM(ctx)); \
+		return 0;                              \
 	}

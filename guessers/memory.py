@@ -15,6 +15,7 @@ from kcompat.errors import KcompatError, Missing, Unsupported
 from kcompat.load import Loaded
 
 CALLS, COPIES, COPY_SIZE, CHUNKS, CHUNK_SIZE = 64, 32, 256, 16, 256
+MESSAGES, MESSAGE_SIZE = 16, 128
 _TRIGGER_SYSCALL = {"x86_64": 146, "aarch64": 125}  # sched_get_priority_max
 
 
@@ -41,6 +42,16 @@ class Copy:
     hook: Hook
     address: int
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A ``struct msghdr`` at `address` on our stack, and what the pointer `follow` chose led to."""
+
+    hook: Hook
+    address: int
+    data: bytes
+    lead: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +130,7 @@ class KernelMemory:
     def clear(self) -> None:
         """Forgets what hooks caught. A place to stop at: every experiment begins with it."""
         stop_if_told()
-        for slot in (0, 1):
+        for slot in (0, 1, 2):
             self._loaded.maps["cursors"].set(_u32(slot), bytes(8))
 
     def calls(self) -> list[Call]:
@@ -132,6 +143,16 @@ class KernelMemory:
         raw = [(struct.unpack_from("<QQq", r), r[24:]) for r in self._ring("copies", 1, COPIES)]
         return [Copy(HOOKS[hook], address, data[:HOOKS[hook].size])
                 for (hook, address, status), data in raw if status == 0]
+
+    def follow(self, offset: int | None) -> None:
+        """From now on messages come with what the pointer at this offset of theirs leads to, if it is on the stack."""
+        self._loaded.maps["followed"].set(_u32(0), struct.pack("<Q", 0 if offset is None else offset + 1))
+
+    def messages(self) -> list[Message]:
+        """The messages sent since `clear`, oldest first; one that could not be read is left out."""
+        raw = [(struct.unpack_from("<QQqq", r), r[32:]) for r in self._ring("messages", 2, MESSAGES)]
+        return [Message(HOOKS[hook], address, data[:MESSAGE_SIZE], None if lead_status else data[MESSAGE_SIZE:])
+                for (hook, address, status, lead_status), data in raw if status == 0]
 
     def hits(self) -> dict[Hook, tuple[int, int]]:
         """Per attached hook: how often it fired for anybody, and for us."""
