@@ -19,6 +19,7 @@ class Hook:
 
     `argument` counts from 0. What is COPIED is copied, of others the pointer is kept.
     With `every`, all symbols are hooked (they see different sockets), else the first that exists.
+    A program that reads more arguments than a raw tracepoint has is refused: `arguments` of them are kept.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Hook:
     argument: int
     symbols: tuple[str, ...]
     every: bool = False
+    arguments: int = 3
 
     @property
     def program(self) -> str:
@@ -46,8 +48,11 @@ class Hook:
         if self.object == "trigger":
             return ""
         kind = "MESSAGE" if self.object == "msghdr" else "COPY" if self.size else "CALL"
-        where = {"kprobe": f", PT_REGS_PARM{self.argument + 1}", "rawtp": f", {self.argument}"}[self.backend]
-        return f"{self.backend.upper()}_{kind}({self.name}, {self.number}{where if kind != 'CALL' else ''})\n"
+        if self.backend == "kprobe":
+            which = "" if kind == "CALL" else f", PT_REGS_PARM{self.argument + 1}"
+        else:
+            which = f", {self.arguments if kind == 'CALL' else self.argument}"
+        return f"{self.backend.upper()}_{kind}({self.name}, {self.number}{which})\n"
 
 
 _TRIGGER = "sys_sched_get_priority_max"
@@ -82,7 +87,7 @@ HOOKS: tuple[Hook, ...] = (
     # (struct task_struct *tsk, const char *buf, ...): prctl(PR_SET_NAME) hits it with the caller's own.
     Hook("task", "kprobe", "task", 0, ("__set_task_comm", "proc_comm_connector")),
     # (struct task_struct *task, const char *comm).
-    Hook("task", "rawtp", "task", 0, ("task_rename",)),
+    Hook("task", "rawtp", "task", 0, ("task_rename",), arguments=2),
     # (struct socket *sock, struct msghdr *msg, size_t size), 4.1 on (kernel commit 1b784140474e).
     Hook("message", "kprobe", "msghdr", 1, ("inet_sendmsg", "tcp_sendmsg")),
     # (const struct sock *sk, const struct msghdr *msg, ...), 6.16 on.

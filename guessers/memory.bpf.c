@@ -191,12 +191,13 @@ int kprobe__read(struct pt_regs *ctx)
 	return is_ours() ? read_all() : 0;
 }
 
-#define RAWTP_CALL(NAME, HOOK)                                                        \
-	int rawtp__##NAME(struct bpf_raw_tracepoint_args *ctx)                        \
-	{                                                                             \
-		if (begin(HOOK))                                                      \
-			record(HOOK, ctx->args[0], ctx->args[1], ctx->args[2], 0, 0); \
-		return 0;                                                             \
+#define RAWTP_CALL(NAME, HOOK, COUNT)                                                                                 \
+	int rawtp__##NAME(struct bpf_raw_tracepoint_args *ctx)                                                        \
+	{                                                                                                             \
+		if (begin(HOOK))                                                                                      \
+			record(HOOK, ctx->args[0], (COUNT) > 1 ? ctx->args[1] : 0, (COUNT) > 2 ? ctx->args[2] : 0, 0, \
+			       0);                                                                                    \
+		return 0;                                                                                             \
 	}
 
 #define KPROBE_CALL(NAME, HOOK)                                                                                      \
