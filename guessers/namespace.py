@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_CLONE_NEWNET = 0x40000000
-_PR_SET_NAME = 15
+_CLONE_NEWNET, _CLONE_FILES = 0x40000000, 0x400
+_PR_SET_NAME, _PR_GET_NAME = 15, 16
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFADDR = 0x8913, 0x8914, 0x8916
 _IFF_UP = 1
 _PATIENCE_S = 10.0
@@ -26,8 +26,10 @@ LOOPBACK_IFINDEX = 1
 NETNS = Path("/proc/thread-self/ns/net")
 
 
-def in_own_thread(work: Callable[[bytes], T]) -> T:
+def in_own_thread(work: Callable[[bytes], T], nonce: bytes | None = None) -> T:
     """What `work(nonce)` returns, run in a thread of its own that bears `nonce` as its name and sits on one CPU.
+
+    Without a `nonce` it is a random one.
 
     Namespaces, names and CPU affinity belong to threads: all of it ends with this one. Ctrl-C reaches the caller;
     the thread is told, and given time to take its hooks away.
@@ -37,12 +39,12 @@ def in_own_thread(work: Callable[[bytes], T]) -> T:
 
     def body() -> None:
         try:
-            nonce = secrets.token_hex(7).encode()
-            ctypes.CDLL(None).prctl(_PR_SET_NAME, nonce, 0, 0, 0)
+            name = nonce or secrets.token_hex(7).encode()
+            rename(name)
             with suppress(OSError):
                 # The one the scheduler has just picked: any fixed one may be busy, with another guess even.
                 os.sched_setaffinity(0, {_libc().sched_getcpu()})
-            results.append(work(nonce))
+            results.append(work(name))
         except BaseException as error:
             errors.append(error)
         finally:
@@ -70,6 +72,23 @@ class _OwnThread(threading.Thread):
         super().__init__(**settings)
         self.stopped = threading.Event()
         self.finished = threading.Event()
+
+
+def rename(name: bytes) -> None:
+    """Gives this thread a name of at most 15 bytes."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name, 0, 0, 0)
+
+
+def own_name() -> bytes:
+    """This thread's name."""
+    name = ctypes.create_string_buffer(16)
+    ctypes.CDLL(None).prctl(_PR_GET_NAME, name, 0, 0, 0)
+    return name.value
+
+
+def unshare_files() -> None:
+    """From now on this thread has a file table of its own, a copy of the one it shared. Raises OSError."""
+    _check(_libc().unshare(_CLONE_FILES))
 
 
 def stop_if_told() -> None:

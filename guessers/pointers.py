@@ -33,11 +33,11 @@ def search_socket(socks: Sequence[SockSample], read: Reader) -> Found:
     tried = 0
     for at in pointers([s.sample.window for s in chosen], end, _lowest(chosen[0])):
         tried += 1
-        if places := _shared(_socket_proofs(s, at, read) for s in chosen):
+        if places := shared(_socket_proofs(s, at, read) for s in chosen):
             proved[at] = places
     rest = [s for s in socks if s not in chosen]
     held = _spread(rest, _PAIRS) if rest else []
-    kept = tuple(at for at in proved if _shared([proved[at], *(_socket_proofs(s, at, read) for s in held)]))
+    kept = tuple(at for at in proved if shared([proved[at], *(_socket_proofs(s, at, read) for s in held)]))
     return Found(field, kept, {
         "samples": len(chosen) + len(held), "held_out": len(held), "distinct_values": len(chosen),
         "candidates_by_sample": [tried, len(proved)], "refuted_by_held_out": sorted(set(proved) - set(kept)),
@@ -68,7 +68,7 @@ def search_netns(socks: Sequence[SockSample], read: Reader) -> tuple[Found, Foun
         if len(set().union(*leads.values())) != len(leads):
             continue
         split += 1
-        pairs |= {(at, proof) for proof in _shared(_inode_places(g[0], at, read) for g in by_namespace.values())}
+        pairs |= {(at, proof) for proof in shared(_inode_places(g[0], at, read) for g in by_namespace.values())}
     evidence |= {"held_out": 0, "candidates_by_sample": [split, len(pairs)],
                  "expected_false_positives": _chance(len(by_namespace), split), "null_survivors": 0,
                  "method": "pointer shared in a namespace, leading to its inode number"}
@@ -98,14 +98,14 @@ def _chance(namespaces: int, split: int) -> float:
 
 def _socket_proofs(sock: SockSample, at: int, read: Reader) -> set[tuple[int, int]]:
     target = _behind(sock, at, _SOCKET_WINDOW, read)
-    backs = _places(target, sock.address.to_bytes(8, "little"), 8)
-    inodes = _places(target, sock.inode.to_bytes(8, "little"), 8)
+    backs = places_of(target, sock.address.to_bytes(8, "little"), 8)
+    inodes = places_of(target, sock.inode.to_bytes(8, "little"), 8)
     return {(b, i) for b in backs for i in inodes if b < i}
 
 
 def _inode_places(sock: SockSample, at: int, read: Reader) -> set[int]:
     """Where the number of the socket's namespace stands behind the pointer at `at`."""
-    return set(_places(_behind(sock, at, _NET_WINDOW, read), sock.netns.to_bytes(4, "little"), 4))
+    return set(places_of(_behind(sock, at, _NET_WINDOW, read), sock.netns.to_bytes(4, "little"), 4))
 
 
 def _behind(sock: SockSample, at: int, size: int, read: Reader) -> bytes:
@@ -122,7 +122,7 @@ def _lowest(sock: SockSample) -> int:
     return lowest_pointer(sock.address, platform.machine())
 
 
-def _places(window: bytes, code: bytes, step: int) -> list[int]:
+def places_of(window: bytes, code: bytes, step: int) -> list[int]:
     found, at = [], window.find(code)
     while at >= 0:
         if at % step == 0:
@@ -131,7 +131,7 @@ def _places(window: bytes, code: bytes, step: int) -> list[int]:
     return found
 
 
-def _shared(sets: Iterable[set[T]]) -> set[T]:
+def shared(sets: Iterable[set[T]]) -> set[T]:
     """What is in all of them; stops at the first that leaves nothing, so later ones are not even made."""
     common: set[T] | None = None
     for one in sets:

@@ -18,7 +18,7 @@ _TCP_QUICKACK = 12
 _IPV6_V6ONLY = 26
 _IP_FREEBIND, _IPV6_FREEBIND = 15, 78
 # Protocol numbers nobody has been given (IANA), for raw sockets: any value will do, as long as it is rare.
-_UNASSIGNED = range(148, 250)
+UNASSIGNED = range(148, 250)
 _PATIENCE_S = 5.0  # a loopback connect takes 50 us, or 50 ms in an emulated machine
 
 
@@ -121,7 +121,7 @@ class Stimulus:
 
     def raw(self, family: int) -> End:
         local, remote = self.addresses.pair(family)
-        end = self.open(family, socket.SOCK_RAW, self.rng.choice(_UNASSIGNED))
+        end = self.open(family, socket.SOCK_RAW, self.rng.choice(UNASSIGNED))
         end.sock.bind((local, 0))
         end.sock.connect((remote, 0))
         return end
@@ -129,7 +129,7 @@ class Stimulus:
     def unrouted(self, kind: int) -> tuple[End, tuple[str, int]]:
         """An IPv6 socket bound to an address that is not ours, and another such address to look for a route to."""
         raw = kind == socket.SOCK_RAW
-        end = self.open(socket.AF_INET6, kind, self.rng.choice(_UNASSIGNED) if raw else 0)
+        end = self.open(socket.AF_INET6, kind, self.rng.choice(UNASSIGNED) if raw else 0)
         if raw:
             end.sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)  # 4.15 on
             end.sock.bind((self.addresses.unique_local(), 0))

@@ -1,0 +1,153 @@
+"""File tables of our own: a thread that stops sharing them, descriptors where we choose, tables that grow."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from guessers.files import (
+    OurSocket,
+    Table,
+    Way,
+    Ways,
+    cut,
+    flipped,
+    found_ways,
+    samples_of,
+    search_inode,
+    search_ops,
+    table_samples,
+    the_way,
+)
+from guessers.memory import KernelMemory, ReadFault
+from guessers.namespace import in_own_thread, own_name, rename, unshare_files
+from guessers.sampling import Haul, Sampler, slab_object_size
+from guessers.search import lowest_pointer
+from guessers.stimulus import UNASSIGNED, End
+from kcompat.fields import find
+
+_TASK_SIZE = 16384  # struct task_struct, with every debug option
+_TABLES, _GROWTHS = 2, 4
+_STATUS = Path("/proc/thread-self/status")
+
+
+def collect_files(sampler: Sampler, rng: random.Random, families: Sequence[int]) -> None:
+    """Sockets of every kind, and the tables that lead to them, while all are alive. Needs ``sk_socket``."""
+    haul, memory = sampler.haul, sampler.memory
+    places = haul.reached[find("sk_socket")].candidates
+    if len(places) != 1 or not memory.has("task"):
+        haul.miss("nothing leads from a descriptor to its socket")
+        return
+    with ExitStack() as stack:
+        ends = _open(sampler, rng, families, stack)
+        socks = {end.sock.fileno(): sock for end in ends if (sock := _sock(sampler, end))}
+        if not socks:
+            haul.miss("no hook named a sock to look for behind a descriptor")
+            return
+        lowest = lowest_pointer(next(iter(socks.values())), os.uname().machine)
+        sockets = {fd: _pointer(memory, sock + places[0]) for fd, sock in socks.items()}
+        searches = []
+        for _ in range(_TABLES):
+            searches.append(Ways(memory.read, lowest))
+            in_own_thread(lambda name: _walk(memory, name, searches[-1], sockets, lowest, rng), own_name())
+        for found in found_ways(searches):
+            haul.reached[found.field] = found
+        if way := the_way(searches):
+            haul.flows["fdtable"] = table_samples(searches, way)
+            _follow(memory, haul, searches[0], way, ends, socks)
+
+
+def _walk(memory: KernelMemory, name: bytes, ways: Ways, sockets: dict[int, int], lowest: int,
+          rng: random.Random) -> None:
+    """In a thread that ends with its table: stops sharing it, then lets it grow, with our sockets in the new part."""
+    task = _task(memory, name)
+    if task is None:
+        return
+    size = slab_object_size("task_struct") or _TASK_SIZE
+    before, again = memory.read(task, size), memory.read(task, size)
+    unshare_files()
+    after = memory.read(task, size)
+    files = {at: int.from_bytes(after[at:at + 8], "little") for at in flipped(before, again, after, lowest)}
+    ways.observe(Table(files, _table_size(), {}))
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for _ in range(_GROWTHS):
+        room = range(_table_size(), min(2 * _table_size(), limit))
+        if len(room) < 3:
+            return
+        planted = {fd: rng.choice(list(sockets)) for fd in rng.sample(room, 3)}
+        for fd, source in planted.items():
+            os.dup2(source, fd, inheritable=False)
+        ways.observe(Table(files, _table_size(), {fd: sockets[source] for fd, source in planted.items()}))
+
+
+def _follow(memory: KernelMemory, haul: Haul, ways: Ways, way: Way, ends: Sequence[End], socks: dict[int, int]) -> None:
+    """From every descriptor to its file and its socket, and what stands in those."""
+    task = _task(memory, own_name())
+    if task is None:
+        return
+    array = _pointer(memory, _pointer(memory, _pointer(memory, task + way.files) + way.fdt) + way.fd)
+    ours = []
+    for end in ends:
+        fd = end.sock.fileno()
+        file = ways.entry(array, fd)
+        ours.append(OurSocket((end.sock.family, end.sock.type), os.fstat(fd).st_ino, socks.get(fd),
+                              _pointer(memory, file + way.private_data), file))
+    sockets, files = samples_of(ours, memory.read, slab_object_size("filp"))
+    inode, end_of_socket = search_inode(ours, sockets, files)
+    haul.flows |= {"file": files, "socket": [cut(sample, end_of_socket) for sample in sockets]}
+    for found in (inode, search_ops(ours, haul.flows["socket"])):
+        haul.reached[found.field] = found
+
+
+def _open(sampler: Sampler, rng: random.Random, families: Sequence[int], stack: ExitStack) -> list[End]:
+    """Two sockets of each family and type."""
+    ends = []
+    for family in families:
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW):
+            for _ in range(2):
+                protocol = rng.choice(UNASSIGNED) if kind == socket.SOCK_RAW else 0
+                with suppress(OSError):
+                    ends.append(sampler.stimulus.open(family, kind, protocol))
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
+        ends += [End(stack.enter_context(sock), 0, "unix") for sock in socket.socketpair(socket.AF_UNIX, kind)]
+    rng.shuffle(ends)
+    return ends
+
+
+def _sock(sampler: Sampler, end: End) -> int | None:
+    """The ``struct sock *`` of one of ours, if a hook tells it."""
+    if end.sock.family == socket.AF_UNIX:
+        return None
+    if sampler.direct:
+        address = sampler.pointer(end)
+    elif end.sock.type == socket.SOCK_STREAM:
+        calls = sampler.watch(end.sock.listen)
+        address = calls[0][0] if calls else None
+    else:
+        return None
+    return address if address and sampler.is_his(end, address) else None
+
+
+def _task(memory: KernelMemory, name: bytes) -> int | None:
+    """The ``struct task_struct *`` of this thread: it is handed to a hook when we are given the name we have."""
+    memory.clear()
+    rename(name)
+    return next((call.args[0] for call in memory.calls() if call.hook.object == "task"), None)
+
+
+def _pointer(memory: KernelMemory, address: int) -> int:
+    try:
+        return int.from_bytes(memory.read(address, 8), "little")
+    except ReadFault:
+        return 0
+
+
+def _table_size() -> int:
+    """How many descriptors this thread's table has room for."""
+    lines = _STATUS.read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("FDSize:"))
