@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from guessers.absence import has_ipv6
+from guessers.descriptors import collect_files
 from guessers.facts import TCP_CLOSE, TCP_SYN_RECV
 from guessers.memory import KernelMemory
 from guessers.namespace import NETNS, Netns
+from guessers.packets import collect_packets, conclude
 from guessers.pointers import search_netns, search_socket
 from guessers.sampling import Haul, Sampler
 from guessers.stimulus import Addresses, End, Stimulus
@@ -32,11 +34,12 @@ def collect(memory: KernelMemory, rng: random.Random, haul: Haul, *, whole: bool
         _collect_here(memory, rng, haul, _fresh(opened), follow=whole)
         if whole and home:
             if second := _fresh(opened):
-                _collect_bare(memory, rng, haul, second)
+                _collect_bare(memory, rng, haul, second, packets=True)
             home.enter()
             _collect_bare(memory, rng, haul, home)
             for found in search_netns(haul.socks, memory.read):
                 haul.reached[found.field] = found
+        conclude(haul, memory.read if whole else None)
     finally:
         if home:
             home.enter()
@@ -57,8 +60,9 @@ def _collect_here(memory: KernelMemory, rng: random.Random, haul: Haul, private:
     ipv6 = has_ipv6()
     stimulus = Stimulus(rng, Addresses(rng, private=private is not None, ipv6=ipv6))
     sampler = Sampler(memory, stimulus, netns_inode(), haul)
+    families = (socket.AF_INET, socket.AF_INET6) if ipv6 else (socket.AF_INET,)
     try:
-        for family in (socket.AF_INET, socket.AF_INET6) if ipv6 else (socket.AF_INET,):
+        for family in families:
             collect_tcp(sampler, rng, family, _CONNECTIONS)
             if follow:
                 collect_udp(sampler, family)
@@ -67,15 +71,22 @@ def _collect_here(memory: KernelMemory, rng: random.Random, haul: Haul, private:
             collect_unrouted(sampler)
         if follow:
             haul.reached[find("sk_socket")] = search_socket(haul.socks, memory.read)
+            with _tolerant(haul, "a file table of our own"):
+                collect_files(sampler, rng, families)
+        collect_packets(sampler, rng, private=private is not None)
     finally:
         haul.connections += stimulus.connections
         stimulus.close()
 
 
-def _collect_bare(memory: KernelMemory, rng: random.Random, haul: Haul, namespace: Netns) -> None:
+def _collect_bare(memory: KernelMemory, rng: random.Random, haul: Haul, namespace: Netns, *,
+                  packets: bool = False) -> None:
     stimulus = Stimulus(rng, Addresses(rng, private=False, ipv6=False))
+    sampler = Sampler(memory, stimulus, namespace.inode, haul)
     try:
-        collect_bare(Sampler(memory, stimulus, namespace.inode, haul))
+        collect_bare(sampler)
+        if packets:
+            collect_packets(sampler, rng, private=True)
     finally:
         stimulus.close()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from guessers.absence import why_absent, why_untold
 from guessers.experiments import collect
+from guessers.files import FILE_FAMILY
 from guessers.hooks import BACKENDS, Backend
 from guessers.memory import KernelMemory, compiled
 from guessers.namespace import in_own_thread
@@ -25,7 +26,12 @@ from kcompat.version import running_version_code
 log = logging.getLogger(__name__)
 
 # Pointers, proved by following them instead of by their value.
-FOLLOWED = frozenset({find("sk_socket"), find("skc_net"), find("net.ns.inum")})
+FOLLOWED = frozenset(map(find, ("sk_socket", "skc_net", "net.ns.inum", "sk_buff.dev", "ct_net"))) | FILE_FAMILY
+_NF_CONN = ("nf_conn", "sk_buff")
+# The objects of hooks.py that lead to a base object, where that is not the sock.
+_LED_BY = {"flowi4": ("flowi4",), "flowi6": ("flowi6",), "sk_buff": ("sk_buff",), "nf_conn": _NF_CONN,
+           "nf_conntrack_tuple": _NF_CONN, "msghdr": ("msghdr",),
+           **dict.fromkeys(("task_struct", "files_struct", "fdtable", "file", "socket"), ("task",))}
 _ROUNDS = 4  # ambiguity is answered by more experiments, up to so many rounds
 
 
@@ -99,8 +105,8 @@ def solve(wanted: Sequence[Field], haul: Haul, memory: KernelMemory) -> list[Off
 def deduce(wanted: Sequence[Field], haul: Haul, missing: Mapping[Field, str]) -> dict[Field, Offset]:
     """Candidates for every wanted field, then verdicts: no I/O. The haul may hold several rounds."""
     samples: dict[str, list[Sample]] = {"sock": [s.sample for s in haul.socks], **haul.flows}
-    found = [haul.reached.get(field, Found(field, (), {"samples": 0})) if field in FOLLOWED
-             else search(field, samples.get(field.base, ())) for field in wanted]
+    found = [haul.reached.get(field) or (Found(field, (), {"samples": 0}) if field in FOLLOWED
+             else search(field, samples.get(field.base, ()))) for field in wanted]
     return judge(found, samples, missing)
 
 
@@ -115,7 +121,7 @@ def _completed(offset: Offset, memory: KernelMemory) -> Offset:
 
 def _objects(field: Field) -> tuple[str, ...]:
     """The objects of hooks.py that lead to a field."""
-    return (field.base,) if field.base in ("flowi4", "flowi6") else ("sk", "socket")
+    return _LED_BY.get(field.base, ("sk", "socket"))
 
 
 def _worth_another_round(offset: Offset) -> bool:
@@ -128,7 +134,7 @@ def _why_no_sample(field: Field, haul: Haul, memory: KernelMemory) -> str:
     missing = [memory.missing[o] for o in _objects(field) if o in memory.missing]
     if len(missing) == len(_objects(field)):
         return f"no hook for it here: {missing[0]}"
-    if reason := why_untold(field):
+    if reason := why_untold(field) or haul.obstacles.get(_objects(field)[0]):
         return reason
     told = "; ".join(f"{why} ({count} times)" for why, count in haul.missed.items())
     return told or "no socket told its value"

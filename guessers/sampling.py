@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from dataclasses import field as dc_field
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from guessers.facts import SO_MARK, SO_PROTOCOL, Facts, exact, facts, settled
 from guessers.memory import KernelMemory, ReadFault
@@ -17,7 +18,12 @@ from guessers.search import Found, Sample
 from guessers.stimulus import End, Stimulus
 from kcompat.fields import Field, find
 
+if TYPE_CHECKING:
+    from guessers.conntrack import Tracked
+    from guessers.packets import Packet
+
 WINDOW = 4096
+_HEAD = 1024  # struct sock, without what protocols add to it
 _SLABS = {
     (socket.AF_INET, socket.SOCK_STREAM): "TCP", (socket.AF_INET6, socket.SOCK_STREAM): "TCPv6",
     (socket.AF_INET, socket.SOCK_DGRAM): "UDP", (socket.AF_INET6, socket.SOCK_DGRAM): "UDPv6",
@@ -43,7 +49,11 @@ class Haul:
     socks: list[SockSample] = dc_field(default_factory=list)
     flows: dict[str, list[Sample]] = dc_field(default_factory=lambda: {"flowi4": [], "flowi6": []})
     reached: dict[Field, Found] = dc_field(default_factory=dict)
+    packets: list[Packet] = dc_field(default_factory=list)
+    tracked: list[Tracked] = dc_field(default_factory=list)
     missed: dict[str, int] = dc_field(default_factory=dict)
+    obstacles: dict[str, str] = dc_field(default_factory=dict)
+    """Why nothing could be seen of an object, by its name."""
     connections: int = 0
 
     def miss(self, why: str) -> None:
@@ -103,6 +113,13 @@ class Sampler:
         known = {field: codes for field, codes in known.items() if field not in untold}
         sample = Sample(window, known, _object_size(end.sock), end.label)
         self.haul.socks.append(SockSample(sample, address, self.netns, os.fstat(end.sock.fileno()).st_ino))
+
+    def is_his(self, end: End, address: int) -> bool:
+        """Whether the sock at `address` can be that of our socket."""
+        try:
+            return _is_his(self.memory.read(address, _HEAD), facts(end.sock, bound_dev_if=end.bound_dev_if))
+        except ReadFault:
+            return False
 
     def take_flow(self, end: End, act: Callable[[], object], local: tuple[str, int], remote: tuple[str, int]) -> None:
         """Does `act`, which routes from `local` to `remote`, and keeps the routing key it put on its stack."""
@@ -166,11 +183,11 @@ def _refused_send(sock: socket.socket) -> None:
 
 def _object_size(sock: socket.socket) -> int | None:
     """The slab object's size, where SLUB shows it: nothing of the socket lies behind it."""
-    return _slab_object_size(_SLABS[(socket.AddressFamily(sock.family), socket.SocketKind(sock.type))])
+    return slab_object_size(_SLABS[(socket.AddressFamily(sock.family), socket.SocketKind(sock.type))])
 
 
 @cache
-def _slab_object_size(name: str) -> int | None:
+def slab_object_size(name: str) -> int | None:
     try:
         return int(Path(f"/sys/kernel/slab/{name}/object_size").read_text())
     except (OSError, ValueError):
