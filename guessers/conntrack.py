@@ -1,9 +1,8 @@
-"""Chosen entries of the connection tracker, found through the packets that belong to them, and where their facts lie."""
+"""Chosen entries of the connection tracker, met through packets that belong to them, and where their facts lie."""
 
 from __future__ import annotations
 
 import random
-import socket
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -36,7 +35,8 @@ class Entry:
     original: Tuple
     reply: Tuple
     mark: int
-    timeout_s: int
+    timeout_s: int | None
+    """None where a packet may have set it anew."""
     begun: float
     ended: float
 
@@ -49,6 +49,8 @@ class Tracked:
     address: int
     netns: int
     entry: Entry
+    tossed: bool
+    """Whether its family was chosen by the toss of a coin."""
 
 
 class Tracker:
@@ -67,17 +69,17 @@ class Tracker:
         reply = Tuple(original.family, original.protocol, original.source[:head] + draw.randbytes(3),
                       original.destination[:head] + draw.randbytes(3),
                       *((draw.randrange(1024, 65536), draw.randrange(1024, 65536)) if ports else ()))
-        # A fixed timeout: no packet sets it anew.
-        status = _CONFIRMED | _FIXED_TIMEOUT | draw.choice((0, _SEEN_REPLY)) | draw.choice((0, _ASSURED))
+        fixed = draw.random() < 0.7
+        status = _CONFIRMED | draw.choice((0, _SEEN_REPLY)) | draw.choice((0, _ASSURED)) | _FIXED_TIMEOUT * fixed
         mark, timeout_s = draw.randrange(1 << 24, 1 << 31), draw.randrange(2000, 2_000_000)
         self._memory.clear()
         begun = time.monotonic()
         self._netfilter.insert(original, reply, mark=mark, status=status, timeout_s=timeout_s)
         ended = time.monotonic()
         named = [call.args[0] for call in self._memory.calls() if call.hook.object == "nf_conn"]
-        return Entry(original, reply, mark, timeout_s, begun, ended), named[0] if named else None
+        return Entry(original, reply, mark, timeout_s if fixed else None, begun, ended), named[0] if named else None
 
-    def look(self, entry: Entry, address: int) -> Tracked | None:
+    def look(self, entry: Entry, address: int, *, tossed: bool) -> Tracked | None:
         """The entry's object, with what the tracker said the same of before and after it was read."""
         try:
             before = self._netfilter.status_and_mark(entry.original)
@@ -90,7 +92,7 @@ class Tracker:
             known[find("nf_conn.status")] = exact(before[0], 8)
         if before[1] == after[1] == entry.mark:
             known[find("nf_conn.mark")] = exact(entry.mark, 4)
-        return Tracked(Sample(window, known, object_size(), "tracked connection"), address, self._netns, entry)
+        return Tracked(Sample(window, known, object_size(), "tracked connection"), address, self._netns, entry, tossed)
 
     def behind(self, packet: Copy, entry: Entry, lowest: int) -> int | None:
         """The entry's address by a packet that belongs to it: one of its pointers leads to all we chose."""
@@ -129,7 +131,9 @@ def search_tuples(tracked: Sequence[Tracked]) -> list[Found]:
     spans = [_span(tracked, direction) for direction in (0, 1)]
     if not tracked or None in spans:
         return _nothing(len(tracked))
-    slices = [_slice(one, span, direction) for one in tracked for direction, span in enumerate(spans) if span]
+    no_coin = not any(t.tossed for t in tracked)
+    slices = [_slice(one, span, direction, tell_family=direction == 0 and (one.tossed or no_coin))
+              for one in tracked for direction, span in enumerate(spans) if span]
     inner = {field: search(field, slices) for field in (*INNER, _DIRECTION)}
     places = _tiled({field: found.candidates for field, found in inner.items()})
     if places is None:
@@ -174,13 +178,16 @@ def _span(tracked: Sequence[Tracked], direction: int) -> tuple[int, int] | None:
     return (begin, end) if end - begin <= _TUPLE_SIZE else None
 
 
-def _slice(one: Tracked, span: tuple[int, int], direction: int) -> Sample:
-    """Everything that can be in the tuple, the 40 bytes that hold the span in any way, aligned as the object is."""
+def _slice(one: Tracked, span: tuple[int, int], direction: int, *, tell_family: bool) -> Sample:
+    """Everything that can be in the tuple, the 40 bytes that hold the span in any way, aligned as the object is.
+
+    The family is told once an entry: both its tuples have it, and it was tossed for once.
+    """
     begin, end = span
     first = _first(end)
     window = bytes(max(0, -first)) + one.sample.window[max(0, first):begin + _TUPLE_SIZE]
     known = _values((one.entry.original, one.entry.reply)[direction]) | {_DIRECTION: exact(direction, 1)}
-    if direction == 0:  # the reply's is the same: it would count one toss of the coin twice
+    if tell_family:
         known[find("src.l3num")] = exact(one.entry.original.family, 2)
     return Sample(window, known, None, one.sample.label)
 
@@ -207,10 +214,11 @@ def search_timeout(tracked: Sequence[Tracked], hz: int) -> Found:
     What the clock of jiffies showed at the first is not known, nor needed: it went on by `hz` a second.
     """
     field = find("nf_conn.timeout")
+    tracked = [t for t in tracked if t.entry.timeout_s is not None]
+    chosen = [t.entry.timeout_s for t in tracked if t.entry.timeout_s is not None]
     if len(tracked) < 2:
         return Found(field, (), {"samples": 0})
     end = min(t.sample.end for t in tracked)
-    chosen = [t.entry.timeout_s for t in tracked]
     places = [at for at in range(0, end - 3, 4) if _ends_at(tracked, chosen, at, hz)]
     exchanged = [at for at in range(0, end - 3, 4) if _ends_at(tracked, chosen[1:] + chosen[:1], at, hz)]
     first, last = tracked[0].entry, tracked[-1].entry

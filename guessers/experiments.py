@@ -15,6 +15,7 @@ from guessers.namespace import NETNS, Netns
 from guessers.packets import collect_packets, conclude
 from guessers.pointers import search_netns, search_socket
 from guessers.sampling import Haul, Sampler
+from guessers.sending import collect_messages
 from guessers.stimulus import Addresses, End, Stimulus
 from kcompat.fields import find
 
@@ -73,6 +74,8 @@ def _collect_here(memory: KernelMemory, rng: random.Random, haul: Haul, private:
             haul.reached[find("sk_socket")] = search_socket(haul.socks, memory.read)
             with _tolerant(haul, "a file table of our own"):
                 collect_files(sampler, rng, families)
+            with _tolerant(haul, "a message"):
+                collect_messages(sampler, rng)
         collect_packets(sampler, rng, private=private is not None)
     finally:
         haul.connections += stimulus.connections
@@ -86,7 +89,7 @@ def _collect_bare(memory: KernelMemory, rng: random.Random, haul: Haul, namespac
     try:
         collect_bare(sampler)
         if packets:
-            collect_packets(sampler, rng, private=True)
+            collect_packets(sampler, rng, private=True, whole=False)
     finally:
         stimulus.close()
 

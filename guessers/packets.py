@@ -36,6 +36,7 @@ _UNKNOWN_ETHERTYPES = range(0x9A00, 0xFE00)  # nobody listens to them
 _PATIENCE_S = 0.5
 _ENTRIES = 18  # so many that the families of their tuples, in any order, show a pattern
 _EACH = 4  # datagrams, and TCP segments, a family and round
+_FEW = 4  # of them in a second namespace, which is there for its own sake
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,24 +86,36 @@ class Post:
 
     sampler: Sampler
     rng: random.Random
-    tracker: Tracker | None
-    packets: list[Packet]
-    tracked: list[Tracked]
+    families: Sequence[int]
+    tracker: Tracker | None = None
 
-    def send(self, families: Sequence[int], each: int = _EACH, entries: int = 0) -> None:
-        """Datagrams and TCP segments of each family, frames of no protocol, and packets of tracked connections."""
-        for family in families:
-            for _ in range(each):
-                self._try("a datagram", lambda f=family: self._datagram(f))
-                self._try("a TCP segment", lambda f=family: self._segment(f))
-        for _ in range(2 * each):
-            self._try("a frame", self._frame)
-        if self.tracker:
-            # As many of each family, in any order: the order is what no other place in memory knows.
-            order = [families[n % len(families)] for n in range(entries)]
-            self.rng.shuffle(order)
-            for family in order:
-                self._try("a tracked connection", lambda f=family: self._of_entry(f))
+    @property
+    def tossed(self) -> bool:
+        """Whether a packet is of the one family or the other by the toss of a coin."""
+        return len(self.families) > 1
+
+    def send(self, each: int, entries: int) -> None:
+        """So many datagrams and TCP segments of each family, and packets of tracked connections.
+
+        In any order: the order of the families is what no other place in memory knows.
+        """
+        for family in self._order(each * len(self.families)):
+            self._try("a datagram", lambda f=family: self._datagram(f))
+        for family in self._order(each * len(self.families)):
+            self._try("a TCP segment", lambda f=family: self._segment(f))
+        for family in self._order(entries) if self.tracker else ():
+            self._try("a tracked connection", lambda f=family: self._of_entry(f))
+
+    def send_frames(self, count: int) -> None:
+        """Frames with protocol numbers and lengths that nothing else has; where there is one family only."""
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+            for _ in range(count):
+                self._try("a frame", lambda: self._frame(sock))
+
+    def _order(self, count: int) -> list[int]:
+        order = [self.families[n % len(self.families)] for n in range(count)]
+        self.rng.shuffle(order)
+        return order
 
     def _try(self, what: str, act: Callable[[], None]) -> None:
         try:
@@ -141,17 +154,15 @@ class Post:
         copy = self._sent(client, lambda: client.sock.send(payload))
         self._waiting(copy, client, made[0].sock, _wire(client.sock, server.sock.getsockname()[:2]), sock)
 
-    def _frame(self) -> None:
-        """A frame with a protocol number and a length that nothing else has."""
+    def _frame(self, sock: socket.socket) -> None:
         number = self.rng.choice(_UNKNOWN_ETHERTYPES)
         frame = bytes(12) + number.to_bytes(2, "big") + self.rng.randbytes(self.rng.randrange(100, 900))
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.rng.randrange(1 << 24, 1 << 31))
-            end = End(sock, 0, "a frame")
-            copy = self._sent(end, lambda: sock.sendto(frame, ("lo", number)))
-            known = _mark(end) | {find("sk_buff.protocol"): exact(number, 2, "big"),
-                                  find("sk_buff.len"): exact(len(frame), 4)}
-        self.packets.append(Packet(Sample(copy.data, known, None, "frame"), copy.address, self.sampler.netns))
+        sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.rng.randrange(1 << 24, 1 << 31))
+        end = End(sock, 0, "a frame")
+        copy = self._sent(end, lambda: sock.sendto(frame, ("lo", number)))
+        known = _mark(end) | {find("sk_buff.protocol"): exact(number, 2, "big"),
+                              find("sk_buff.len"): exact(len(frame), 4)}
+        self._keep(copy, known, end)
 
     def _of_entry(self, family: int) -> None:
         """A packet of a connection that is tracked already: UDP, or a protocol nobody has been given."""
@@ -168,13 +179,20 @@ class Post:
         entry, address = self.tracker.insert(Tuple(wire.family, protocol, wire.source, wire.destination, *ports))
         copy = self._sent(end, lambda: end.sock.sendto(b"kcompat", target))
         address = address or self.tracker.behind(copy, entry, _lowest(copy.address))
-        known = _mark(end) | {find("sk_buff.protocol"): (_ETHERTYPES[wire.family],)}
+        known = _mark(end) | self._protocol(wire)
         if address is None:
             self.sampler.haul.miss("no packet led to the entry of its connection")
-        elif tracked := self.tracker.look(entry, address):
-            self.tracked.append(tracked)
+        elif tracked := self.tracker.look(entry, address, tossed=self.tossed):
+            self.sampler.haul.tracked.append(tracked)
             known[find("sk_buff._nfct")] = nfct(address)
-        self.packets.append(Packet(Sample(copy.data, known, None, "tracked"), copy.address, self.sampler.netns))
+        self._keep(copy, known, end)
+
+    def _protocol(self, wire: Wire) -> dict[Field, Encodings]:
+        return {find("sk_buff.protocol"): (_ETHERTYPES[wire.family],)} if self.tossed else {}
+
+    def _keep(self, copy: Copy, known: dict[Field, Encodings], end: End, *waiting: Any) -> None:
+        sent = Sample(copy.data, known, None, end.label)
+        self.sampler.haul.packets.append(Packet(sent, copy.address, self.sampler.netns, *waiting))
 
     def _lengthen(self, end: End, local: str) -> None:
         """IP options that mean nothing: with them the headers are as long as we like."""
@@ -196,15 +214,14 @@ class Post:
 
     def _waiting(self, copy: Copy, end: End, receiver: socket.socket, wire: Wire, sock: int | None) -> None:
         """Keeps the packet, and looks at it while it waits to be received."""
-        known = _mark(end) | {find("sk_buff.protocol"): (_ETHERTYPES[wire.family],)}
+        known = _mark(end) | self._protocol(wire)
         if sock:
             known[find("sk_buff.sk")] = exact(sock, 8)
-        sent = Sample(copy.data, known, None, end.label)
         if not select.select([receiver], [], [], _PATIENCE_S)[0]:
             raise OSError(0, "it did not arrive")
         waiting = self.sampler.memory.read(copy.address, _SIZE)
         behind = _follow(self.sampler.memory, waiting, _lowest(copy.address))
-        self.packets.append(Packet(sent, copy.address, self.sampler.netns, wire, waiting, behind))
+        self._keep(copy, known, end, wire, waiting, behind)
 
 
 def _mark(end: End) -> dict[Field, Encodings]:
@@ -328,25 +345,29 @@ def _is_loopback(address: int, read: Callable[[int, int], bytes]) -> bool:
     return False
 
 
-def collect_packets(sampler: Sampler, rng: random.Random, *, private: bool) -> None:
-    """Packets through this thread's namespace, tracked ones too where it is ours alone."""
+def collect_packets(sampler: Sampler, rng: random.Random, *, private: bool, whole: bool = True) -> None:
+    """Packets through this thread's namespace, tracked ones too where it is ours alone; few, if not the `whole`."""
     haul = sampler.haul
     if not sampler.memory.has("sk_buff"):
         return
-    families = (socket.AF_INET, socket.AF_INET6) if sampler.stimulus.addresses.ipv6 else (socket.AF_INET,)
-    post = Post(sampler, rng, None, haul.packets, haul.tracked)
+    post = Post(sampler, rng, (socket.AF_INET, socket.AF_INET6) if sampler.stimulus.addresses.ipv6 else
+                (socket.AF_INET,))
+    each, entries = (_EACH, _ENTRIES) if whole else (1, _FEW)
     if not private:
         haul.obstacles["nf_conn"] = ("connections are tracked for us only in a network namespace of our own, and we "
                                      "may not make one")
-        post.send(families)
-        return
-    try:
-        with Netfilter() as netfilter:
-            post.tracker = Tracker(netfilter, sampler.memory, rng, sampler.netns)
-            post.send(families, entries=_ENTRIES)
-    except OSError as error:
-        haul.obstacles["nf_conn"] = unavailable(error)
-        post.send(families)
+        post.send(each, 0)
+    else:
+        try:
+            with Netfilter() as netfilter:
+                post.tracker = Tracker(netfilter, sampler.memory, rng, sampler.netns)
+                post.send(each, entries)
+        except OSError as error:
+            haul.obstacles["nf_conn"] = unavailable(error)
+            post.send(each, 0)
+    if whole and not post.tossed:
+        with suppress(OSError):
+            post.send_frames(2 * each)
 
 
 def conclude(haul: Haul, read: Callable[[int, int], bytes] | None) -> None:

@@ -18,7 +18,7 @@ HOLD_OUT = 4  # every fourth sample is kept back from the search and used only t
 _STARTS = 6  # values the search may begin with: the rarest of them leaves least to check
 _VALUES, _ALIKE = 12, 8  # enough values, and samples of a value, to measure how common it is
 # Fields whose value was chosen by the toss of a coin for every sample, whatever else the sample is.
-TOSSED = frozenset({"skc_bound_dev_if", "flowi_oif", "src.l3num"})
+TOSSED = frozenset({"skc_bound_dev_if", "flowi_oif", "protocol", "src.l3num"})
 
 
 @dataclass(frozen=True, slots=True)
