@@ -15,7 +15,8 @@ FILES, FDT, FD, MAX_FDS = map(find, ("task_struct.files", "files_struct.fdt", "f
 F_INODE, OPS = find("file.f_inode"), find("socket.ops")
 FILE_FAMILY = frozenset({FILES, FDT, FD, F_INODE, OPS})
 
-_TABLE_SIZE = 256  # struct fdtable is 56 bytes
+_TABLE_SIZE = 256  # more than struct fdtable, to see how common its size is
+_FDTABLE_END = 128  # it is 56 bytes
 _FILE_SIZE = 512  # struct file is under 300 bytes
 _SOCKET_SIZE = 1024  # struct socket_alloc
 
@@ -87,7 +88,7 @@ class Ways:
 
     def _through(self, files: int, fdt: int, fdtable: bytes, table: Table) -> dict[Way, bytes]:
         ways = {}
-        for at in pointers([fdtable], len(fdtable), self._lowest):
+        for at in pointers([fdtable], _FDTABLE_END, self._lowest):
             self.tried += 1
             for back in shared(self._backs(_word(fdtable, at), fd, sock) for fd, sock in table.sockets.items()):
                 ways[Way(files, fdt, at, back)] = fdtable

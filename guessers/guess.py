@@ -14,6 +14,7 @@ from guessers.experiments import collect
 from guessers.files import FILE_FAMILY
 from guessers.hooks import BACKENDS, Backend
 from guessers.memory import KernelMemory, compiled
+from guessers.messages import ITER, MESSAGE_FAMILY
 from guessers.namespace import in_own_thread
 from guessers.sampling import Haul
 from guessers.search import Found, Sample, search
@@ -26,7 +27,8 @@ from kcompat.version import running_version_code
 log = logging.getLogger(__name__)
 
 # Pointers, proved by following them instead of by their value.
-FOLLOWED = frozenset(map(find, ("sk_socket", "skc_net", "net.ns.inum", "sk_buff.dev", "ct_net"))) | FILE_FAMILY
+FOLLOWED = FILE_FAMILY | MESSAGE_FAMILY | frozenset(map(find, (
+    "sk_socket", "skc_net", "net.ns.inum", "sk_buff.dev", "ct_net")))
 _NF_CONN = ("nf_conn", "sk_buff")
 # The objects of hooks.py that lead to a base object, where that is not the sock.
 _LED_BY = {"flowi4": ("flowi4",), "flowi6": ("flowi6",), "sk_buff": ("sk_buff",), "nf_conn": _NF_CONN,
@@ -99,7 +101,7 @@ def _experiment(memory: KernelMemory, nonce: bytes, wanted: Sequence[Field], com
 def solve(wanted: Sequence[Field], haul: Haul, memory: KernelMemory) -> list[Offset]:
     """Verdicts with what the solver cannot know: why there is no sample, what was hooked, what is not there at all."""
     verdicts = deduce(wanted, haul, {f: _why_no_sample(f, haul, memory) for f in wanted})
-    return [_completed(verdicts[field], memory) for field in wanted]
+    return [_completed(verdicts[field], haul, memory) for field in wanted]
 
 
 def deduce(wanted: Sequence[Field], haul: Haul, missing: Mapping[Field, str]) -> dict[Field, Offset]:
@@ -110,8 +112,9 @@ def deduce(wanted: Sequence[Field], haul: Haul, missing: Mapping[Field, str]) ->
     return judge(found, samples, missing)
 
 
-def _completed(offset: Offset, memory: KernelMemory) -> Offset:
-    if offset.state is State.UNKNOWN and not offset.candidates and (reason := why_absent(offset.field)):
+def _completed(offset: Offset, haul: Haul, memory: KernelMemory) -> Offset:
+    reason = why_absent(offset.field) or haul.absent.get(offset.field)
+    if offset.state is State.UNKNOWN and not offset.candidates and reason:
         return Offset.absent(offset.field, SOURCE, reason, evidence=offset.evidence)
     objects = _objects(offset.field)
     hooks = [f"{h.backend} {symbol}" for h, symbols in memory.attached.items() if h.object in objects
@@ -121,7 +124,7 @@ def _completed(offset: Offset, memory: KernelMemory) -> Offset:
 
 def _objects(field: Field) -> tuple[str, ...]:
     """The objects of hooks.py that lead to a field."""
-    return _LED_BY.get(field.base, ("sk", "socket"))
+    return ("iov_iter",) if field is ITER else _LED_BY.get(field.base, ("sk", "socket"))
 
 
 def _worth_another_round(offset: Offset) -> bool:

@@ -52,6 +52,8 @@ class Haul:
     packets: list[Packet] = dc_field(default_factory=list)
     tracked: list[Tracked] = dc_field(default_factory=list)
     missed: dict[str, int] = dc_field(default_factory=dict)
+    absent: dict[Field, str] = dc_field(default_factory=dict)
+    """What an experiment proved not to be there, and how."""
     obstacles: dict[str, str] = dc_field(default_factory=dict)
     """Why nothing could be seen of an object, by its name."""
     connections: int = 0

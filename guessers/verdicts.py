@@ -14,6 +14,8 @@ MAX_EXPECTED = 2e-3
 # struct tcp_sock begins with inet_connection_sock, that with inet_sock, that with sock, that with sock_common:
 # members of an inner one lie before the members an outer one adds. C guarantees it.
 NESTING = ("sock_common", "sock", "inet_sock", "tcp_sock")
+# Members of one union.
+UNION = {"msghdr.msg_iter.iov", "msghdr.msg_iter.ubuf"}
 _TURNS = 8  # each settles at least one field more, or is the last
 
 Settled = Mapping[Field, int]
@@ -68,9 +70,24 @@ def peaceful(places: Settled) -> dict[Field, int]:
 
 def clashes(field: Field, offset: int, settled: Settled) -> list[Field]:
     """The settled fields of the same object that the field cannot lie with: it overlaps them, or is in their struct."""
-    end = offset + min(field.widths)
     return [other for other, at in settled.items() if other is not field and other.base == field.base
-            and ((offset < at + min(other.widths) and at < end) or _outside(field, offset, other, at))]
+            and (_collide(field, offset, other, at) or _outside(field, offset, other, at))]
+
+
+def _collide(field: Field, offset: int, other: Field, at: int) -> bool:
+    """Whether the two share memory as their struct does not mean it: a part is in its whole, a union is one place."""
+    end, other_end = offset + min(field.widths), at + min(other.widths)
+    if _is_part(field, other):
+        return not (at <= offset and end <= other_end)
+    if _is_part(other, field):
+        return not (offset <= at and other_end <= end)
+    if {field.name, other.name} == UNION:
+        return offset != at
+    return offset < other_end and at < end
+
+
+def _is_part(field: Field, whole: Field) -> bool:
+    return field.struct == whole.struct and field.member.startswith(whole.member + ".")
 
 
 def _outside(field: Field, offset: int, other: Field, at: int) -> bool:

@@ -1,0 +1,126 @@
+"""Messages: what a system call makes of the buffers it is given, seen where a protocol is asked to send them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from guessers.pointers import shared
+from guessers.search import Found, Sample, search
+from kcompat.fields import Field, find
+
+NAME, ITER, IOV, UBUF, COUNT, NR_SEGS = map(find, (
+    "msghdr.msg_name", "msghdr.msg_iter", "msghdr.msg_iter.iov", "msghdr.msg_iter.ubuf", "msghdr.msg_iter.count",
+    "msghdr.msg_iter.nr_segs"))
+MESSAGE_FAMILY = frozenset({NAME, ITER, IOV, UBUF})
+_NEAR = 32768  # no kernel stack is longer
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A message of ours: by which call, in which pieces of user memory (address, length), to which ``sockaddr``."""
+
+    call: str
+    pieces: tuple[tuple[int, int], ...]
+    name: bytes | None
+
+    @property
+    def iovec(self) -> bytes:
+        """As an array of ``struct iovec``."""
+        return b"".join(part.to_bytes(8, "little") for piece in self.pieces for part in piece)
+
+    @property
+    def length(self) -> int:
+        return sum(length for _, length in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The ``struct msghdr`` it became, what the pointer at `followed` led to, and the iov_iters that were read from."""
+
+    sent: Sent
+    address: int
+    data: bytes
+    followed: int | None
+    lead: bytes | None
+    iterators: tuple[int, ...]
+
+
+def near(seen: Iterable[Seen]) -> set[int]:
+    """Where all of them hold a pointer to their own stack."""
+    return shared({at for at in range(0, len(s.data) - 7, 8) if abs(_word(s.data, at) - s.address) < _NEAR}
+                  for s in seen)
+
+
+def samples(seen: Sequence[Seen]) -> list[Sample]:
+    """Lengths, and numbers of pieces where there are several: one piece has other ways to come."""
+    made = []
+    for s in seen:
+        values = {COUNT: (s.sent.length.to_bytes(8, "little"),)}
+        if len(s.sent.pieces) > 1:
+            values[NR_SEGS] = (len(s.sent.pieces).to_bytes(8, "little"),)
+        made.append(Sample(s.data, values, None, s.sent.call))
+    return made
+
+
+def search_messages(seen: Sequence[Seen], *, iterators: bool) -> list[Found]:
+    """The pointers of a message; ``msg_iter`` too where a hook tells `iterators`."""
+    several = [s for s in seen if len(s.sent.pieces) > 1]
+    iov = _led(IOV, several, lambda s: s.sent.iovec)
+    name = _led(NAME, [s for s in seen if s.sent.name], lambda s: s.sent.name or b"")
+    found = [iov, name, _search_ubuf(seen, iov.candidates)]
+    return [*found, _search_iter(seen)] if iterators else found
+
+
+def wraps_single_buffers(seen: Sequence[Seen], iov: int) -> bool:
+    """Whether write(2) of one buffer comes as an iovec: then there is no ubuf."""
+    written = [s for s in seen if s.sent.call == "write" and s.followed == iov]
+    return len(written) > 1 and all(s.lead is not None and s.lead.startswith(s.sent.iovec) for s in written)
+
+
+def _led(field: Field, seen: Sequence[Seen], target: Any) -> Found:
+    """Where a pointer stands that leads to the `target` of every message it was followed in."""
+    tried = sorted({s.followed for s in seen if s.followed is not None})
+    proved = []
+    count = 0
+    for at in tried:
+        followed = [s for s in seen if s.followed == at]
+        if len(followed) > 1 and all(s.lead is not None and s.lead.startswith(target(s)) for s in followed):
+            proved.append(at)
+            count = len(followed)
+    if not tried:
+        return Found(field, (), {"samples": 0})
+    return Found(field, tuple(proved), _evidence(count or len(seen), [len(tried), len(proved)],
+                                                 "pointer to what the system call was given"))
+
+
+def _search_ubuf(seen: Sequence[Seen], iov: tuple[int, ...]) -> Found:
+    """The buffer's own address, in write(2) of one buffer: since 6.0 that never comes as an iovec.
+
+    It is in one union with iov, so it is looked for there and nowhere else: the address may stand behind the message
+    too, in a register the caller saved.
+    """
+    written = [Sample(s.data, {UBUF: (s.sent.pieces[0][0].to_bytes(8, "little"),)}) for s in seen
+               if s.sent.call == "write"]
+    found = search(UBUF, written)
+    return Found(UBUF, tuple(at for at in found.candidates if at in iov) if len(iov) == 1 else (), found.evidence)
+
+
+def _search_iter(seen: Sequence[Seen]) -> Found:
+    """How far into its message the iov_iter lies whose bytes were fetched."""
+    told = [s for s in seen if s.iterators]
+    if not told:
+        return Found(ITER, (), {"samples": 0})
+    distances = shared({i - s.address for i in s.iterators if 0 <= i - s.address < len(s.data)} for s in told)
+    evidence = _evidence(len(told), [len(set(told[0].iterators)), len(distances)], "pointer into the message")
+    return Found(ITER, tuple(sorted(distances)), evidence)
+
+
+def _evidence(samples: int, trail: list[int], method: str) -> dict[str, Any]:
+    return {"samples": samples, "held_out": 0, "distinct_values": samples, "candidates_by_sample": trail,
+            "refuted_by_held_out": [], "expected_false_positives": 0.0, "null_survivors": 0, "method": method}
+
+
+def _word(window: bytes, at: int) -> int:
+    return int.from_bytes(window[at:at + 8], "little")

@@ -1,0 +1,99 @@
+"""Sends known messages over a connection of ours, by every system call that can, and catches each on its way."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import random
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from guessers.messages import IOV, UBUF, Seen, Sent, near, samples, search_messages, wraps_single_buffers
+from guessers.sampling import Sampler
+
+_SPACE = 1 << 16
+_MOST_PIECES = 8  # up to so many, the kernel keeps an iovec on its stack: UIO_FASTIOV
+_TURNS = 2
+
+Buffers = list[memoryview]
+Call = Callable[[socket.socket, Buffers, tuple[str, int]], object]
+# By the words of the evidence. A connected TCP socket takes an address, and does not look at it.
+CALLS: Mapping[str, Call] = {
+    "send": lambda sock, buffers, _: sock.send(buffers[0]),
+    "write": lambda sock, buffers, _: os.write(sock.fileno(), buffers[0]),
+    "sendmsg": lambda sock, buffers, _: sock.sendmsg(buffers),
+    "sendmsg of pieces": lambda sock, buffers, _: sock.sendmsg(buffers),
+    "writev of pieces": lambda sock, buffers, _: os.writev(sock.fileno(), buffers),
+    "sendto an address": lambda sock, buffers, peer: sock.sendto(buffers[0], peer),
+    "sendmsg of pieces to an address": lambda sock, buffers, peer: sock.sendmsg(buffers, (), 0, peer),
+}
+
+
+def collect_messages(sampler: Sampler, rng: random.Random) -> None:
+    """A few dozen messages, each of them followed along one of the pointers that lead to their own stack."""
+    haul, memory = sampler.haul, sampler.memory
+    if not memory.has("msghdr"):
+        return
+    with mmap.mmap(-1, _SPACE) as space, memoryview(space) as view:
+        postman = Postman(sampler, rng, view)
+        plain = [seen for call in CALLS for _ in range(_TURNS) if (seen := postman.send(call, None))]
+        several = near(s for s in plain if len(s.sent.pieces) > 1)
+        named = near(s for s in plain if s.sent.name)
+        followed = [seen for at in sorted(several | named) for call in CALLS for _ in range(_TURNS)
+                    if (seen := postman.send(call, at))]
+        memory.follow(None)
+    haul.flows["msghdr"] = samples([*plain, *followed])
+    for found in search_messages([*plain, *followed], iterators=memory.has("iov_iter")):
+        haul.reached[found.field] = found
+    iov = haul.reached[IOV].candidates
+    if len(iov) == 1 and wraps_single_buffers(followed, iov[0]):
+        haul.absent[UBUF] = "this kernel wraps the one buffer of write(2) in an iovec"
+
+
+class Postman:
+    """A connection over loopback, and user memory to send from."""
+
+    def __init__(self, sampler: Sampler, rng: random.Random, view: memoryview) -> None:
+        self._memory = sampler.memory
+        self._rng = rng
+        self._view = view
+        self._start = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        stimulus = sampler.stimulus
+        local, remote = stimulus.addresses.pair(socket.AF_INET)
+        server = stimulus.bind(stimulus.open(socket.AF_INET, socket.SOCK_STREAM), remote)
+        client = stimulus.bind(stimulus.open(socket.AF_INET, socket.SOCK_STREAM), local)
+        server.sock.listen()
+        self._reader = stimulus.connect(client, server).sock
+        self._sock = client.sock
+        self._peer = server.sock.getsockname()
+
+    def send(self, call: str, follow: int | None) -> Seen | None:
+        """One message by that call, and what was seen of it; None when nothing was."""
+        pieces = [self._piece() for _ in range(self._rng.randint(2, _MOST_PIECES) if "pieces" in call else 1)]
+        self._memory.follow(follow)
+        self._memory.clear()
+        try:
+            CALLS[call](self._sock, [self._view[at:at + length] for at, length in pieces], self._peer)
+        finally:
+            messages, calls = self._memory.messages(), self._memory.calls()
+            with suppress(BlockingIOError):
+                while self._reader.recv(_SPACE):
+                    pass
+        if not messages:
+            return None
+        first = messages[0]
+        sent = Sent(call, tuple((self._start + at, length) for at, length in pieces),
+                    _sockaddr(self._peer) if "address" in call else None)
+        iterators = tuple(c.args[c.hook.argument] for c in calls if c.hook.object == "iov_iter")
+        return Seen(sent, first.address, first.data, follow, first.lead, iterators)
+
+    def _piece(self) -> tuple[int, int]:
+        """A random part of the space: offset and length."""
+        return self._rng.randrange(1, _SPACE // 2), self._rng.randrange(20, 700)
+
+
+def _sockaddr(peer: tuple[str, int]) -> bytes:
+    """The beginning of ``struct sockaddr_in``: family, port, address."""
+    return socket.AF_INET.to_bytes(2, "little") + peer[1].to_bytes(2, "big") + socket.inet_aton(peer[0])
