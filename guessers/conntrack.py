@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,6 +13,8 @@ from pathlib import Path
 from guessers.facts import exact
 from guessers.memory import Copy, KernelMemory, ReadFault
 from guessers.nfnetlink import Netfilter, Tuple
+from guessers.pointers import search_netns
+from guessers.sampling import SockSample
 from guessers.search import Encodings, Found, Sample, is_pointer, search
 from kcompat.fields import Field, find
 
@@ -142,9 +144,10 @@ def search_tuples(tracked: Sequence[Tracked]) -> list[Found]:
     evidence = {"method": "the seven members fill a tuple without a gap", "tiles": sorted(places.values())}
     starts = [_first(span[1]) + begin for span in spans if span]
     unique = [inner[f].evidence for f in _UNIQUE]
-    of_tuple = unique[0] | evidence | {
-        "expected_false_positives": sum(e["expected_false_positives"] for e in unique)}
-    return [*(replace(inner[f], candidates=(places[f] - begin,), evidence=inner[f].evidence | evidence) for f in INNER),
+    of_tuple = {**unique[0], **evidence,
+                "expected_false_positives": sum(e["expected_false_positives"] for e in unique)}
+    members = [Found(f, (places[f] - begin,), {**inner[f].evidence, **evidence}) for f in INNER]
+    return [*members,
             *(Found(field, (start,), of_tuple) for field, start in zip(TUPLES, starts, strict=True))]
 
 
@@ -248,3 +251,9 @@ def _ends_at(tracked: Sequence[Tracked], chosen: Iterable[int], at: int, hz: int
 def ticks_per_second() -> int:
     """HZ: the coarse clock moves once a tick."""
     return round(1 / time.clock_getres(_CLOCK_MONOTONIC_COARSE))
+
+
+def search_owner(tracked: Sequence[Tracked], read: Callable[[int, int], bytes]) -> Found:
+    """``ct_net``: found as a sock's namespace is."""
+    net, _ = search_netns([SockSample(t.sample, t.address, t.netns, 0) for t in tracked], read)
+    return Found(find("ct_net"), net.candidates, net.evidence)

@@ -20,7 +20,7 @@ from kcompat.fields import Field, find
 
 if TYPE_CHECKING:
     from guessers.conntrack import Tracked
-    from guessers.packets import Packet
+    from guessers.skbuff import Packet
 
 WINDOW = 4096
 _HEAD = 1024  # struct sock, without what protocols add to it
