@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from guessers.search import Found, Sample
-from kcompat.fields import Field
+from kcompat.fields import Field, in_one_union, is_part
 from kcompat.offsets import Offset
 
 SOURCE = "guess"
@@ -14,8 +14,6 @@ MAX_EXPECTED = 2e-3
 # struct tcp_sock begins with inet_connection_sock, that with inet_sock, that with sock, that with sock_common:
 # members of an inner one lie before the members an outer one adds. C guarantees it.
 NESTING = ("sock_common", "sock", "inet_sock", "tcp_sock")
-# Members of one union.
-UNION = {"msghdr.msg_iter.iov", "msghdr.msg_iter.ubuf"}
 _TURNS = 8  # each settles at least one field more, or is the last
 
 Settled = Mapping[Field, int]
@@ -77,17 +75,13 @@ def clashes(field: Field, offset: int, settled: Settled) -> list[Field]:
 def _collide(field: Field, offset: int, other: Field, at: int) -> bool:
     """Whether the two share memory as their struct does not mean it: a part is in its whole, a union is one place."""
     end, other_end = offset + min(field.widths), at + min(other.widths)
-    if _is_part(field, other):
+    if is_part(field, other):
         return not (at <= offset and end <= other_end)
-    if _is_part(other, field):
+    if is_part(other, field):
         return not (offset <= at and other_end <= end)
-    if {field.name, other.name} == UNION:
+    if in_one_union(field, other):
         return offset != at
     return offset < other_end and at < end
-
-
-def _is_part(field: Field, whole: Field) -> bool:
-    return field.struct == whole.struct and field.member.startswith(whole.member + ".")
 
 
 def _outside(field: Field, offset: int, other: Field, at: int) -> bool:

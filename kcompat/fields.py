@@ -190,6 +190,20 @@ CATALOGUE: tuple[Field, ...] = (
 _BY_NAME = {f.name: f for f in CATALOGUE} | {f.macro: f for f in CATALOGUE}
 
 
+# Members of one C union.
+_UNIONS = (frozenset({"msghdr.msg_iter.iov", "msghdr.msg_iter.ubuf"}),)
+
+
+def is_part(field: Field, whole: Field) -> bool:
+    """Whether `field` is a member of the member `whole` is: it lies inside, and nothing else may."""
+    return field.struct == whole.struct and field.member.startswith(whole.member + ".")
+
+
+def in_one_union(one: Field, other: Field) -> bool:
+    """Whether the two always lie at the same place."""
+    return any({one.name, other.name} <= union for union in _UNIONS)
+
+
 def structs(fields: Iterable[Field] = CATALOGUE) -> tuple[str, ...]:
     """The struct names of `fields`, each once, in catalogue order."""
     return tuple(dict.fromkeys(f.struct for f in fields))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from kcompat.errors import KcompatError
-from kcompat.fields import Field
+from kcompat.fields import Field, in_one_union
 from kcompat.offsets import Offset, State
 from offset_db.exchange_btf_types import Row, Types
 from offset_db.queries import chosen
@@ -86,7 +86,7 @@ class _Structs:
     def _define(self, name: str) -> None:
         if name in self._sizes:
             return
-        pieces = [self._leaf(field, offset) for field, offset in self._known.get(name, {}).items()]
+        pieces = self._united({f: self._leaf(f, offset) for f, offset in self._known.get(name, {}).items()})
         members = _checked(name, [*self._first(name), *_nested(self._types, pieces)])
         self._sizes[name] = size, _ = _extent(members)
         self._types.define(name, size // 8, [_row(m) for m in members])
@@ -99,6 +99,22 @@ class _Structs:
         self._define(inner)
         size, align = self._sizes[inner]
         return [_Piece(member, self._types.named(inner), 0, size, align)] if size else []
+
+    def _united(self, leaves: Mapping[Field, _Piece]) -> list[_Piece]:
+        """The leaves, those of one union put into an anonymous one."""
+        made: dict[Field, _Piece] = {}
+        for field, piece in leaves.items():
+            partner = next((f for f, p in made.items() if in_one_union(f, field) and p.start == piece.start), None)
+            if partner is None:
+                made[field] = piece
+                continue
+            one = made[partner]
+            outer, dot, _ = one.name.rpartition(".")
+            rows = [_row(replace(p, name=p.name.rpartition(".")[2], start=0)) for p in (one, piece)]
+            size = max(one.size, piece.size)
+            union = self._types.anonymous(size // 8, rows, union=True)
+            made[partner] = _Piece(outer + dot, union, one.start, size, max(one.align, piece.align))
+        return list(made.values())
 
     def _leaf(self, field: Field, offset: Offset) -> _Piece:
         start, width = (offset.offset or 0) * 8, offset.width or field.width
@@ -130,23 +146,25 @@ class _Structs:
 def _nested(types: Types, pieces: Iterable[_Piece]) -> list[_Piece]:
     """Members of members put into anonymous structs: ``ns.inum`` becomes ``struct { ... inum; } ns``.
 
-    Where such a struct begins is not known, only where its members lie; it is made to begin at the first of them, or
-    before it for the sake of alignment. Relocation adds the two offsets, so the sum is what matters.
+    Where such a struct begins is a field's business (``msg_iter``), or else not known: then it is made to begin at the
+    first of its members, or before it for the sake of alignment. Relocation adds the offsets: the sum is what matters.
     """
     found: list[_Piece] = []
     inner: dict[str, list[_Piece]] = {}
     for piece in pieces:
-        outer, _, rest = piece.name.partition(".")
-        if rest:
+        outer, dot, rest = piece.name.partition(".")
+        if dot:
             inner.setdefault(outer, []).append(replace(piece, name=rest))
         else:
             found.append(piece)
     for name, parts in inner.items():
         members = _nested(types, parts)
         align = max(m.align for m in members)
-        start = min(m.start for m in members) // align * align
+        whole = next((p for p in found if p.name == name), None)
+        found = [p for p in found if p is not whole]
+        start = whole.start if whole else min(m.start for m in members) // align * align
         moved = _checked(name, [replace(m, start=m.start - start) for m in members])
-        size, _ = _extent(moved)
+        size = max(_extent(moved)[0], whole.size if whole else 0)
         found.append(_Piece(name, types.anonymous(size // 8, [_row(m) for m in moved]), start, size, align))
     return found
 

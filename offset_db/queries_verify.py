@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 from kcompat.errors import BadInput
+from kcompat.fields import in_one_union, is_part
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offset, State
 from offset_db.db import Database
@@ -71,8 +72,16 @@ def _misplaced(offsets: Iterable[Offset]) -> Iterator[str]:
 def _overlapping(offsets: Iterable[Offset]) -> Iterator[str]:
     for _, of_base in groupby(sorted(offsets, key=lambda o: (o.field.base, _start(o))), key=lambda o: o.field.base):
         for one, other in pairwise(of_base):
-            if _end(one) > _start(other):
+            if _end(one) > _start(other) and not _meant(one, other):
                 yield f"{one.field} at {one.offset} overlaps {other.field} at {other.offset}"
+
+
+def _meant(one: Offset, other: Offset) -> bool:
+    """Whether C has the two on the same bytes: a part in its whole, or members of a union."""
+    whole, part = (one, other) if is_part(other.field, one.field) else (other, one)
+    if is_part(part.field, whole.field):
+        return _start(whole) <= _start(part) and _end(part) <= _end(whole)
+    return in_one_union(one.field, other.field) and _start(one) == _start(other)
 
 
 def _misnested(offsets: Sequence[Offset]) -> Iterator[str]:
