@@ -32,12 +32,15 @@ from guessers.stimulus import UNASSIGNED, End
 from kcompat.fields import find
 
 _TASK_SIZE = 16384  # struct task_struct, with every debug option
-_TABLES, _GROWTHS = 2, 4
 _STATUS = Path("/proc/thread-self/status")
 
 
-def collect_files(sampler: Sampler, rng: random.Random, families: Sequence[int]) -> None:
-    """Sockets of every kind, and the tables that lead to them, while all are alive. Needs ``sk_socket``."""
+def collect_files(sampler: Sampler, rng: random.Random, families: Sequence[int], *, tables: int = 2,
+                  growths: int = 4) -> None:
+    """Sockets of every kind, and `tables` file tables that grow `growths` times, while all are alive.
+
+    Needs ``sk_socket``. A table doubles when it grows: as often as the limit on open files lets it.
+    """
     haul, memory = sampler.haul, sampler.memory
     places = haul.reached[find("sk_socket")].candidates
     if len(places) != 1 or not memory.has("task"):
@@ -52,9 +55,9 @@ def collect_files(sampler: Sampler, rng: random.Random, families: Sequence[int])
         lowest = lowest_pointer(next(iter(socks.values())), os.uname().machine)
         sockets = {fd: _pointer(memory, sock + places[0]) for fd, sock in socks.items()}
         searches = []
-        for _ in range(_TABLES):
+        for _ in range(tables):
             searches.append(Ways(memory.read, lowest))
-            in_own_thread(lambda name: _walk(memory, name, searches[-1], sockets, lowest, rng), own_name())
+            in_own_thread(lambda name: _walk(memory, name, searches[-1], sockets, growths, rng), own_name())
         for found in found_ways(searches):
             haul.reached[found.field] = found
         if way := the_way(searches):
@@ -62,7 +65,7 @@ def collect_files(sampler: Sampler, rng: random.Random, families: Sequence[int])
             _follow(memory, haul, searches[0], way, ends, socks)
 
 
-def _walk(memory: KernelMemory, name: bytes, ways: Ways, sockets: dict[int, int], lowest: int,
+def _walk(memory: KernelMemory, name: bytes, ways: Ways, sockets: dict[int, int], growths: int,
           rng: random.Random) -> None:
     """In a thread that ends with its table: stops sharing it, then lets it grow, with our sockets in the new part."""
     task = _task(memory, name)
@@ -72,10 +75,10 @@ def _walk(memory: KernelMemory, name: bytes, ways: Ways, sockets: dict[int, int]
     before, again = memory.read(task, size), memory.read(task, size)
     unshare_files()
     after = memory.read(task, size)
-    files = {at: int.from_bytes(after[at:at + 8], "little") for at in flipped(before, again, after, lowest)}
+    files = {at: int.from_bytes(after[at:at + 8], "little") for at in flipped(before, again, after, ways.lowest)}
     ways.observe(Table(files, _table_size(), {}))
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for _ in range(_GROWTHS):
+    for _ in range(growths):
         room = range(_table_size(), min(2 * _table_size(), limit))
         if len(room) < 3:
             return

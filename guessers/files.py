@@ -66,7 +66,7 @@ class Ways:
 
     def __init__(self, read: Reader, lowest: int) -> None:
         self._read = read
-        self._lowest = lowest
+        self.lowest = lowest
         self._seen: dict[int, bytes] = {}
         self.found: set[Way] | None = None
         self.tables: list[tuple[dict[Way, bytes], int]] = []
@@ -78,7 +78,7 @@ class Ways:
         first = not self._seen
         for files, address in table.files.items():
             window = self._window(address, _SOCKET_SIZE)
-            for at in pointers([window], len(window), self._lowest) if files in self._seen else ():
+            for at in pointers([window], len(window), self.lowest) if files in self._seen else ():
                 if window[at:at + 8] != self._seen[files][at:at + 8]:
                     leads |= self._through(files, at, self._window(_word(window, at), _TABLE_SIZE), table)
             self._seen[files] = window
@@ -88,7 +88,7 @@ class Ways:
 
     def _through(self, files: int, fdt: int, fdtable: bytes, table: Table) -> dict[Way, bytes]:
         ways = {}
-        for at in pointers([fdtable], _FDTABLE_END, self._lowest):
+        for at in pointers([fdtable], _FDTABLE_END, self.lowest):
             self.tried += 1
             for back in shared(self._backs(_word(fdtable, at), fd, sock) for fd, sock in table.sockets.items()):
                 ways[Way(files, fdt, at, back)] = fdtable
@@ -104,7 +104,7 @@ class Ways:
         return _word(window, 0) if len(window) == 8 else 0
 
     def _window(self, address: int, size: int) -> bytes:
-        if not is_pointer(address, self._lowest):
+        if not is_pointer(address, self.lowest):
             return b""
         try:
             return self._read(address, size)

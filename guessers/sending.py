@@ -15,7 +15,6 @@ from guessers.sampling import Sampler
 
 _SPACE = 1 << 16
 _MOST_PIECES = 8  # up to so many, the kernel keeps an iovec on its stack: UIO_FASTIOV
-_TURNS = 2
 
 Buffers = list[memoryview]
 Call = Callable[[socket.socket, Buffers, tuple[str, int]], object]
@@ -31,17 +30,17 @@ CALLS: Mapping[str, Call] = {
 }
 
 
-def collect_messages(sampler: Sampler, rng: random.Random) -> None:
-    """A few dozen messages, each of them followed along one of the pointers that lead to their own stack."""
+def collect_messages(sampler: Sampler, rng: random.Random, *, turns: int = 2) -> None:
+    """A few dozen messages, most of them followed along one of the pointers that lead to their own stack."""
     haul, memory = sampler.haul, sampler.memory
     if not memory.has("msghdr"):
         return
     with mmap.mmap(-1, _SPACE) as space, memoryview(space) as view:
         postman = Postman(sampler, rng, view)
-        plain = [seen for call in CALLS for _ in range(_TURNS) if (seen := postman.send(call, None))]
+        plain = [seen for call in CALLS for _ in range(turns) if (seen := postman.send(call, None))]
         several = near(s for s in plain if len(s.sent.pieces) > 1)
         named = near(s for s in plain if s.sent.name)
-        followed = [seen for at in sorted(several | named) for call in CALLS for _ in range(_TURNS)
+        followed = [seen for at in sorted(several | named) for call in CALLS for _ in range(turns)
                     if (seen := postman.send(call, at))]
         memory.follow(None)
     haul.flows["msghdr"] = samples([*plain, *followed])
