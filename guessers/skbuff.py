@@ -91,6 +91,12 @@ def search_head(packets: Sequence[Packet]) -> Found:
     })
 
 
+def leads_to_bytes(packets: Sequence[Packet], at: int) -> bool | None:
+    """Whether the pointer at `at` leads to each waiting packet's own headers; None when no packet waited."""
+    waiting = [p for p in packets if p.wire and p.waiting]
+    return all(at in _leading(p, p.wire) for p in waiting) if waiting else None
+
+
 def _leading(packet: Packet, wire: Wire | None) -> set[int]:
     return {at for at, buffer in packet.behind if wire and wire.header_in(buffer) is not None}
 

@@ -6,16 +6,18 @@ import itertools
 import logging
 import random
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
 from guessers.absence import has_ipv6
 from guessers.experiments import collect_tcp, netns_inode
 from guessers.hooks import BACKENDS, Backend
 from guessers.memory import KernelMemory, compiled
 from guessers.namespace import Netns, in_own_thread
+from guessers.packets import Post
 from guessers.pointers import leads_to_netns, leads_to_socket
 from guessers.sampling import Haul, Sampler
 from guessers.search import stands
+from guessers.skbuff import leads_to_bytes, samples
 from guessers.stimulus import Addresses, Stimulus
 from kcompat.fields import Field, find
 from kcompat.kernel import Kernel
@@ -24,11 +26,14 @@ from kcompat.version import running_version_code
 
 log = logging.getLogger(__name__)
 
+_PACKETS = 1  # datagrams, and TCP segments, a family
 _CONNECTIONS = 3  # a family: enough for neighbours with the same value to part ways
 
 
-def verify(kernel: Kernel, offsets: Sequence[Offset], backends: tuple[Backend, ...] = BACKENDS) -> Collection[Field]:
-    """The fields whose offset the running kernel refutes: what we know of a socket does not stand there.
+def verify(kernel: Kernel, offsets: Sequence[Offset], backends: tuple[Backend, ...] = BACKENDS) -> Mapping[Field, bool]:
+    """Which fields the running kernel bears out and which it refutes: what we know does not stand there.
+
+    A field of which nothing was seen is not in the answer.
 
     Raises Missing or Unsupported when nothing can be observed, KcompatError when no sample could be had.
     """
@@ -36,7 +41,7 @@ def verify(kernel: Kernel, offsets: Sequence[Offset], backends: tuple[Backend, .
     return in_own_thread(lambda nonce: _observe(KernelMemory(program, backends), nonce, Offsets(offsets)))
 
 
-def _observe(memory: KernelMemory, nonce: bytes, offsets: Offsets) -> set[Field]:
+def _observe(memory: KernelMemory, nonce: bytes, offsets: Offsets) -> dict[Field, bool]:
     rng = random.Random()
     with memory:
         memory.adopt(nonce)
@@ -51,19 +56,27 @@ def _observe(memory: KernelMemory, nonce: bytes, offsets: Offsets) -> set[Field]
                             itertools.cycle((True, False, False)).__next__)
         try:
             sampler = Sampler(memory, stimulus, netns_inode(), haul)
-            for family in (socket.AF_INET, socket.AF_INET6) if ipv6 else (socket.AF_INET,):
+            families = (socket.AF_INET, socket.AF_INET6) if ipv6 else (socket.AF_INET,)
+            for family in families:
                 collect_tcp(sampler, rng, family, _CONNECTIONS)
-            return {o.field for o in offsets.known().values() if not _holds(o, offsets, haul, memory)}
+            if memory.has("sk_buff") and any(field.base == "sk_buff" for field in offsets):
+                Post(sampler, rng, families).send(_PACKETS, 0)
+                head = offsets.get(find("sk_buff.head"))
+                haul.flows["sk_buff"] = samples(haul.packets, head.offset if head else None)
+            held = {o.field: _holds(o, offsets, haul, memory) for o in offsets.known().values()}
+            return {field: true for field, true in held.items() if true is not None}
         finally:
             stimulus.close()
             if namespace:
                 namespace.close()
 
 
-def _holds(offset: Offset, offsets: Offsets, haul: Haul, memory: KernelMemory) -> bool:
-    """Whether all samples that know the field agree. A field nothing here can show is let pass: nothing refutes it."""
+def _holds(offset: Offset, offsets: Offsets, haul: Haul, memory: KernelMemory) -> bool | None:
+    """Whether all samples that know the field agree; None when there is no such sample."""
     field, at = offset.field, offset.offset
     assert at is not None
+    if field.base == "sock" and not haul.socks:
+        return None
     if field == find("sk_socket"):
         return all(leads_to_socket(s, at, memory.read) for s in haul.socks)
     if field == find("skc_net"):
@@ -71,11 +84,14 @@ def _holds(offset: Offset, offsets: Offsets, haul: Haul, memory: KernelMemory) -
     if field == find("net.ns.inum"):
         net = offsets.get(find("skc_net"))
         if net is None or net.state is not State.KNOWN or net.offset is None:
-            return True
+            return None
         return all(leads_to_netns(s, net.offset, at, memory.read) for s in haul.socks[:2])
-    samples = [s.sample for s in haul.socks] if field.base == "sock" else haul.flows.get(field.struct, [])
-    telling = [s for s in samples if field in s.values]
+    if field == find("sk_buff.head"):
+        return leads_to_bytes(haul.packets, at)
+    shown = [s.sample for s in haul.socks] if field.base == "sock" else haul.flows.get(field.base, [])
+    telling = [s for s in shown if field in s.values]
     if not telling:
         log.debug("%s: nothing here can show it", field)
+        return None
     return all(stands(s, s.values[field], at) for s in telling)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,7 +155,7 @@ def _resolvers(request: Request, foreign: bool, db: Database | None,
         raise KcompatError("only the running kernel can be guessed")
 
 
-def _verify(kernel: Kernel, offsets: Sequence[Offset]) -> Collection[Field]:
+def _verify(kernel: Kernel, offsets: Sequence[Offset]) -> Mapping[Field, bool]:
     from guessers.verify import verify
     from kcompat.probe import require_bpf
 
@@ -165,8 +165,8 @@ def _verify(kernel: Kernel, offsets: Sequence[Offset]) -> Collection[Field]:
 
 def _prove(path: Path, kernel: Kernel, offsets: Offsets) -> None:
     """Raises BadInput when one event of the running kernel refutes what a file says of it."""
-    refuted = _verify(kernel, [o for o in offsets.known().values() if o.source in ("btf", "dwarf")])
-    if refuted:
+    held = _verify(kernel, [o for o in offsets.known().values() if o.source in ("btf", "dwarf")])
+    if refuted := [f for f, true in held.items() if not true]:
         raise BadInput(path, f"not of the running kernel: one event refutes {len(refuted)} of its offsets, "
                              f"{min(f.name for f in refuted)} for one")
 
@@ -234,8 +234,14 @@ def _origin(offsets: Offsets, foreign: bool, recorded_in: Path | None) -> str:
     parts: list[str] = []
     for source, count in counts.items():
         noun = "" if parts else " field" if count == 1 else " fields"
-        verified = ", verified by one event" if source == "db" and not foreign else ""
+        verified = _verified(offsets, count) if source == "db" and not foreign else ""
         parts.append(f"{count}{noun} from {_CALLED.get(source, source)}{verified}")
     if unknown := len(offsets) - sum(counts.values()):
         parts.append(f"{unknown} unknown")
     return "; ".join(parts) + (f"; recorded in {recorded_in}" if recorded_in else "")
+
+
+def _verified(offsets: Offsets, count: int) -> str:
+    """How many of the remembered the event has shown anything of."""
+    tested = sum(o.source == "db" and bool(o.evidence.get("tested")) for o in offsets.values())
+    return f", {f'{tested} of them ' * (tested < count)}verified by one event"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from kcompat.errors import KcompatError
@@ -17,9 +17,9 @@ from offset_db.trust import contradict, told_apart, usable
 
 log = logging.getLogger(__name__)
 
-# Gets the known offsets the memory would give, returns the fields an event has refuted. Raises KcompatError
-# when it cannot tell.
-Verify = Callable[[Kernel, Sequence[Offset]], Collection[Field]]
+# Gets the known offsets the memory would give, returns which of them an event bore out and which it refuted; of a
+# field that is not in the answer it showed nothing. Raises KcompatError when it cannot tell at all.
+Verify = Callable[[Kernel, Sequence[Offset]], Mapping[Field, bool]]
 
 
 class DatabaseResolver:
@@ -45,24 +45,23 @@ class DatabaseResolver:
     def _proved(self, kernel: Kernel, agreed: dict[Field, list[Stored]]) -> Iterator[Offset]:
         # Nothing can be seen of a field that is not there, so only known ones are put to the proof.
         known = [answers[0].offset for answers in agreed.values() if answers[0].offset.state is State.KNOWN]
-        refuted: Collection[Field] = ()
+        held: Mapping[Field, bool] = {}
         if self._verify and known:
             try:
-                refuted = self._verify(kernel, known)
+                held = self._verify(kernel, known)
             except KcompatError as error:
                 # None of it then, absent ones included: a memory that cannot be checked is not trusted.
                 for field in agreed:
                     yield Offset.unknown(field, self.name, f"remembered, but it cannot be verified: {error}")
                 return
-            self._remember(kernel, agreed, known, refuted)
+            self._remember(kernel, agreed, held)
         for field, answers in agreed.items():
-            if field not in refuted:
-                yield _given(answers[0], self.name)
+            if held.get(field, True):
+                yield _given(answers[0], self.name, tested=field in held)
 
-    def _remember(self, kernel: Kernel, agreed: dict[Field, list[Stored]], known: Iterable[Offset],
-                  refuted: Collection[Field]) -> None:
+    def _remember(self, kernel: Kernel, agreed: dict[Field, list[Stored]], held: Mapping[Field, bool]) -> None:
         """Write down what the event said; the answers are as good if that fails, so a failure is only logged."""
-        for field in refuted:
+        for field in (f for f, true in held.items() if not true):
             # Every source that agreed is refuted with the one that was tried.
             for offset in (s.offset for s in agreed.get(field, [])):
                 log.warning("%s: %s is refuted by an event: quarantined", field, told_apart([offset]))
@@ -70,8 +69,8 @@ class DatabaseResolver:
                     self._try(self._db.quarantine, kernel, field, offset.source, "refuted by an event")
         # Once a day: closing a file just written to waits for the disk four times, longer than all else on a busy one.
         today = rows.now()[:len("2026-01-31")]
-        confirmed = [o.field for o in known if o.field not in refuted
-                     and not all((s.verified_at or "").startswith(today) for s in agreed[o.field])]
+        confirmed = [field for field, true in held.items() if true
+                     and not all((s.verified_at or "").startswith(today) for s in agreed[field])]
         if confirmed and not self._db.read_only:
             self._try(self._db.mark_verified, kernel, confirmed)
 
@@ -82,6 +81,6 @@ class DatabaseResolver:
             log.warning("not remembered: %s", error)
 
 
-def _given(stored: Stored, name: str) -> Offset:
-    evidence = {"recorded_source": stored.offset.source, "recorded_at": stored.recorded_at}
+def _given(stored: Stored, name: str, *, tested: bool) -> Offset:
+    evidence = {"recorded_source": stored.offset.source, "recorded_at": stored.recorded_at, "tested": tested}
     return replace(stored.offset, source=name, evidence=evidence)

@@ -121,7 +121,7 @@ def test_where_offsets_came_from_is_one_line_on_stderr(run, kernel_file, db):
 
 def test_a_hit_is_verified_and_says_so(run, db, monkeypatch):
     remember(db, Offset.known(find("skc_dport"), 12, "btf"))
-    monkeypatch.setattr(cli_sources, "_verify", lambda kernel, offsets: set())
+    monkeypatch.setattr(cli_sources, "_verify", lambda kernel, offsets: {o.field: True for o in offsets})
 
     done = run("resolve", "skc_dport")
 
@@ -131,7 +131,7 @@ def test_a_hit_is_verified_and_says_so(run, db, monkeypatch):
 def test_a_refuted_hit_is_asked_of_the_next_source(run, db, monkeypatch):
     field = find("skc_dport")
     remember(db, Offset.known(field, 999, "guess"))
-    monkeypatch.setattr(cli_sources, "_verify", lambda kernel, offsets: {field})
+    monkeypatch.setattr(cli_sources, "_verify", lambda kernel, offsets: {field: False})
     monkeypatch.setattr(cli_sources, "_resolvers", only("db", Fake("btf", [Offset.known(field, 12, "btf")])))
 
     done = run("resolve", "--json", "skc_dport")

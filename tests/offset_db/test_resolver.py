@@ -17,7 +17,11 @@ DADDR, DPORT, COOKIE = find("skc_daddr"), find("skc_dport"), find("skc_cookie")
 
 
 def confirm(kernel, offsets):
-    return ()
+    return {o.field: True for o in offsets}
+
+
+def refute_daddr(kernel, offsets):
+    return confirm(kernel, offsets) | {DADDR: False}
 
 
 def ask(db, kernel, *wanted, verify=confirm):
@@ -30,7 +34,7 @@ def test_a_hit_tells_where_it_came_from(db, kernel):
     assert (answer.state, answer.offset, answer.width, answer.confidence) == (State.KNOWN, 0, 4, 0.9)
     (stored,) = db.offsets(kernel)
     assert answer.source == "db"
-    assert answer.evidence == {"recorded_source": "guess", "recorded_at": stored.recorded_at}
+    assert answer.evidence == {"recorded_source": "guess", "recorded_at": stored.recorded_at, "tested": True}
 
 
 def test_another_kernel_is_a_miss(db, kernel):
@@ -75,7 +79,7 @@ def test_verify_sees_the_known_offsets_once(db, kernel):
     db.record(kernel, [Offset.known(DADDR, 0, "btf"), Offset.known(DPORT, 12, "guess"),
                        Offset.absent(COOKIE, "btf", "no such member")])
     seen = []
-    answers = ask(db, kernel, DADDR, DPORT, COOKIE, verify=lambda k, offsets: seen.append((k, offsets)) or ())
+    answers = ask(db, kernel, DADDR, DPORT, COOKIE, verify=lambda k, offsets: seen.append((k, offsets)) or {})
     ((asked_kernel, offsets),) = seen
     assert (asked_kernel, {o.field for o in offsets}) == (kernel, {DADDR, DPORT})
     assert answers[COOKIE].state is State.ABSENT
@@ -87,6 +91,13 @@ def test_what_the_event_confirms_is_marked_verified(db, kernel, monkeypatch):
     ask(db, kernel, DADDR)
     verified = {s.offset.field: s.verified_at for s in db.offsets(kernel)}
     assert verified == {DADDR: "2031-01-01T00:00:00Z", DPORT: None}
+
+
+def test_what_the_event_did_not_show_is_given_but_not_called_verified(db, kernel):
+    db.record(kernel, [Offset.known(DADDR, 0, "btf"), Offset.known(DPORT, 12, "btf")])
+    answers = ask(db, kernel, DADDR, DPORT, verify=lambda kernel, offsets: {DADDR: True})
+    assert {f: a.evidence["tested"] for f, a in answers.items()} == {DADDR: True, DPORT: False}
+    assert {s.offset.field for s in db.offsets(kernel) if s.verified_at} == {DADDR}
 
 
 def test_a_field_is_marked_once_a_day(db, kernel, monkeypatch):
@@ -101,7 +112,7 @@ def test_a_field_is_marked_once_a_day(db, kernel, monkeypatch):
 
 def test_what_the_event_refutes_is_quarantined_with_all_who_said_so(db, kernel, caplog):
     db.record(kernel, [Offset.known(DADDR, 0, "btf"), Offset.known(DADDR, 0, "guess"), Offset.known(DPORT, 12, "btf")])
-    answers = ask(db, kernel, DADDR, DPORT, verify=lambda kernel, offsets: {DADDR})
+    answers = ask(db, kernel, DADDR, DPORT, verify=refute_daddr)
     assert list(answers) == [DPORT]
     reasons = {(s.offset.field, s.offset.source): s.quarantine_reason for s in db.offsets(kernel)}
     refuted = "refuted by an event"
@@ -129,7 +140,7 @@ def test_without_verify_the_record_is_taken_as_it_stands(db, kernel):
 
 def test_a_read_only_memory_answers_and_refutes_without_writing(recorded, kernel):
     with Database.open(recorded, read_only=True) as db:
-        answers = ask(db, kernel, DADDR, DPORT, verify=lambda kernel, offsets: {DADDR})
+        answers = ask(db, kernel, DADDR, DPORT, verify=refute_daddr)
         assert list(answers) == [DPORT]
         assert not any(s.quarantined_at or s.verified_at for s in db.offsets(kernel))
 
