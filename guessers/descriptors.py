@@ -11,6 +11,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from guessers.files import (
+    TABLE_SIZE,
     OurSocket,
     Table,
     Way,
@@ -21,10 +22,11 @@ from guessers.files import (
     samples_of,
     search_inode,
     search_ops,
+    table_sample,
     table_samples,
     the_way,
 )
-from guessers.memory import KernelMemory, ReadFault
+from guessers.memory import KernelMemory
 from guessers.namespace import in_own_thread, own_name, rename, unshare_files
 from guessers.sampling import Haul, Sampler, slab_object_size
 from guessers.search import lowest_pointer
@@ -53,16 +55,21 @@ def collect_files(sampler: Sampler, rng: random.Random, families: Sequence[int],
             haul.miss("no hook named a sock to look for behind a descriptor")
             return
         lowest = lowest_pointer(next(iter(socks.values())), os.uname().machine)
-        sockets = {fd: _pointer(memory, sock + places[0]) for fd, sock in socks.items()}
-        searches = []
+        searches: list[Ways] = []
+        kernel = Ways(memory.read, lowest)
+        sockets = {fd: kernel.word(sock + places[0]) for fd, sock in socks.items()}
         for _ in range(tables):
             searches.append(Ways(memory.read, lowest))
             in_own_thread(lambda name: _walk(memory, name, searches[-1], sockets, growths, rng), own_name())
         for found in found_ways(searches):
             haul.reached[found.field] = found
-        if way := the_way(searches):
-            haul.flows["fdtable"] = table_samples(searches, way)
-            _follow(memory, haul, searches[0], way, ends, socks)
+        task = _task(memory, own_name())
+        if task and (way := the_way(searches)):
+            # The table this thread shares with its process: one size more.
+            fdtable = kernel.word(kernel.word(task + way.files) + way.fdt)
+            own = table_sample(kernel.window(fdtable, TABLE_SIZE), _table_size())
+            haul.flows["fdtable"] = [*table_samples(searches, way), own]
+            _follow(haul, kernel, kernel.word(fdtable + way.fd), way, ends, socks)
 
 
 def _walk(memory: KernelMemory, name: bytes, ways: Ways, sockets: dict[int, int], growths: int,
@@ -72,9 +79,9 @@ def _walk(memory: KernelMemory, name: bytes, ways: Ways, sockets: dict[int, int]
     if task is None:
         return
     size = slab_object_size("task_struct") or _TASK_SIZE
-    before, again = memory.read(task, size), memory.read(task, size)
+    before, again = ways.window(task, size), ways.window(task, size)
     unshare_files()
-    after = memory.read(task, size)
+    after = ways.window(task, size)
     files = {at: int.from_bytes(after[at:at + 8], "little") for at in flipped(before, again, after, ways.lowest)}
     ways.observe(Table(files, _table_size(), {}))
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -88,19 +95,15 @@ def _walk(memory: KernelMemory, name: bytes, ways: Ways, sockets: dict[int, int]
         ways.observe(Table(files, _table_size(), {fd: sockets[source] for fd, source in planted.items()}))
 
 
-def _follow(memory: KernelMemory, haul: Haul, ways: Ways, way: Way, ends: Sequence[End], socks: dict[int, int]) -> None:
+def _follow(haul: Haul, kernel: Ways, array: int, way: Way, ends: Sequence[End], socks: dict[int, int]) -> None:
     """From every descriptor to its file and its socket, and what stands in those."""
-    task = _task(memory, own_name())
-    if task is None:
-        return
-    array = _pointer(memory, _pointer(memory, _pointer(memory, task + way.files) + way.fdt) + way.fd)
     ours = []
     for end in ends:
         fd = end.sock.fileno()
-        file = ways.entry(array, fd)
+        file = kernel.entry(array, fd)
         ours.append(OurSocket((end.sock.family, end.sock.type), os.fstat(fd).st_ino, socks.get(fd),
-                              _pointer(memory, file + way.private_data), file))
-    sockets, files = samples_of(ours, memory.read, slab_object_size("filp"))
+                              kernel.word(file + way.private_data), file))
+    sockets, files = samples_of(ours, kernel.window, slab_object_size("filp"))
     inode, end_of_socket = search_inode(ours, sockets, files)
     haul.flows |= {"file": files, "socket": [cut(sample, end_of_socket) for sample in sockets]}
     for found in (inode, search_ops(ours, haul.flows["socket"])):
@@ -141,13 +144,6 @@ def _task(memory: KernelMemory, name: bytes) -> int | None:
     memory.clear()
     rename(name)
     return next((call.args[0] for call in memory.calls() if call.hook.object == "task"), None)
-
-
-def _pointer(memory: KernelMemory, address: int) -> int:
-    try:
-        return int.from_bytes(memory.read(address, 8), "little")
-    except ReadFault:
-        return 0
 
 
 def _table_size() -> int:

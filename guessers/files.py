@@ -15,7 +15,7 @@ FILES, FDT, FD, MAX_FDS = map(find, ("task_struct.files", "files_struct.fdt", "f
 F_INODE, OPS = find("file.f_inode"), find("socket.ops")
 FILE_FAMILY = frozenset({FILES, FDT, FD, F_INODE, OPS})
 
-_TABLE_SIZE = 256  # more than struct fdtable, to see how common its size is
+TABLE_SIZE = 256  # more than struct fdtable, to see how common its size is
 _FDTABLE_END = 128  # it is 56 bytes
 _FILE_SIZE = 512  # struct file is under 300 bytes
 _SOCKET_SIZE = 1024  # struct socket_alloc
@@ -77,10 +77,10 @@ class Ways:
         leads: dict[Way, bytes] = {}
         first = not self._seen
         for files, address in table.files.items():
-            window = self._window(address, _SOCKET_SIZE)
+            window = self.window(address, _SOCKET_SIZE)
             for at in pointers([window], len(window), self.lowest) if files in self._seen else ():
                 if window[at:at + 8] != self._seen[files][at:at + 8]:
-                    leads |= self._through(files, at, self._window(_word(window, at), _TABLE_SIZE), table)
+                    leads |= self._through(files, at, self.window(_word(window, at), TABLE_SIZE), table)
             self._seen[files] = window
         if not first:
             self.found = set(leads) if self.found is None else self.found & set(leads)
@@ -97,13 +97,17 @@ class Ways:
     def _backs(self, array: int, fd: int, sock: int) -> set[int]:
         """Where the file at `fd` of a descriptor array names its socket; nowhere if it is no such array."""
         file = self.entry(array, fd)
-        return set(places_of(self._window(file, _FILE_SIZE), sock.to_bytes(8, "little"), 8))
+        return set(places_of(self.window(file, _FILE_SIZE), sock.to_bytes(8, "little"), 8))
 
     def entry(self, array: int, fd: int) -> int:
-        window = self._window(array + 8 * fd, 8)
-        return _word(window, 0) if len(window) == 8 else 0
+        return self.word(array + 8 * fd)
 
-    def _window(self, address: int, size: int) -> bytes:
+    def word(self, address: int) -> int:
+        """The pointer at an address; 0 where nothing can be read."""
+        return _word(self.window(address, 8), 0)
+
+    def window(self, address: int, size: int) -> bytes:
+        """What can be read there: nothing, if that is no address."""
         if not is_pointer(address, self.lowest):
             return b""
         try:
@@ -130,8 +134,11 @@ def the_way(searches: Sequence[Ways]) -> Way | None:
 
 def table_samples(searches: Sequence[Ways], way: Way) -> list[Sample]:
     """Every fdtable seen, and how many descriptors /proc says it has room for."""
-    return [Sample(leads[way], {MAX_FDS: (size.to_bytes(4, "little"),)}, _TABLE_SIZE, f"fdtable of {size}")
-            for s in searches for leads, size in s.tables if way in leads]
+    return [table_sample(leads[way], size) for s in searches for leads, size in s.tables if way in leads]
+
+
+def table_sample(fdtable: bytes, size: int) -> Sample:
+    return Sample(fdtable, {MAX_FDS: (size.to_bytes(4, "little"),)}, TABLE_SIZE, f"fdtable of {size}")
 
 
 def samples_of(ours: Sequence[OurSocket], read: Reader, file_size: int | None) -> tuple[list[Sample], list[Sample]]:

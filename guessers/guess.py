@@ -34,6 +34,8 @@ _NF_CONN = ("nf_conn", "sk_buff")
 _LED_BY = {"flowi4": ("flowi4",), "flowi6": ("flowi6",), "sk_buff": ("sk_buff",), "nf_conn": _NF_CONN,
            "nf_conntrack_tuple": _NF_CONN, "msghdr": ("msghdr",),
            **dict.fromkeys(("task_struct", "files_struct", "fdtable", "file", "socket"), ("task",))}
+# Objects only the first round looks at.
+_ONCE = frozenset({"socket", "file", "fdtable", "msghdr"})
 _ROUNDS = 4  # ambiguity is answered by more experiments, up to so many rounds
 
 
@@ -130,7 +132,8 @@ def _objects(field: Field) -> tuple[str, ...]:
 def _worth_another_round(offset: Offset) -> bool:
     """Whether more samples could help: something was found, and what is looked for can be made to differ."""
     return (offset.state is State.UNKNOWN and bool(offset.evidence.get("candidates"))
-            and offset.evidence["distinct_values"] > 1 and offset.field not in FOLLOWED)
+            and offset.evidence["distinct_values"] > 1 and offset.field not in FOLLOWED
+            and offset.field.base not in _ONCE)
 
 
 def _why_no_sample(field: Field, haul: Haul, memory: KernelMemory) -> str:

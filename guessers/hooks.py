@@ -92,6 +92,9 @@ HOOKS: tuple[Hook, ...] = (
     Hook("message", "kprobe", "msghdr", 1, ("inet_sendmsg", "tcp_sendmsg")),
     # (const struct sock *sk, const struct msghdr *msg, ...), 6.16 on.
     Hook("message", "rawtp", "msghdr", 1, ("tcp_sendmsg_locked",)),
-    # (void *addr, size_t bytes, struct iov_iter *i): how the bytes of a message are fetched. No tracepoint sees that.
-    Hook("fetch", "kprobe", "iov_iter", 2, ("_copy_from_iter", "_copy_from_iter_full", "copy_from_iter"), every=True),
+    # (struct socket *sock, struct msghdr *msg, size_t size, int flags).
+    Hook("receive", "kprobe", "msghdr", 1, ("inet_recvmsg", "tcp_recvmsg")),
+    # (const struct sk_buff *skb, int offset, struct iov_iter *to, int len): how a received message is filled. No
+    # tracepoint hands one over, and what copies from one is in lib/, which is not traced.
+    Hook("fill", "kprobe", "iov_iter", 2, ("skb_copy_datagram_iter",)),
 )

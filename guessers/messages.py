@@ -14,6 +14,7 @@ NAME, ITER, IOV, UBUF, COUNT, NR_SEGS = map(find, (
     "msghdr.msg_name", "msghdr.msg_iter", "msghdr.msg_iter.iov", "msghdr.msg_iter.ubuf", "msghdr.msg_iter.count",
     "msghdr.msg_iter.nr_segs"))
 MESSAGE_FAMILY = frozenset({NAME, ITER, IOV, UBUF})
+_LONGEST = 128  # a message is 104 bytes
 _NEAR = 32768  # no kernel stack is longer
 
 
@@ -37,13 +38,20 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The ``struct msghdr`` it became, what the pointer at `followed` led to, and the iov_iters that were read from."""
+    """The ``struct msghdr`` it became, and what the pointer at `followed` led to."""
 
     sent: Sent
     address: int
     data: bytes
     followed: int | None
     lead: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """The address of a ``struct msghdr`` that was filled, and of each ``struct iov_iter`` that was read into then."""
+
+    address: int
     iterators: tuple[int, ...]
 
 
@@ -64,13 +72,12 @@ def samples(seen: Sequence[Seen]) -> list[Sample]:
     return made
 
 
-def search_messages(seen: Sequence[Seen], *, iterators: bool) -> list[Found]:
-    """The pointers of a message; ``msg_iter`` too where a hook tells `iterators`."""
+def search_messages(seen: Sequence[Seen]) -> list[Found]:
+    """The pointers of a message."""
     several = [s for s in seen if len(s.sent.pieces) > 1]
     iov = _led(IOV, several, lambda s: s.sent.iovec)
     name = _led(NAME, [s for s in seen if s.sent.name], lambda s: s.sent.name or b"")
-    found = [iov, name, _search_ubuf(seen, iov.candidates)]
-    return [*found, _search_iter(seen)] if iterators else found
+    return [iov, name, _search_ubuf(seen, iov.candidates)]
 
 
 def wraps_single_buffers(seen: Sequence[Seen], iov: int) -> bool:
@@ -107,13 +114,12 @@ def _search_ubuf(seen: Sequence[Seen], iov: tuple[int, ...]) -> Found:
     return Found(UBUF, tuple(at for at in found.candidates if at in iov) if len(iov) == 1 else (), found.evidence)
 
 
-def _search_iter(seen: Sequence[Seen]) -> Found:
-    """How far into its message the iov_iter lies whose bytes were fetched."""
-    told = [s for s in seen if s.iterators]
-    if not told:
+def search_iter(received: Sequence[Received]) -> Found:
+    """How far into its message the iov_iter lies: the same in all of them."""
+    if not received:
         return Found(ITER, (), {"samples": 0})
-    distances = shared({i - s.address for i in s.iterators if 0 <= i - s.address < len(s.data)} for s in told)
-    evidence = _evidence(len(told), [len(set(told[0].iterators)), len(distances)], "pointer into the message")
+    distances = shared({i - r.address for i in r.iterators if 0 <= i - r.address < _LONGEST} for r in received)
+    evidence = _evidence(len(received), [len(set(received[0].iterators)), len(distances)], "pointer into the message")
     return Found(ITER, tuple(sorted(distances)), evidence)
 
 

@@ -10,7 +10,18 @@ import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from guessers.messages import IOV, UBUF, Seen, Sent, near, samples, search_messages, wraps_single_buffers
+from guessers.messages import (
+    IOV,
+    UBUF,
+    Received,
+    Seen,
+    Sent,
+    near,
+    samples,
+    search_iter,
+    search_messages,
+    wraps_single_buffers,
+)
 from guessers.sampling import Sampler
 
 _SPACE = 1 << 16
@@ -44,7 +55,7 @@ def collect_messages(sampler: Sampler, rng: random.Random, *, turns: int = 2) ->
                     if (seen := postman.send(call, at))]
         memory.follow(None)
     haul.flows["msghdr"] = samples([*plain, *followed])
-    for found in search_messages([*plain, *followed], iterators=memory.has("iov_iter")):
+    for found in (*search_messages([*plain, *followed]), search_iter(postman.received)):
         haul.reached[found.field] = found
     iov = haul.reached[IOV].candidates
     if len(iov) == 1 and wraps_single_buffers(followed, iov[0]):
@@ -67,6 +78,7 @@ class Postman:
         self._reader = stimulus.connect(client, server).sock
         self._sock = client.sock
         self._peer = server.sock.getsockname()
+        self.received: list[Received] = []
 
     def send(self, call: str, follow: int | None) -> Seen | None:
         """One message by that call, and what was seen of it; None when nothing was."""
@@ -76,17 +88,24 @@ class Postman:
         try:
             CALLS[call](self._sock, [self._view[at:at + length] for at, length in pieces], self._peer)
         finally:
-            messages, calls = self._memory.messages(), self._memory.calls()
-            with suppress(BlockingIOError):
-                while self._reader.recv(_SPACE):
-                    pass
+            messages = self._memory.messages()
+            self._receive()
         if not messages:
             return None
         first = messages[0]
         sent = Sent(call, tuple((self._start + at, length) for at, length in pieces),
                     _sockaddr(self._peer) if "address" in call else None)
-        iterators = tuple(c.args[c.hook.argument] for c in calls if c.hook.object == "iov_iter")
-        return Seen(sent, first.address, first.data, follow, first.lead, iterators)
+        return Seen(sent, first.address, first.data, follow, first.lead)
+
+    def _receive(self) -> None:
+        """Takes what was sent from the other end, in one message where a hook shows how it is filled."""
+        self._memory.clear()
+        with suppress(BlockingIOError):
+            self._reader.recv(_SPACE)
+        messages = [m for m in self._memory.messages() if m.hook.name == "receive"]
+        iterators = tuple(c.args[c.hook.argument] for c in self._memory.calls() if c.hook.object == "iov_iter")
+        if messages and iterators:
+            self.received.append(Received(messages[0].address, iterators))
 
     def _piece(self) -> tuple[int, int]:
         """A random part of the space: offset and length."""

@@ -7,16 +7,21 @@ import logging
 import random
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from guessers.absence import has_ipv6
+from guessers.descriptors import collect_files
 from guessers.experiments import collect_tcp, netns_inode
+from guessers.files import FILE_FAMILY
 from guessers.hooks import BACKENDS, Backend
 from guessers.memory import KernelMemory, compiled
+from guessers.messages import MESSAGE_FAMILY
 from guessers.namespace import Netns, in_own_thread
 from guessers.packets import Post
-from guessers.pointers import leads_to_netns, leads_to_socket
+from guessers.pointers import leads_to_netns, leads_to_socket, search_socket
 from guessers.sampling import Haul, Sampler
-from guessers.search import stands
+from guessers.search import Found, stands
+from guessers.sending import collect_messages
 from guessers.skbuff import leads_to_bytes, samples
 from guessers.stimulus import Addresses, Stimulus
 from kcompat.fields import Field, find
@@ -26,6 +31,7 @@ from kcompat.version import running_version_code
 
 log = logging.getLogger(__name__)
 
+_SK_SOCKET = find("sk_socket")
 _PACKETS = 1  # datagrams, and TCP segments, a family
 _CONNECTIONS = 3  # a family: enough for neighbours with the same value to part ways
 
@@ -63,6 +69,7 @@ def _observe(memory: KernelMemory, nonce: bytes, offsets: Offsets) -> dict[Field
                 Post(sampler, rng, families).send(_PACKETS, 0)
                 head = offsets.get(find("sk_buff.head"))
                 haul.flows["sk_buff"] = samples(haul.packets, head.offset if head else None)
+            _follow(sampler, rng, families, offsets)
             held = {o.field: _holds(o, offsets, haul, memory) for o in offsets.known().values()}
             return {field: true for field, true in held.items() if true is not None}
         finally:
@@ -71,13 +78,33 @@ def _observe(memory: KernelMemory, nonce: bytes, offsets: Offsets) -> dict[Field
                 namespace.close()
 
 
+def _follow(sampler: Sampler, rng: random.Random, families: Sequence[int], offsets: Offsets) -> None:
+    """The ways to files and messages, found anew as a guess does, but only once."""
+    haul, told = sampler.haul, offsets.known().get(_SK_SOCKET)
+    bases = {field.base for field in offsets.known()}
+    if bases & {"task_struct", "files_struct", "fdtable", "file", "socket"} and haul.socks:
+        at = told.offset if told else None
+        if at is not None and all(leads_to_socket(s, at, sampler.memory.read) for s in haul.socks):
+            haul.reached[_SK_SOCKET] = Found(_SK_SOCKET, (at,))
+        else:
+            haul.reached[_SK_SOCKET] = search_socket(haul.socks, sampler.memory.read)
+        with suppress(OSError):
+            collect_files(sampler, rng, families, tables=1, growths=1)
+    if "msghdr" in bases:
+        with suppress(OSError):
+            collect_messages(sampler, rng, turns=1)
+
+
 def _holds(offset: Offset, offsets: Offsets, haul: Haul, memory: KernelMemory) -> bool | None:
     """Whether all samples that know the field agree; None when there is no such sample."""
     field, at = offset.field, offset.offset
     assert at is not None
     if field.base == "sock" and not haul.socks:
         return None
-    if field == find("sk_socket"):
+    if field in FILE_FAMILY | MESSAGE_FAMILY:
+        found = haul.reached.get(field)
+        return at in found.candidates if found and found.evidence.get("samples") else None
+    if field == _SK_SOCKET:
         return all(leads_to_socket(s, at, memory.read) for s in haul.socks)
     if field == find("skc_net"):
         return all(leads_to_netns(s, at, None, memory.read) for s in haul.socks[:2])

@@ -2,7 +2,20 @@ import random
 
 import pytest
 
-from guessers.messages import COUNT, IOV, ITER, NAME, NR_SEGS, UBUF, Seen, Sent, near, samples, search_messages
+from guessers.messages import (
+    COUNT,
+    IOV,
+    NAME,
+    NR_SEGS,
+    UBUF,
+    Received,
+    Seen,
+    Sent,
+    near,
+    samples,
+    search_iter,
+    search_messages,
+)
 from guessers.messages import wraps_single_buffers as wraps
 from guessers.search import search
 from tests.guessers.test_pointers import put
@@ -11,8 +24,8 @@ CALLS = {"write": (1, False), "send": (1, False), "sendmsg of pieces": (5, False
          "sendto an address": (1, True), "sendmsg of pieces to an address": (4, True)}
 STACK = 0xFFFF_C900_0000_4000
 # Offsets as in 6.18 and in 5.10: with a buffer in the place of the iovec, and always an iovec.
-NEW = {"name": 0, "iter": 16, "iov": 32, "count": 40, "nr_segs": 48, "ubuf": True}
-OLD = {"name": 0, "iter": 16, "iov": 40, "count": 32, "nr_segs": 48, "ubuf": False}
+NEW = {"name": 0, "iov": 32, "count": 40, "nr_segs": 48, "ubuf": True}
+OLD = {"name": 0, "iov": 40, "count": 32, "nr_segs": 48, "ubuf": False}
 
 
 def sent(rng, call):
@@ -34,8 +47,7 @@ def seen(rng, layout, message, followed=None):
     put(window, 120, STACK - 96, 8)
     lead = leads.get(followed)
     on_stack = followed is not None and abs(int.from_bytes(window[followed:followed + 8], "little") - STACK) < 4096
-    return Seen(message, STACK, bytes(window), followed, (lead or rng.randbytes(64)) if on_stack else None,
-                (STACK + layout["iter"], STACK + 4096))
+    return Seen(message, STACK, bytes(window), followed, (lead or rng.randbytes(64)) if on_stack else None)
 
 
 def everything(layout, seed=1):
@@ -47,8 +59,8 @@ def everything(layout, seed=1):
 @pytest.mark.parametrize("layout", [NEW, OLD], ids=["new", "old"])
 def test_every_member_is_where_it_was_put(layout):
     messages = everything(layout)
-    found = {f.field: f.candidates for f in search_messages(messages, iterators=True)}
-    assert found == {IOV: (layout["iov"],), NAME: (layout["name"],), ITER: (layout["iter"],),
+    found = {f.field: f.candidates for f in search_messages(messages)}
+    assert found == {IOV: (layout["iov"],), NAME: (layout["name"],),
                      UBUF: (layout["iov"],) if layout["ubuf"] else ()}
     assert search(COUNT, samples(messages)).candidates == (layout["count"],)
     assert search(NR_SEGS, samples(messages)).candidates == (layout["nr_segs"],)
@@ -68,7 +80,7 @@ def test_a_kernel_that_wraps_one_buffer_in_an_iovec_says_so():
 def test_without_the_iovec_a_register_is_not_taken_for_the_buffer():
     """Of write(2) alone the saved register says the same as ubuf: nothing is claimed."""
     messages = [s for s in everything(NEW) if s.followed is None]
-    found = {f.field: f for f in search_messages(messages, iterators=True)}
+    found = {f.field: f for f in search_messages(messages)}
     assert found[UBUF].candidates == ()
     assert found[IOV].evidence["samples"] == 0
 
@@ -76,13 +88,17 @@ def test_without_the_iovec_a_register_is_not_taken_for_the_buffer():
 def test_one_message_whose_pointer_leads_elsewhere_ends_the_claim():
     messages = everything(NEW)
     at = next(i for i, s in enumerate(messages) if s.followed == 32 and len(s.sent.pieces) > 1)
-    messages[at] = Seen(messages[at].sent, STACK, messages[at].data, 32, bytes(128), ())
-    assert next(f for f in search_messages(messages, iterators=True) if f.field is IOV).candidates == ()
+    messages[at] = Seen(messages[at].sent, STACK, messages[at].data, 32, bytes(128))
+    assert next(f for f in search_messages(messages) if f.field is IOV).candidates == ()
+
+
+def test_the_iterator_lies_at_one_distance_in_every_message():
+    received = [Received(STACK + n, (STACK + n + 16, STACK - 64, STACK + 8 * n)) for n in range(64, 512, 64)]
+    assert search_iter(received).candidates == (16,)
 
 
 def test_iterators_of_something_else_are_no_distance():
     rng = random.Random(2)
-    messages = [Seen(sent(rng, "send"), STACK, bytes(128), None, None, (STACK + 8 * rng.randrange(16, 999),))
-                for _ in range(6)]
-    assert next(f for f in search_messages(messages, iterators=True) if f.field is ITER).candidates == ()
-    assert ITER not in {f.field for f in search_messages(messages, iterators=False)}
+    received = [Received(STACK, (STACK + 8 * rng.randrange(16, 999),)) for _ in range(6)]
+    assert search_iter(received).candidates == ()
+    assert search_iter([]).evidence["samples"] == 0

@@ -223,6 +223,15 @@ def test_what_only_a_disbelieved_field_ruled_out_is_open_again():
     assert answers[DPORT].offset == 12
 
 
+def test_a_part_is_in_its_whole_and_a_union_is_one_place():
+    message = {"msghdr": [Sample(bytes(128), {})]}
+    whole, iov, ubuf, count, name = map(find, (
+        "msg_iter", "msg_iter.iov", "msg_iter.ubuf", "msg_iter.count", "msg_name"))
+    found = {whole: (16,), iov: (32,), ubuf: (32, 112), count: (40, 64), name: (0, 24)}
+    answers = judge([Found(f, c, SURE) for f, c in found.items()], message, {})
+    assert [answers[f].offset for f in found] == [16, 32, 32, 40, 0]
+
+
 def test_flow_keys_are_objects_of_their_own():
     answers = judge([Found(find("flowi4.saddr"), (12,), SURE), Found(DPORT, (12,), SURE)],
                     OBJECT | {"flowi4": [Sample(bytes(128), {})]}, {})

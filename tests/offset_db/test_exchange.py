@@ -183,6 +183,19 @@ def test_btf_says_what_is_remembered(tmp_path, machine):
         o.field: (o.offset, o.width, o.bit_offset) for o in offsets}
 
 
+def test_btf_has_parts_in_their_whole_and_a_union_where_c_has_one(tmp_path):
+    kernel = Kernel("ab" * 20, "6.18", "", "x86_64")
+    places = {"msg_name": 0, "msg_iter": 16, "msg_iter.iov": 32, "msg_iter.ubuf": 32, "msg_iter.nr_segs": 48}
+    path = tmp_path / "small.btf"
+    path.write_bytes(exchange_btf.render(remembered(kernel, *(Offset.known(find(n), o, "btf") for n, o in
+                                                              places.items()))))
+
+    again = {o.field: o for o in BtfResolver(path).resolve(kernel, CATALOGUE) if o.state is State.KNOWN}
+
+    assert {f.member: (o.offset, o.width) for f, o in again.items()} == {
+        name: (offset, find(name).width) for name, offset in places.items()}
+
+
 @pytest.mark.parametrize("offsets, told", [
     ((), "no known offset"),
     ((Offset.known(DADDR, 0, "btf"), Offset.known(DPORT, 2, "btf")), "lie on the same bytes"),

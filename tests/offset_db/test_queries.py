@@ -80,12 +80,22 @@ def test_a_name_must_be_one_kernels(fleet, name, told):
     ([Offset.known(DADDR, 1 << 20, "btf")], "no struct is that large"),
     ([Offset.known(DADDR, 0, "btf", width=2)], "with 2 bytes, not 4"),
     ([Offset.known(DADDR, 0, "btf"), Offset.known(find("skc_rcv_saddr"), 2, "btf")], "overlaps"),
+    ([Offset.known(find("msg_iter"), 16, "btf"), Offset.known(find("msg_iter.count"), 56, "btf"),
+      Offset.known(find("msg_iter.iov"), 52, "btf")], "overlaps"),
+    ([Offset.known(find("msg_iter.iov"), 32, "btf"), Offset.known(find("msg_iter.ubuf"), 36, "btf")], "overlaps"),
     ([Offset.known(find("sk_mark"), 8, "btf"), Offset.known(DADDR, 100, "btf")], "which comes first in every kernel"),
 ])
 def test_verify_finds_what_no_compiler_would_lay_out(kernel, offsets, told):
     faults = list(impossible(Remembered(kernel, "", "", tuple(Stored(o, "") for o in offsets))))
 
     assert faults and all(told in fault.fault for fault in faults)
+
+
+def test_a_part_lies_in_its_whole_and_a_union_at_one_place(kernel):
+    offsets = [Offset.known(find(name), offset, "btf") for name, offset in (
+        ("msg_iter", 16), ("msg_iter.iov", 32), ("msg_iter.ubuf", 32), ("msg_iter.count", 40))]
+
+    assert not list(impossible(Remembered(kernel, "", "", tuple(Stored(o, "") for o in offsets))))
 
 
 def test_sources_are_not_held_against_each_other(kernel):
