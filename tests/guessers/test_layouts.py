@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from guessers.guess import FOLLOWED as BY_POINTER
 from guessers.guess import deduce
 from guessers.pointers import search_netns, search_socket
 from guessers.sampling import Haul, SockSample
@@ -19,6 +20,9 @@ from tests.guessers.test_pointers import Kernel
 SHARED = Path(os.environ.get("KCOMPAT_SHARED") or Path(__file__).resolve().parents[3] / "shared")
 LAYOUTS = SHARED / "data" / "layouts-pre-btf.json"
 RELEASES = json.loads(LAYOUTS.read_text()) if LAYOUTS.is_file() else {}
+# What stands in windows of memory made up here; sk_socket and skc_net too, with what they lead to.
+REPLAYED = ("sock", "net", "flowi4", "flowi6", "sk_buff")
+FOLLOWED = (BY_POINTER | {find("sk_buff.head")}) - {find("sk_socket"), find("skc_net"), find("net.ns.inum")}
 # Anonymous unions of sock_common, which the data leaves out: so in every kernel whose skc_family stands at 16.
 UNNAMED = {"skc_daddr": 0, "skc_rcv_saddr": 4, "skc_dport": 12, "skc_num": 14}
 
@@ -27,8 +31,8 @@ def places(release):
     """{field: offset} of everything the data tells of a kernel."""
     structs = RELEASES[release]
     members = {name: struct["members"] for name, struct in structs.items()}
-    told = {f: members[f.struct][f.member] for f in CATALOGUE
-            if f.struct in members and isinstance(members[f.struct].get(f.member), int)}
+    told = {f: at for f in CATALOGUE if f.base in REPLAYED and f not in FOLLOWED and f.struct in members
+            for path in f.paths if isinstance(at := members[f.struct].get(path), int)}
     word, bits = members["sock"]["sk_protocol"]
     assert bits == 8
     # unsigned int flags : 8, sk_protocol : 8, sk_type : 16, from the low end up.
@@ -59,7 +63,8 @@ def haul_of(rng, layout):
     samples, inum_at = world.samples["sock"], layout[find("net.ns.inum")]
     kernel = Kernel(rng, per_namespace=len(samples) // 2, decoys=False, inum_at=inum_at)
     socks = [with_pointers(sample, sock, layout) for sample, sock in zip(samples, kernel.socks, strict=True)]
-    haul = Haul(socks, {key: flows_of(rng, key, layout) for key in ("flowi4", "flowi6")})
+    haul = Haul(socks, {key: flows_of(rng, key, layout) for key in ("flowi4", "flowi6")} | {
+        "sk_buff": packets_of(rng, layout)})
     for found in (search_socket(socks, kernel.memory.read), *search_netns(socks, kernel.memory.read)):
         haul.reached[found.field] = found
     return haul
@@ -83,6 +88,25 @@ def flows_of(rng, key, layout):
         names |= {"sport": "inet_sport", "dport": "skc_dport", "flowi_mark": "sk_mark", "flowi_oif": "skc_bound_dev_if"}
         known = {find(f"{key}.{name}"): values[find(of)] for name, of in names.items()}
         known[find(f"{key}.flowi_proto")] = (bytes([6 if number % 2 else rng.randrange(148, 250)]),)
+        window = noise.window(rng)
+        for field, (code, *_) in known.items():
+            window[layout[field]:layout[field] + len(code)] = code
+        samples.append(Sample(bytes(window), known))
+    return samples
+
+
+def packets_of(rng, layout):
+    """Packets on their way and waiting: 256 bytes, the sk_buff at their head."""
+    noise, samples = Noise(rng, 256), []
+    in_skb = {f.member: (f, at) for f, at in layout.items() if f.base == "sk_buff"}
+    for number in range(32):
+        head, network = 0xFFFF_8880_0000_0000 + rng.randrange(1 << 20) * 512, rng.randrange(16, 90)
+        values = {"sk": head + (1 << 40), "len": rng.randrange(100, 999), "mark": rng.randrange(1 << 24, 1 << 31),
+                  "protocol": 0x0008 if rng.random() < 0.5 else 0xDD86, "data": head + network + rng.randrange(99),
+                  "transport_header": network + rng.randrange(20, 60, 4), "network_header": network,
+                  "mac_header": network - 14, "_nfct": head + (1 << 41)}
+        known = {find(f"sk_buff.{name}"): (value.to_bytes(in_skb[name][0].width, "little"),)
+                 for name, value in values.items() if name in in_skb and (number % 2 or name not in ("sk", "_nfct"))}
         window = noise.window(rng)
         for field, (code, *_) in known.items():
             window[layout[field]:layout[field] + len(code)] = code
