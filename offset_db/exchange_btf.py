@@ -128,8 +128,11 @@ class _Structs:
         """The type of a member of that many bytes, and its alignment."""
         types, words = self._types, field.c_type
         if words.endswith("*"):
-            target = words.removesuffix("*").split()
-            return types.pointer(types.named(target[-1]) if target[0] == "struct" else 0), types.pointer_size
+            *kind, name = words.rstrip("*").split()
+            target = types.named(name) if "struct" in kind else 0
+            for _ in range(words.count("*")):
+                target = types.pointer(target)
+            return target, types.pointer_size
         if words == "struct in6_addr":
             return _in6_addr(types), 4
         if words == "atomic64_t":
@@ -166,6 +169,28 @@ def _nested(types: Types, pieces: Iterable[_Piece]) -> list[_Piece]:
         moved = _checked(name, [replace(m, start=m.start - start) for m in members])
         size = max(_extent(moved)[0], whole.size if whole else 0)
         found.append(_Piece(name, types.anonymous(size // 8, [_row(m) for m in moved]), start, size, align))
+    return _arrays(types, found)
+
+
+def _arrays(types: Types, pieces: list[_Piece]) -> list[_Piece]:
+    """``tuplehash[0]`` and ``tuplehash[1]`` become one array, of elements as long as the two are apart.
+
+    They are made to end with what is known of them: what comes first in each is not.
+    """
+    elements: dict[str, list[_Piece]] = {}
+    for piece in sorted(pieces, key=lambda p: p.start):
+        if "[" in piece.name:
+            elements.setdefault(piece.name.partition("[")[0], []).append(piece)
+    found = [p for p in pieces if "[" not in p.name]
+    for name, parts in elements.items():
+        first = parts[0]
+        stride = parts[1].start - first.start if len(parts) > 1 else first.size
+        even = [replace(first, name=f"{name}[{n}]", start=first.start + n * stride) for n in range(len(parts))]
+        begin = first.start - (stride - first.size)
+        if even != parts or begin < 0 or stride < first.size:
+            raise KcompatError(f"the elements of {name} are not all known, or lie as in no array")
+        element = types.anonymous(stride // 8, [("", first.type_id, stride - first.size, 0)])
+        found.append(_Piece(name, types.array(element, len(parts)), begin, stride * len(parts), first.align))
     return found
 
 

@@ -88,7 +88,8 @@ def test_it_says_what_was_guessed(guessed):
 
     again = Offsets(BtfResolver(path).resolve(Kernel.running(), CATALOGUE))
 
-    known = [o for o in offsets.values() if o.state is State.KNOWN]
+    # An element of an array has no name there.
+    known = [o for o in offsets.values() if o.state is State.KNOWN and "[" not in o.field.paths[0]]
     assert known and all(again[o.field].same_place(o) and again[o.field].width == o.width for o in known)
 
 
