@@ -51,7 +51,7 @@ class _Piece:
 
 def render(remembered: Remembered) -> bytes:
     """The BTF. Raises KcompatError where nothing is known, or where two fields claim the same bytes."""
-    known = {f: o for f, o in chosen(remembered).items() if o.state is State.KNOWN and "[" not in f.paths[0]}
+    known = {f: o for f, o in chosen(remembered).items() if o.state is State.KNOWN}
     if not known:
         raise KcompatError(f"{remembered.kernel.release or remembered.kernel.key}: no known offset to make BTF of")
     machine = remembered.kernel.machine
