@@ -19,6 +19,7 @@ from guessers.files import (
     cut,
     flipped,
     found_ways,
+    is_his,
     samples_of,
     search_inode,
     search_ops,
@@ -65,10 +66,13 @@ def collect_files(sampler: Sampler, rng: random.Random, families: Sequence[int],
             haul.reached[found.field] = found
         task = _task(memory, own_name())
         if task and (way := the_way(searches)):
-            # The table this thread shares with its process: one size more.
+            haul.flows["fdtable"] = table_samples(searches, way)
+            size = _table_size()
             fdtable = kernel.word(kernel.word(task + way.files) + way.fdt)
-            own = table_sample(kernel.window(fdtable, TABLE_SIZE), _table_size())
-            haul.flows["fdtable"] = [*table_samples(searches, way), own]
+            window = kernel.window(fdtable, TABLE_SIZE)
+            # The table this thread shares with its process is of one size more; others may make it grow meanwhile.
+            if window and size == _table_size():
+                haul.flows["fdtable"].append(table_sample(window, size))
             _follow(haul, kernel, kernel.word(fdtable + way.fd), way, ends, socks)
 
 
@@ -101,8 +105,14 @@ def _follow(haul: Haul, kernel: Ways, array: int, way: Way, ends: Sequence[End],
     for end in ends:
         fd = end.sock.fileno()
         file = kernel.entry(array, fd)
-        ours.append(OurSocket((end.sock.family, end.sock.type), os.fstat(fd).st_ino, socks.get(fd),
-                              kernel.word(file + way.private_data), file))
+        one = OurSocket((end.sock.family, end.sock.type), os.fstat(fd).st_ino, socks.get(fd),
+                        kernel.word(file + way.private_data), file)
+        if is_his(one, kernel.window):
+            ours.append(one)
+        else:
+            haul.miss("a descriptor led to another socket than ours: its table grew meanwhile")
+    if not ours:
+        return
     sockets, files = samples_of(ours, kernel.window, slab_object_size("filp"))
     inode, end_of_socket = search_inode(ours, sockets, files)
     haul.flows |= {"file": files, "socket": [cut(sample, end_of_socket) for sample in sockets]}

@@ -141,6 +141,11 @@ def table_sample(fdtable: bytes, size: int) -> Sample:
     return Sample(fdtable, {MAX_FDS: (size.to_bytes(4, "little"),)}, TABLE_SIZE, f"fdtable of {size}")
 
 
+def is_his(one: OurSocket, read: Reader) -> bool:
+    """Whether the ``struct socket`` a descriptor led to has the inode number that fstat(2) gives for it."""
+    return bool(places_of(read(one.socket, _SOCKET_SIZE), one.inode.to_bytes(8, "little"), 8))
+
+
 def samples_of(ours: Sequence[OurSocket], read: Reader, file_size: int | None) -> tuple[list[Sample], list[Sample]]:
     """The struct socket and the struct file of each, with the pointers and the type that stand in them."""
     sockets: list[Sample] = []

@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -13,6 +14,7 @@ from guessers.files import (
     cut,
     flipped,
     found_ways,
+    is_his,
     samples_of,
     search_inode,
     search_ops,
@@ -161,6 +163,15 @@ def test_a_pointer_further_into_the_inode_is_not_the_one_to_the_inode():
     deeper, level = (with_word(kernel, free, distance) for distance in (160, 128))
     assert search_inode(kernel.ours, kernel.samples()[0], deeper)[0].candidates == (kernel.inode_at,)
     assert len(search_inode(kernel.ours, kernel.samples()[0], level)[0].candidates) == 2
+
+
+def test_a_socket_is_ours_by_the_number_of_its_inode():
+    kernel = Kernel(13)
+    one, other = kernel.ours[:2]
+    search_ = Ways(kernel.heap.read, LOWEST)
+    assert is_his(one, search_.window)
+    assert not is_his(replace(one, socket=other.socket), search_.window)
+    assert not is_his(replace(one, socket=0), search_.window)
 
 
 def test_ops_are_nothing_without_kinds_to_tell_apart():
