@@ -18,6 +18,9 @@ _NEEDS = {
     find("skc_net"): "CONFIG_NET_NS",
     find("skc_v6_daddr"): "CONFIG_IPV6",
     find("skc_v6_rcv_saddr"): "CONFIG_IPV6",
+    find("ct_net"): "CONFIG_NET_NS",
+    find("_nfct"): "CONFIG_NF_CONNTRACK",
+    find("nf_conn.mark"): "CONFIG_NF_CONNTRACK_MARK",
 }
 # What tells a field's value, where that is younger than the field. The field may be there all the same.
 _TOLD_BY = {
@@ -26,6 +29,7 @@ _TOLD_BY = {
     find("bytes_received"): "a longer TCP_INFO, which is there since 4.1",
     find("segs_in"): "a longer TCP_INFO, which is there since 4.2",
     find("segs_out"): "a longer TCP_INFO, which is there since 4.2",
+    find("nf_conn.mark"): "ctnetlink, where the kernel keeps a mark of its connections",
 }
 
 

@@ -16,13 +16,15 @@ from guessers.nfnetlink import Netfilter, Tuple
 from guessers.pointers import search_netns
 from guessers.sampling import SockSample
 from guessers.search import Encodings, Found, Sample, is_pointer, search
-from kcompat.fields import Field, find
+from kcompat.fields import CATALOGUE, Field, find
 
 _WINDOW = 384  # struct nf_conn is 248 to 320 bytes; less where SLUB tells
 _CONFIRMED, _SEEN_REPLY, _ASSURED, _FIXED_TIMEOUT = 8, 2, 4, 0x400
 _CTINFO = 7  # the low bits of sk_buff._nfct since 4.12
-_SLACK = 3  # jiffies
+_SLACK_S = 1.0  # jiffies run behind while the processor that counts them sleeps, or is not let run by its host
 _CLOCK_MONOTONIC_COARSE = 6
+# What only a tracked connection shows.
+TRACKED = (*(f for f in CATALOGUE if f.module == "nf_conntrack"), find("_nfct"))
 TUPLES = (find("tuplehash0.tuple"), find("tuplehash1.tuple"))
 INNER = tuple(map(find, ("src.u3", "src.u", "src.l3num", "dst.u3", "dst.u", "dst.protonum")))
 _UNIQUE = tuple(map(find, ("src.u3", "src.u", "dst.u3", "dst.u")))
@@ -225,7 +227,7 @@ def search_timeout(tracked: Sequence[Tracked], hz: int) -> Found:
     places = [at for at in range(0, end - 3, 4) if _ends_at(tracked, chosen, at, hz)]
     exchanged = [at for at in range(0, end - 3, 4) if _ends_at(tracked, chosen[1:] + chosen[:1], at, hz)]
     first, last = tracked[0].entry, tracked[-1].entry
-    window = 2 * _SLACK + hz * (last.ended - first.begun)
+    window = hz * (2 * _SLACK_S + last.ended - first.begun)
     return Found(field, tuple(places), {
         "samples": len(tracked), "held_out": 0, "distinct_values": len(set(chosen)),
         "candidates_by_sample": [end // 4, len(places)], "null_survivors": len(exchanged),
@@ -242,8 +244,8 @@ def _ends_at(tracked: Sequence[Tracked], chosen: Iterable[int], at: int, hz: int
         begun = (int.from_bytes(one.sample.window[at:at + 4], "little") - timeout_s * hz) & 0xFFFF_FFFF
         base = begun if base is None else base
         passed = ((begun - base + (1 << 31)) & 0xFFFF_FFFF) - (1 << 31)
-        if not (hz * (one.entry.begun - first.ended) - _SLACK <= passed
-                <= hz * (one.entry.ended - first.begun) + _SLACK):
+        if not (one.entry.begun - first.ended - _SLACK_S <= passed / hz
+                <= one.entry.ended - first.begun + _SLACK_S):
             return False
     return True
 

@@ -140,7 +140,7 @@ def _why_no_sample(field: Field, haul: Haul, memory: KernelMemory) -> str:
     missing = [memory.missing[o] for o in _objects(field) if o in memory.missing]
     if len(missing) == len(_objects(field)):
         return f"no hook for it here: {missing[0]}"
-    if reason := why_untold(field) or haul.obstacles.get(_objects(field)[0]):
+    if reason := haul.obstacles.get(field) or why_untold(field):
         return reason
     told = "; ".join(f"{why} ({count} times)" for why, count in haul.missed.items())
     return told or "no socket told its value"

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from guessers.conntrack import Tracker, nfct, search_owner, search_timeout, search_tuples, ticks_per_second
+from guessers.conntrack import TRACKED, Tracker, nfct, search_owner, search_timeout, search_tuples, ticks_per_second
 from guessers.facts import SO_MARK, SO_PROTOCOL, TCP_CLOSE, exact
 from guessers.memory import Copy, KernelMemory, ReadFault
 from guessers.nfnetlink import Netfilter, Tuple, unavailable
@@ -182,12 +182,12 @@ def collect_packets(sampler: Sampler, rng: random.Random, *, private: bool, whol
     haul = sampler.haul
     if not sampler.memory.has("sk_buff"):
         return
-    post = Post(sampler, rng, (socket.AF_INET, socket.AF_INET6) if sampler.stimulus.addresses.ipv6 else
-                (socket.AF_INET,))
+    native = sampler.stimulus.addresses.native_ipv6
+    post = Post(sampler, rng, (socket.AF_INET, socket.AF_INET6) if native else (socket.AF_INET,))
     each, entries = (_EACH, _ENTRIES) if whole else (1, _FEW)
     if not private:
-        haul.obstacles["nf_conn"] = ("connections are tracked for us only in a network namespace of our own, and we "
-                                     "may not make one")
+        haul.obstacles |= dict.fromkeys(TRACKED, "connections are tracked for us only in a network namespace of our "
+                                        "own, and we may not make one")
         post.send(each, 0)
     else:
         try:
@@ -195,7 +195,7 @@ def collect_packets(sampler: Sampler, rng: random.Random, *, private: bool, whol
                 post.tracker = Tracker(netfilter, sampler.memory, rng, sampler.netns)
                 post.send(each, entries)
         except OSError as error:
-            haul.obstacles["nf_conn"] = unavailable(error)
+            haul.obstacles |= dict.fromkeys(TRACKED, unavailable(error))
             post.send(each, 0)
     if whole and not post.tossed:
         with suppress(OSError):

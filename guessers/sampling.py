@@ -54,8 +54,8 @@ class Haul:
     missed: dict[str, int] = dc_field(default_factory=dict)
     absent: dict[Field, str] = dc_field(default_factory=dict)
     """What an experiment proved not to be there, and how."""
-    obstacles: dict[str, str] = dc_field(default_factory=dict)
-    """Why nothing could be seen of an object, by its name."""
+    obstacles: dict[Field, str] = dc_field(default_factory=dict)
+    """Why nothing could be seen of a field."""
     connections: int = 0
 
     def miss(self, why: str) -> None:

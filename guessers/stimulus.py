@@ -46,6 +46,11 @@ class Addresses:
                     self._pool.append(address)
                 self._pool = [address for address in self._pool if wait_until_bindable(address)]
 
+    @property
+    def native_ipv6(self) -> bool:
+        """Whether IPv6 sockets get IPv6 addresses, and not IPv4 ones in other clothes."""
+        return bool(self._pool)
+
     def local(self, family: int) -> str:
         """An address both ends can have: 127/8 is all ours, and so is what we gave the loopback."""
         if family == socket.AF_INET:

@@ -66,7 +66,7 @@ def _observe(memory: KernelMemory, nonce: bytes, offsets: Offsets) -> dict[Field
             for family in families:
                 collect_tcp(sampler, rng, family, _CONNECTIONS)
             if memory.has("sk_buff") and any(field.base == "sk_buff" for field in offsets):
-                Post(sampler, rng, families).send(_PACKETS, 0)
+                Post(sampler, rng, families if stimulus.addresses.native_ipv6 else families[:1]).send(_PACKETS, 0)
                 head = offsets.get(find("sk_buff.head"))
                 haul.flows["sk_buff"] = samples(haul.packets, head.offset if head else None)
             _follow(sampler, rng, families, offsets)

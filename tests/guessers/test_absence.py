@@ -82,3 +82,11 @@ def test_a_proc_that_is_not_mounted_proves_nothing_about_namespaces(monkeypatch,
     ("skc_cookie", "SO_COOKIE"), ("segs_in", "TCP_INFO"), ("bytes_acked", "TCP_INFO")])
 def test_what_an_old_kernel_does_not_tell_has_the_reason(name, word):
     assert word in why_untold(find(name))
+
+
+@pytest.mark.parametrize(("name", "option"), [
+    ("nf_conn.mark", "CONFIG_NF_CONNTRACK_MARK"), ("_nfct", "CONFIG_NF_CONNTRACK")])
+def test_what_the_connection_tracker_was_built_without_is_absent(monkeypatch, name, option):
+    monkeypatch.setattr(absence, "denied", lambda asked, paths: "/boot/config" if asked == option else None)
+    assert why_absent(find(name)) == f"the kernel is built without {option}: /boot/config"
+    assert why_absent(find("nf_conn.status")) is None
