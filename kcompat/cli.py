@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 BACKENDS = ("kprobe", "rawtp")
-# Named here too, because `--help` must not import the collector; a test holds them together.
+# Named here too, because `--help` must import neither the collector nor what judges BPF; a test holds them together.
 DATASETS = ("netflow",)
+DIALECTS = ("4.4", "4.9", "4.14", "4.19", "5.4", "5.10", "current")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -158,19 +159,29 @@ main.add_command(harvest)
 
 @main.command()
 @click.argument("dataset", type=click.Choice(DATASETS))
+@click.option("--dialect", type=click.Choice(DIALECTS), help="Judge every program by what that kernel takes of BPF.")
 @_sources
 @click.pass_obj
-def render(db: Path | None, dataset: str, source: str, vmlinux: Path | None) -> None:
+def render(db: Path | None, dataset: str, dialect: str | None, source: str, vmlinux: Path | None) -> None:
     """The BPF C of DATASET as it would be compiled here, with the offsets of this kernel.
+
+    With --dialect it begins with a comment on each program: its size in that kernel, or why it would not load there.
+    Exits with 1 if a kprobe program would not: then that kernel has no such dataset.
 
     \b
     Examples:
       sudo kcompat render netflow
       kcompat render netflow --source btf
+      kcompat render netflow --source btf --dialect 4.4
     """
-    from kcompat.cli_collect import rendered
+    from kcompat.cli_collect import rendered, rendered_for
 
-    emit(rendered(dataset, Request(source, vmlinux, db, running_only=True), os.uname().nodename))
+    text = rendered(dataset, Request(source, vmlinux, db, running_only=True), os.uname().nodename)
+    fits = True
+    if dialect:
+        text, fits = rendered_for(dialect, text)
+    emit(text)
+    sys.exit(0 if fits else 1)
 
 
 @main.command()
