@@ -19,9 +19,9 @@ from rich.table import Table
 
 from ci import kernels
 from ci.fetch import cache_dir
+from ci.job import Job
 from ci.matrix import Result, run_entry
 from ci.verdict import Outcome, exit_code, last_lines, printable
-from ci.vm import Job
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # The guest's root is read-only: pytest's cache and compiled files have nowhere to go.

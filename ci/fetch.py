@@ -42,6 +42,8 @@ class Image:
     release: str
     vmlinuz: Path
     notes: tuple[str, ...] = ()
+    vmlinux: Path | None = None
+    """The same build with DWARF, where there is one: it is the judge of kernels without BTF."""
 
 
 def cache_dir() -> Path:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ci.fetch import FetchError, Image, fetch
+from ci.job import Job, Kernel, Run
 from ci.kernels import Entry
 from ci.verdict import Outcome, Verdict
-from ci.vm import Job, Kernel, Run, boot
+from ci.vm import boot
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import pytest
 from click.testing import CliRunner
 
 from ci import __main__ as cli
+from ci.job import Run
 from ci.kernels import MATRIX
 from ci.matrix import Result
 from ci.verdict import Outcome, Verdict
-from ci.vm import Run
 
 
 @pytest.fixture

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from ci import vng
+from ci.job import Job, Kernel
 from ci.verdict import Outcome
-from ci.vm import Job, Kernel, _open_log, boot, guest_script, vng_command
+from ci.vm import _open_log, boot
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -49,12 +51,13 @@ def run(tmp_path):
     assert processes_with(mark) == []
 
 
-def test_words_are_quoted_on_their_way_through_the_shells():
+def test_words_are_quoted_on_their_way_through_the_shells(tmp_path):
     job = Job(("echo", "a b", "$HOME"), Path("/a dir"), 60, {"X": "1 2"}, ("quiet", "x=y"))
-    script = guest_script(job, "n0nce")
+    command = vng.command(Kernel(Path("/a dir/vmlinuz")), job, tmp_path, tmp_path / "report", "n0nce")
+    script = (tmp_path / "guest.sh").read_text()
     assert "cd '/a dir' || exit 1" in script
-    assert "env 'X=1 2' echo 'a b' '$HOME' </dev/null" in script
-    command = vng_command("vng", Kernel(Path("/a dir/vmlinuz")), job, Path("/t/guest.sh"), Path("/t/report"))
+    assert "env 'X=1 2' KCOMPAT_CI_PORT=/dev/ttyS1 KCOMPAT_CI_NONCE=n0nce echo 'a b' '$HOME' </dev/null" in script
+    assert "/usr/local '/a dir'; do" in script
     assert "'/a dir/vmlinuz'" in command
     assert [word for word in command if word.startswith("--append")] == ["--append=quiet", "--append=x=y"]
 
