@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ci.fetch import FetchError, Image, fetch
+from ci.apt import FetchError
+from ci.fetch import Image, fetch
 from ci.job import Job, Kernel, Run
 from ci.kernels import Entry
 from ci.verdict import Outcome, Verdict

@@ -5,7 +5,8 @@ import os
 import pytest
 
 from ci import kernels
-from ci.fetch import FetchError, cache_dir, fetch
+from ci.apt import FetchError
+from ci.fetch import cache_dir, fetch
 from ci.job import Kernel
 from ci.tools import missing
 from ci.vng import TOOLS
