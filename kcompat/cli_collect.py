@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 from collector import pipeline
+from collector.canary import Refuted
 from collector.config import Exclusions, NetflowOptions
 from collector.sinks import open_sinks
 from kcompat.bpf import compile_source
 from kcompat.cli_errors import say
-from kcompat.cli_sources import Request, answer
+from kcompat.cli_sources import Request, answer, quarantine
 from kcompat.dialect import check, release_of
 from kcompat.probe import require_bpf
 
@@ -58,6 +59,9 @@ def run(request: Request, nodename: str, *, interval: float, duration: float | N
             say(got.origin)
             summary = pipeline.collect(options, got.offsets, sinks, duration_s=duration, stop=stop,
                                        ready=_Announced(f"collecting every {interval:g} s"))
+    except Refuted as refuted:
+        quarantine(request, got.kernel, refuted.fields, "the collector's own connections came out wrong")
+        raise
     finally:
         sinks.close()
     say(_told(summary, sinks.dropped))

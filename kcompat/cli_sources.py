@@ -102,6 +102,22 @@ def answer(request: Request, wanted: Sequence[Field]) -> Answer:
     return Answer(kernel, offsets, _origin(offsets, foreign, memory.path if recorded else None), stats, guess)
 
 
+def quarantine(request: Request, kernel: Kernel, fields: Collection[Field], reason: str) -> None:
+    """Keeps what is remembered of these fields from being answered again; it stays to be looked at, with the reason."""
+    from offset_db.db import Database
+    from offset_db.files import default_path
+
+    try:
+        with Database.open(request.db or default_path()) as db:
+            held = [(s.offset.field, s.offset.source) for s in db.offsets(kernel) if s.quarantined_at is None]
+            for field, source in held:
+                if field in fields:
+                    log.warning("%s from %s is quarantined: %s", field, source, reason)
+                    db.quarantine(kernel, field, source, reason)
+    except KcompatError as error:
+        log.warning("not remembered: %s", error)
+
+
 def _kernel(request: Request) -> tuple[Kernel, bool]:
     """The kernel asked about, and whether it is another one than the one running here."""
     running = Kernel.running()
