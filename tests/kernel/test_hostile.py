@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -112,15 +113,15 @@ def meddler():
     def meddle():
         value = 1 << 24
         while not stop.is_set():
-            for name in os.listdir("/proc/self/fd"):
+            for path in Path("/proc/self/fd").iterdir():
                 value = value * 1103515245 + 12345 & 0x7FFFFFFF
                 with contextlib.suppress(OSError):
-                    meddle_with(int(name), value)
+                    meddle_with(path, value)
 
-    def meddle_with(descriptor, value):
-        if not os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:"):
+    def meddle_with(path, value):
+        if not str(path.readlink()).startswith("socket:"):
             return
-        with socket.socket(fileno=os.dup(descriptor)) as sock:
+        with socket.socket(fileno=os.dup(int(path.name))) as sock:
             sock.setsockopt(socket.SOL_SOCKET, SO_MARK, value)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096 + value % 60_000)
 
@@ -135,6 +136,8 @@ def meddler():
 
 def left_behind():
     """Network namespaces, descriptors and interfaces, by the kernel's own lists."""
-    namespaces = {os.readlink(f"/proc/{pid}/ns/net") for pid in os.listdir("/proc") if pid.isdigit()
-                  and os.path.exists(f"/proc/{pid}/ns/net")}
-    return namespaces, len(os.listdir("/proc/self/fd")), sorted(os.listdir("/sys/class/net"))
+    namespaces = set()
+    for path in Path("/proc").glob("[0-9]*/ns/net"):
+        with contextlib.suppress(OSError):
+            namespaces.add(path.readlink())
+    return namespaces, len(list(Path("/proc/self/fd").iterdir())), sorted(Path("/sys/class/net").iterdir())
