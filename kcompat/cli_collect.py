@@ -16,7 +16,7 @@ from collector.sinks import open_sinks
 from kcompat.bpf import compile_source
 from kcompat.cli_errors import say
 from kcompat.cli_sources import Request, answer, quarantine
-from kcompat.dialect import check, release_of
+from kcompat.dialect import check
 from kcompat.probe import require_bpf
 
 
@@ -32,8 +32,7 @@ def rendered_for(dialect: str, source: str) -> tuple[str, bool]:
 
     Kprobes are the hooks every dialect has: where one of their programs is refused, there is no dataset.
     """
-    major, minor = release_of(dialect)
-    fits = check(compile_source(source, min(major, 255) << 16 | minor << 8), dialect)
+    fits = check(compile_source(source), dialect)
     loads = sum(fit.loads for fit in fits)
     lines = [f"/* BPF of Linux {dialect}: {loads} of {len(fits)} programs load.", " *"]
     for fit in fits:

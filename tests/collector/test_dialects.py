@@ -18,8 +18,8 @@ RAW_TRACEPOINTS, SEND_LENGTH = (4, 17), (6, 3)
 
 @pytest.fixture(scope="module")
 def compiled():
-    return {"memory": compile_source(memory.source(), 0),
-            "netflow": compile_source(netflow.render(OFFSETS, NetflowOptions("box")), 0)}
+    return {"memory": compile_source(memory.source()),
+            "netflow": compile_source(netflow.render(OFFSETS, NetflowOptions("box")))}
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
