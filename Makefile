@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run test lint bench matrix venv packages packages-dev clean
+.PHONY: help run test lint bench fuzz matrix venv packages packages-dev clean
 
 # bcc is Debian's python3-bpfcc, so the interpreter is Debian's too. PyPI's "bcc" is another program.
 PYTHON := /usr/bin/python3
@@ -29,6 +29,7 @@ help:
 	@echo "make test    install what is missing, lint, all tests"
 	@echo "make lint    ruff, mypy, import-linter, clang-format"
 	@echo "make bench   the README's performance table"
+	@echo "make fuzz    the solver over 100,000 random layouts, a quarter of an hour"
 	@echo "make matrix  the kernel tests in every kernel of ci/kernels.py, in QEMU"
 	@echo "make venv    only the virtual environment, with everything developers use"
 
@@ -47,6 +48,9 @@ lint: venv
 
 bench: venv
 	timeout -k 10 1800 $(BIN)/python -m benchmarks
+
+fuzz: venv
+	KCOMPAT_LAYOUTS=$${KCOMPAT_LAYOUTS:-100000} $(BIN)/python -m pytest --timeout 0 tests/guessers/test_fuzz.py
 
 matrix: venv
 	$(BIN)/python -m ci
