@@ -18,6 +18,22 @@ class Entry:
     machine: str
 
 
+@dataclass(frozen=True)
+class Built:
+    """A kernel of our own: Debian's source with our configuration. It has no BTF; its DWARF is the judge."""
+
+    name: str
+    suites: tuple[str, ...]
+    source: str
+    """The version in the name of the package: linux-source-VERSION."""
+    fragments: tuple[str, ...]
+    """Files of ci/fragments without their suffix; a later one overrides those before it."""
+    seed: str = ""
+    """What RANDSTRUCT shuffles by, where a fragment switches it on."""
+    flavour: str = "own"
+    machine: str = "x86_64"
+
+
 DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 MATRIX = (
@@ -49,6 +65,19 @@ MATRIX = (
         flavour="generic",
         machine="x86_64",
     ),
+)
+
+_BULLSEYE = ("bullseye-security", "bullseye")
+_BOOKWORM = ("bookworm-security", "bookworm")
+
+BUILT = (
+    Built("5.10-randstruct-1", _BULLSEYE, "5.10", ("base", "randstruct-plugin"), seed="1"),
+    Built("5.10-noipv6", _BULLSEYE, "5.10", ("base", "noipv6")),
+    Built("5.10-nonetns-noconntrack", _BULLSEYE, "5.10", ("base", "nonetns", "noconntrack")),
+    Built("6.12-randstruct-2-up", _BOOKWORM, "6.12", ("base", "randstruct", "up"), seed="2"),
+    # Not an older one: tracepoints reach UDP sockets from 6.3 on.
+    Built("6.12-nokprobes", _BOOKWORM, "6.12", ("base", "nokprobes")),
+    Built("6.12-nojit", _BOOKWORM, "6.12", ("base", "nojit")),
 )
 
 
