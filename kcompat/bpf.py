@@ -81,7 +81,7 @@ def compile_cached(source: str, *, machine: str | None = None, use_cache: bool =
 
     The key holds everything the code depends on: source, stub headers, machine. The kernel is not among them.
     """
-    path = cache_dir() / f"{_cache_key(source, machine or platform.machine())}.json"
+    path = cached_path(source, machine)
     if use_cache and (found := _read_cached(path)):
         return found, True
     compiled = compile_source(source, machine)
@@ -89,6 +89,11 @@ def compile_cached(source: str, *, machine: str | None = None, use_cache: bool =
         with suppress(OSError):
             _write_whole(path, compiled.dump())
     return compiled, False
+
+
+def cached_path(source: str, machine: str | None = None) -> Path:
+    """Where the compiled source is kept, if it is."""
+    return cache_dir() / f"{_cache_key(source, machine or platform.machine())}.json"
 
 
 def compile_source(source: str, machine: str | None = None) -> Object:

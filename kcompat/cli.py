@@ -23,6 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 BACKENDS = ("kprobe", "rawtp")
 # Named here too, because `--help` must import neither the collector nor what judges BPF; a test holds them together.
 DATASETS = ("netflow",)
+MACHINES = ("x86_64", "aarch64")
 DIALECTS = ("4.4", "4.9", "4.14", "4.19", "5.4", "5.10", "current")
 
 
@@ -182,6 +183,31 @@ def render(db: Path | None, dataset: str, dialect: str | None, source: str, vmli
         text, fits = rendered_for(dialect, text)
     emit(text)
     sys.exit(0 if fits else 1)
+
+
+@main.command("compile")
+@click.option("--machine", type=click.Choice(MACHINES), help="For this machine type. Default: the one we run on.")
+@_as_json
+@click.pass_obj
+def compile_ahead(db: Path | None, machine: str | None, as_json: bool) -> None:
+    """Compile what guess and collect load, before it is needed: also for kernels that run elsewhere. Needs root.
+
+    The guess's program is one for all kernels of a machine type. Collect's is compiled for each kernel in the
+    database, and kernels whose fields lie at the same places share it. The objects go to $KCOMPAT_CACHE/bpf, and a
+    machine that has them there, owned by who runs kcompat, needs neither bcc nor LLVM. Exits with 1 if the database
+    does not know enough of a kernel.
+
+    \b
+    Examples:
+      sudo kcompat compile
+      sudo kcompat compile --machine aarch64
+      sudo kcompat compile --json
+    """
+    from kcompat.cli_compile import compile_all, programs_json, programs_text
+
+    programs = compile_all(db, machine)
+    emit(programs_json(programs) if as_json else programs_text(programs))
+    sys.exit(int(any(p.reason for p in programs)))
 
 
 @main.command()
