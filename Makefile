@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run test lint bench fuzz matrix venv packages packages-dev clean
+.PHONY: help run test lint bench fuzz matrix venv packages packages-dev packages-matrix clean
 
 # bcc is Debian's python3-bpfcc, so the interpreter is Debian's too. PyPI's "bcc" is another program.
 PYTHON := /usr/bin/python3
@@ -14,6 +14,8 @@ PACKAGES := python3-bpfcc python3-venv iproute2
 # What the tests compare with, and what boots other kernels.
 PACKAGES_DEV := $(PACKAGES) bpftool busybox-static clang clang-format cpio file gcc gcc-aarch64-linux-gnu git kmod \
 	libbpf-dev libc6-dev libelf-dev llvm openssl pahole qemu-system-x86 util-linux xz-utils zstd
+# What builds kernels of our own (ci/build.py).
+PACKAGES_MATRIX := $(PACKAGES_DEV) bc bison ccache flex gcc-12-plugin-dev libssl-dev
 # Every run ends: install, lint and all tests, real kernels in QEMU without KVM among them.
 INSTALL_S := 1500
 LINT_S := 600
@@ -52,7 +54,7 @@ bench: venv
 fuzz: venv
 	KCOMPAT_LAYOUTS=$${KCOMPAT_LAYOUTS:-100000} $(BIN)/python -m pytest --timeout 0 tests/guessers/test_fuzz.py
 
-matrix: venv
+matrix: packages-matrix venv
 	$(BIN)/python -m ci
 
 venv: packages-dev $(VENV)/.test
@@ -93,6 +95,9 @@ packages:
 
 packages-dev:
 	@$(call install,$(PACKAGES_DEV))
+
+packages-matrix:
+	@$(call install,$(PACKAGES_MATRIX))
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

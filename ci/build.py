@@ -178,9 +178,8 @@ class Make:
         # The builds of a matrix share most of what they compile.
         compiler = ["CC=ccache gcc"] if find_tool("ccache") else []
         make = ["make", "-C", str(self.tree), f"O={self.output}", *compiler, *arguments]
-        # A VM beside us has a deadline, a build has time. Should we be killed outright, setpriv has the kernel
-        # end timeout, and timeout ends its whole group.
-        command = ["setpriv", "--pdeathsig", "TERM", "timeout", f"{BUILD_DEADLINE_S:.0f}", "nice", "-n", "10", *make]
+        # Should we be killed outright, setpriv has the kernel end timeout, and timeout ends its whole group.
+        command = ["setpriv", "--pdeathsig", "TERM", "timeout", "-k", "5", f"{BUILD_DEADLINE_S:.0f}", *make]
         environment = {
             **os.environ,
             **REPRODUCIBLE,
