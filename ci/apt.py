@@ -92,6 +92,17 @@ def download(package: Package, suite: str, architecture: str, cache: Path, into:
     return deb
 
 
+def download_with_dependencies(
+    names: Sequence[str], suite: str, architecture: str, cache: Path, into: Path
+) -> list[Path]:
+    """Packages and all that an empty system needs for them; the suite's index must be there."""
+    (into / "partial").mkdir(parents=True)
+    options = [*_apt_options(suite, architecture, cache), "-o", f"Dir::Cache::archives={into}"]
+    log.info("downloading %s and what they need from %s", ", ".join(names), suite)
+    run(["apt-get", *options, "--yes", "--no-install-recommends", "--download-only", "install", *names])
+    return sorted(into.glob("*.deb"))
+
+
 def run(command: Sequence[str], cwd: Path | None = None) -> str:
     environment = {**os.environ, "LC_ALL": "C", "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
     try:
