@@ -96,27 +96,44 @@ def info(db: Path | None, as_json: bool) -> None:
 @_sources
 @_as_json
 @click.option("--no-record", is_flag=True, help="Do not remember what was learnt.")
+@click.option("--kernel-release", "release", metavar="RELEASE",
+              help="Another kernel, by its release: what the database holds of it, imports included, unverified.")
+@click.option("--distribution", metavar="NAME", help="Whose RELEASE, like ubuntu or ubuntu-18.04. Default: anybody's.")
+@click.option("--arch", metavar="ARCH", help="Its machine. Default: this one's.")
 @click.argument("fields", nargs=-1, metavar="[FIELD]...")
 @click.pass_obj
-def resolve(db: Path | None, source: str, vmlinux: Path | None, as_json: bool, no_record: bool,
-            fields: tuple[str, ...]) -> None:
+def resolve(db: Path | None, source: str, vmlinux: Path | None, as_json: bool, no_record: bool, release: str | None,
+            distribution: str | None, arch: str | None, fields: tuple[str, ...]) -> None:
     """The offsets of FIELDs, or of every field of the catalogue, from the best source there is.
 
     FIELD is a name like sock_common.skc_dport, or skc_dport where that is unique. With --vmlinux the answer is
-    for that file's kernel. Exits with 1 if a field stays unknown.
+    for that file's kernel, with --kernel-release for one that is known only by its name: where its builds differ, a
+    field stays unknown. Exits with 1 if one does.
 
     \b
     Examples:
       kcompat resolve
       kcompat resolve --source btf sock_common.skc_dport srtt_us
       kcompat resolve --vmlinux /usr/lib/debug/boot/vmlinux-6.1.0-40-amd64 --json
+      kcompat resolve --kernel-release 4.15.0-42-generic --distribution ubuntu
     """
     from kcompat.cli_output import offsets_json, offsets_table
-    from kcompat.cli_sources import answer
+    from kcompat.cli_sources import answer, answer_by_name
     from kcompat.fields import CATALOGUE, find
 
     wanted = tuple(dict.fromkeys(find(name) for name in fields)) or CATALOGUE
-    got = answer(Request(source, vmlinux, db, record=not no_record), wanted)
+    if release is None:
+        if distribution or arch:
+            raise click.UsageError("--distribution and --arch say more of a --kernel-release: give that too")
+        got = answer(Request(source, vmlinux, db, record=not no_record), wanted)
+    else:
+        from offset_db.by_release import Name
+        from offset_db.exchange_names import MACHINES
+
+        if vmlinux or source not in ("auto", "db"):
+            raise click.UsageError("--kernel-release asks the database alone: no --vmlinux, no other --source")
+        machine = arch or os.uname().machine
+        got = answer_by_name(db, Name(release, MACHINES.get(machine, machine), distribution), wanted)
     emit(offsets_json(got) if as_json else offsets_table(got))
     say(got.origin)
     sys.exit(got.exit_code)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from guessers.guess import Guess
     from guessers.hooks import Backend
     from guessers.resolver import GuessResolver
+    from offset_db.by_release import Name
     from offset_db.db import Database
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,21 @@ def answer(request: Request, wanted: Sequence[Field]) -> Answer:
     stats = dict(guess.stats.as_json()) if guess else dict(_NO_GUESS)
     stats["total_s"] = round(time.monotonic() - started, 6)
     return Answer(kernel, offsets, _origin(offsets, foreign, memory.path if recorded else None), stats, guess)
+
+
+def answer_by_name(db: Path | None, name: Name, wanted: Sequence[Field]) -> Answer:
+    """From the database alone, what is held of a kernel of that name. Raises KcompatError when there is none."""
+    from kcompat.cli_database import opened
+    from offset_db.by_release import ReleaseResolver
+
+    started = time.monotonic()
+    with opened(db) as held:
+        source = ReleaseResolver(held, name)
+    kernel = Kernel(None, name.release, "", name.machine)
+    offsets = resolve(kernel, wanted, [source]).offsets
+    builds = f"{len(source.builds)} build{'' if len(source.builds) == 1 else 's'}"
+    origin = f"{_origin(offsets, True, None)}; remembered of {builds} of {name}, unverified"
+    return Answer(kernel, offsets, origin, _NO_GUESS | {"total_s": round(time.monotonic() - started, 6)})
 
 
 def quarantine(request: Request, kernel: Kernel, fields: Collection[Field], reason: str) -> None:
