@@ -24,7 +24,7 @@ from ci.tools import find_tool, missing, tool_path
 
 log = logging.getLogger(__name__)
 
-TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc", "xz", "setpriv", "timeout")
+TOOLS = ("make", "gcc", "g++", "ld", "flex", "bison", "bc", "xz", "setpriv", "timeout")
 FRAGMENTS = Path(__file__).parent / "fragments"
 # Goes into the key: to be raised when this module makes something else out of the same inputs.
 RECIPE = 1
