@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import shlex
+import tarfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +22,7 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/r
 [ -d /sys/fs/bpf ] && mount -t bpf bpf /sys/fs/bpf 2>/dev/null
 mkdir -p /run/netns
 {prepare}
+{unpack}
 cd {directory} || exit 1
 read -r uptime idle </proc/uptime
 printf '%s start %s %s\\n' {nonce} "$(uname -r)" "$uptime" >{port}
@@ -51,6 +56,8 @@ class Job:
     kernel_arguments: Sequence[str] = ()
     memory: str = "2G"
     cpus: int = 2
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """What the guest finds at these paths, which must be where it can write: below /run or /tmp."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +80,24 @@ def guest_script(job: Job, nonce: str, prepare: str, port: str) -> str:
     environment = {**job.environment, "KCOMPAT_CI_PORT": port, "KCOMPAT_CI_NONCE": nonce}
     return GUEST_SCRIPT.format(
         prepare=prepare.strip(),
+        unpack=_unpack(job.files),
         directory=shlex.quote(str(job.directory)),
         nonce=nonce,
         port=port,
         environment=shlex.join(f"{key}={value}" for key, value in environment.items()),
         command=shlex.join(job.command),
     )
+
+
+def _unpack(files: Mapping[str, bytes]) -> str:
+    """Shell that writes the files. They travel in the script, the one thing that reaches every kind of root."""
+    if not files:
+        return ""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for path, content in files.items():
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.size, entry.mode = len(content), 0o700
+            archive.addfile(entry, io.BytesIO(content))
+    lines = textwrap.wrap(base64.b64encode(packed.getvalue()).decode(), 100)
+    return "\n".join(["base64 -d <<END | tar -xz --no-same-owner -C /", *lines, "END"])

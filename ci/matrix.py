@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import platform
 import sys
 import time
 from collections.abc import Callable
@@ -12,13 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
+from ci.ahead import GUEST_CACHE, Ahead, compiled
 from ci.apt import FetchError
 from ci.build import build
 from ci.fetch import Image, cache_dir, fetch
 from ci.given import Given
 from ci.given import obtain as take
 from ci.guest import STEPS
-from ci.job import Job, Kernel, Run
+from ci.job import Job, Kernel, Root, Run
 from ci.judge import Dwarf, build_id, exported, judge
 from ci.kernels import Built, Entry
 from ci.product import read_dwarf
@@ -75,7 +77,19 @@ def obtain(kernel: Kind, cache: Path, progress: Callable[[str], None]) -> Image:
 
 
 def bootable(kernel: Kind, image: Image) -> Kernel:
-    return Kernel(image.vmlinuz, image.release, kernel.machine)
+    modules = image.vmlinuz.parent.parent / "lib/modules" / image.release
+    return Kernel(image.vmlinuz, image.release, kernel.machine, root_for(kernel.machine, modules))
+
+
+def root_for(machine: str, modules: Path) -> Root:
+    """This machine's own files where the kernel can run them and has 9p, as its modules say; else a disk image.
+
+    A kernel without modules is one that needs none: ours have 9p built in.
+    """
+    lists = (modules / "modules.builtin", modules / "modules.dep")
+    has_9p = any("/9p.ko" in path.read_text() for path in lists if path.is_file())
+    own = machine == platform.machine() == "x86_64"
+    return "9p" if own and (has_9p or not modules.is_dir()) else "disk"
 
 
 def unknown(entry: Kind, first: str, reason: str) -> KernelResult:
@@ -97,12 +111,15 @@ def check_kernel(entry: Kind, limits: Limits, log: Path, progress: Progress) -> 
         return Yield(unknown(entry, "fetch", str(error)))
     fetched = Check("fetch", Outcome.PASS, "", round(time.monotonic() - begun, 2))
     dwarf, dwarf_export = read_dwarf(image.vmlinux) if image.vmlinux else (None, None)
+    progress("compile", "")
+    ahead = compiled(image.vmlinux or image.vmlinuz, entry.machine, cache_dir())
     progress("boot", "")
-    run = boot(bootable(entry, image), _job(limits, dwarf), log, _phases(progress))
+    run = boot(bootable(entry, image), _job(limits, dwarf, ahead), log, _phases(progress))
     checks, fields = judge(run, dwarf)
-    steps_s = {step.name: step.seconds for step in run.steps}
-    result = replace(_described(entry, image, run, (fetched, *checks)), fields=fields, build_id=build_id(run),
-                     steps_s=steps_s)
+    steps_s = {"compile": round(ahead.seconds, 2), **{step.name: step.seconds for step in run.steps}}
+    result = _described(entry, image, run, (fetched, *checks))
+    result = replace(result, fields=fields, build_id=build_id(run), steps_s=steps_s,
+                     notes=(*result.notes, *ahead.notes))
     return Yield(result, tuple(export for export in (exported(run), dwarf_export) if export))
 
 
@@ -120,13 +137,15 @@ def run_command(entry: Kind, job: Job, log: Path, progress: Progress) -> KernelR
     return _described(entry, image, run, (fetched, command))
 
 
-def _job(limits: Limits, dwarf: Dwarf | None) -> Job:
-    environment = {**GUEST_ENVIRONMENT, "KCOMPAT_CI_SECONDS": f"{limits.deadline_s - SHUTDOWN_S:.0f}"}
+def _job(limits: Limits, dwarf: Dwarf | None, ahead: Ahead) -> Job:
+    environment = {**GUEST_ENVIRONMENT, "KCOMPAT_CACHE": GUEST_CACHE,
+                   "KCOMPAT_CI_SECONDS": f"{limits.deadline_s - SHUTDOWN_S:.0f}"}
     if dwarf and dwarf.said:
         oracle = json.dumps(dwarf.said).encode()
         environment["KCOMPAT_CI_ORACLE"] = base64.b64encode(gzip.compress(oracle, mtime=0)).decode()
     command = (sys.executable, "-m", "ci.guest", *STEPS)
-    return Job(command, REPOSITORY, limits.deadline_s, environment, limits.kernel_arguments, limits.memory, limits.cpus)
+    return Job(command, REPOSITORY, limits.deadline_s, environment, limits.kernel_arguments, limits.memory, limits.cpus,
+               ahead.files)
 
 
 def _phases(progress: Progress) -> Callable[[str], None]:

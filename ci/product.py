@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ci.judge import Dwarf
@@ -48,11 +49,12 @@ def remember(database: Path, exports: Iterable[str]) -> None:
             kcompat("--db", str(database), "db", "import", *map(str, files))
 
 
-def kcompat(*arguments: str, status: Iterable[int] = (0,)) -> str:
+def kcompat(*arguments: str, status: Iterable[int] = (0,), environment: Mapping[str, str] | None = None) -> str:
     """What the command prints. Raises ProductError for any other exit status than these."""
     try:
-        done = subprocess.run([KCOMPAT, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                              check=False, timeout=DEADLINE_S)
+        done = subprocess.run([KCOMPAT, *arguments], env={**os.environ, **(environment or {})},
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+                              timeout=DEADLINE_S)
     except subprocess.TimeoutExpired as error:
         raise ProductError(f"kcompat did not end within {DEADLINE_S:.0f} s") from error
     except OSError as error:
