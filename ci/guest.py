@@ -55,7 +55,7 @@ class Guest:
         """The collector on the guessed offsets alone, and traffic whose bytes are known."""
         records = self._work / "flows.jsonl"
         command = [KCOMPAT, "--db", str(self._database), "collect", "--source", "db", "--loopback",
-                   "--interval", "3600", "--output", f"jsonl:{records}"]
+                   "--interval", "1800", "--output", f"jsonl:{records}"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=self._work) as process:
             try:
                 said = self._until(process, b"collecting")

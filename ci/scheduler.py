@@ -28,6 +28,8 @@ _SETTINGS = {
     # Only what runs lies at a worker: whatever else lay there would be blamed for its death too.
     "distributed.scheduler.worker-saturation": 1.0,
     "distributed.worker.profile.enabled": False,
+    # A terminal's Ctrl-C reaches workers as well; ending them is for us, in order.
+    "distributed.worker.preload": ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],
     # Its web pages would be there for every user of this machine.
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],

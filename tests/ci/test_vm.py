@@ -1,5 +1,6 @@
 """Real boots that go wrong: each ends in time, with its reason, and leaves no process behind."""
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -143,23 +144,37 @@ def test_the_wrong_kernel(kernel, run):
 
 
 @pytest.mark.vm
+@pytest.mark.parametrize("command", [["--", "sleep", "1000"], []], ids=["command", "checks"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_is_ended_takes_its_vm_along(kernel, number, tmp_path):
+def test_a_run_that_is_ended_takes_its_vm_along(kernel, number, command, tmp_path):
     mark = f"mark={secrets.token_hex(8)}"
-    command = [sys.executable, "-m", "ci", "-k", "5.10", "--append", mark, "--logs", tmp_path, "--", "sleep", "1000"]
+    asked = [sys.executable, "-m", "ci", "-k", "5.10", "--append", mark, "--output", tmp_path / "out", *command]
     # A killed run cannot remove its temporary directory; pytest does.
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    started = subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    with (tmp_path / "said").open("wb") as said:
+        started = subprocess.Popen(asked, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stdout=said,
+                                   stderr=said, start_new_session=True)
     try:
 
         def qemu_runs():
             return any(b"qemu" in Path(f"/proc/{pid}/comm").read_bytes() for pid in processes_with(mark))
 
         wait_until(qemu_runs, 60)
-        started.send_signal(number)
-        assert started.wait(20) != 0
-        wait_until(lambda: not processes_with(mark), 20)
+        # A terminal sends Ctrl-C to all of the foreground, to Dask's workers too.
+        os.killpg(started.pid, number) if number == signal.SIGINT else started.send_signal(number)
+        assert started.wait(30) != 0
+        wait_until(lambda: not processes_with(mark) and not session(started.pid), 20)
+        assert b"Traceback" not in (tmp_path / "said").read_bytes()
     finally:
         started.kill()
+
+
+def session(leader):
+    """The processes of a session that are left: a run's workers are in it, whatever their command line says."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == leader and fields[0] != "Z":
+                found.append(int(path.parent.name))
+    return found
