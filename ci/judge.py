@@ -143,14 +143,19 @@ def _against(judge: str, fault: str, answers: Sequence[Answer] | None, fields: S
 
 
 def _tests(found: Found) -> Check:
+    overdue = found.get("overdue")
     if found["tests"] is None:
-        return Check("tests", Outcome.FAIL, f"pytest ended with {found['status']} and no report")
+        told = f"pytest ended with {found['status']} and no report"
+        return Check("tests", Outcome.UNKNOWN if overdue else Outcome.FAIL, overdue or told)
     failed = [name for name, outcome, *_ in found["tests"] if outcome == "failed"]
     passed = sum(outcome == "passed" for _, outcome, *_ in found["tests"])
     details = {"tests": found["tests"]}
-    if failed or (found["status"] and passed):
-        told = f"{len(failed)} failed: {_few(failed)}" if failed else f"pytest ended with {found['status']}"
-        return Check("tests", Outcome.FAIL, told, None, details)
+    if failed:
+        return Check("tests", Outcome.FAIL, f"{len(failed)} failed: {_few(failed)}", None, details)
+    if overdue:
+        return Check("tests", Outcome.UNKNOWN, f"{passed} passed, but pytest {overdue}", None, details)
+    if found["status"] and passed:
+        return Check("tests", Outcome.FAIL, f"pytest ended with {found['status']}", None, details)
     if not passed:
         return Check("tests", Outcome.UNKNOWN, f"none of {len(found['tests'])} tests ran", None, details)
     return Check("tests", Outcome.PASS, f"{passed} passed, {len(found['tests']) - passed} skipped", None, details)

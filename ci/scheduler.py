@@ -163,7 +163,7 @@ def _client(jobs: int, scheduler: str | None) -> Iterator[Any]:
         dask.config.set(_SETTINGS | {"temporary-directory": scratch}),
         # TLS with keys of this run: whoever may connect may run code as us. A VM's memory is not its worker's.
         distributed.LocalCluster(n_workers=jobs, threads_per_worker=1, processes=True, memory_limit=None,
-                                 dashboard_address=None, local_directory=scratch, silence_logs=60,
+                                 dashboard_address="127.0.0.1:0", local_directory=scratch, silence_logs=60,
                                  security=True) as cluster,
         distributed.Client(cluster) as client,
     ):

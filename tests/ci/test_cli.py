@@ -1,6 +1,9 @@
 """The command line: what is chosen, what is left behind, exit codes; the kernels here end before they boot."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -9,7 +12,7 @@ from ci import __main__ as cli
 from ci import cli_command
 from ci.given import Given
 from ci.kernels import MATRIX
-from ci.matrix import unknown
+from ci.matrix import REPOSITORY, unknown
 from ci.results import Check, KernelResult, MatrixResult
 from ci.store import Store, save
 from ci.verdict import Outcome
@@ -153,3 +156,16 @@ def test_a_kernel_that_was_not_had_has_every_check_untold():
     result = unknown(Given("x", None), "fetch", "no network")
     assert result.outcome is Outcome.UNKNOWN
     assert result.reason.startswith("fetch: no network; boot: no fetch; ")
+
+
+def test_without_a_network_a_kernel_cannot_be_told(tmp_path):
+    """The real apt, where there is only a loopback and nothing in the cache."""
+    alone = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    command = [*alone, sys.executable, "-m", "ci", "run", "-k", "5.10", "--json", "--output", str(tmp_path / "out")]
+    environment = {**os.environ, "KCOMPAT_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 3, done.stderr
+    (kernel,) = json.loads(done.stdout)["kernels"]
+    assert (kernel["checks"][0]["name"], kernel["checks"][0]["outcome"]) == ("fetch", "could not tell")
+    assert kernel["checks"][0]["reason"].startswith("no build of 5.10 is to be had: bullseye-security: apt-get ")
+    assert {check["outcome"] for check in kernel["checks"]} == {"could not tell"}
