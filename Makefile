@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run test lint bench matrix venv packages packages-dev clean
+.PHONY: help run test lint bench fuzz matrix venv packages packages-dev packages-matrix clean
 
 # bcc is Debian's python3-bpfcc, so the interpreter is Debian's too. PyPI's "bcc" is another program.
 PYTHON := /usr/bin/python3
@@ -11,9 +11,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := [test,lint,matrix]
 PACKAGES := python3-bpfcc python3-venv iproute2
-# What the tests compare with, and what boots other kernels.
-PACKAGES_DEV := $(PACKAGES) bpftool busybox-static clang clang-format cpio file gcc gcc-aarch64-linux-gnu git kmod \
-	libbpf-dev libc6-dev libelf-dev llvm openssl pahole qemu-system-x86 util-linux xz-utils zstd
+# What the tests compare with, what boots other kernels, and the browser that looks at the report.
+PACKAGES_DEV := $(PACKAGES) bpftool busybox-static chromium clang clang-format cpio file gcc gcc-aarch64-linux-gnu \
+	git kmod libbpf-dev libc6-dev libelf-dev llvm openssl pahole qemu-system-x86 util-linux xz-utils zstd
+# What builds kernels of our own (ci/build.py), and what boots those of another machine (ci/disk.py).
+PACKAGES_MATRIX := $(PACKAGES_DEV) bc bison ccache flex g++ gcc-12-plugin-dev libssl-dev qemu-system-arm
 # Every run ends: install, lint and all tests, real kernels in QEMU without KVM among them.
 INSTALL_S := 1500
 LINT_S := 600
@@ -29,6 +31,7 @@ help:
 	@echo "make test    install what is missing, lint, all tests"
 	@echo "make lint    ruff, mypy, import-linter, clang-format"
 	@echo "make bench   the README's performance table"
+	@echo "make fuzz    the solver over 100,000 random layouts, a quarter of an hour"
 	@echo "make matrix  the kernel tests in every kernel of ci/kernels.py, in QEMU"
 	@echo "make venv    only the virtual environment, with everything developers use"
 
@@ -48,7 +51,10 @@ lint: venv
 bench: venv
 	timeout -k 10 1800 $(BIN)/python -m benchmarks
 
-matrix: venv
+fuzz: venv
+	KCOMPAT_LAYOUTS=$${KCOMPAT_LAYOUTS:-100000} $(BIN)/python -m pytest --timeout 0 tests/guessers/test_fuzz.py
+
+matrix: packages-matrix venv
 	$(BIN)/python -m ci
 
 venv: packages-dev $(VENV)/.test
@@ -89,6 +95,9 @@ packages:
 
 packages-dev:
 	@$(call install,$(PACKAGES_DEV))
+
+packages-matrix:
+	@$(call install,$(PACKAGES_MATRIX))
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

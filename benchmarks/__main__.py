@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 import click
 
-from benchmarks import guess, report, resolve
+from benchmarks import guess, reliability, report, resolve
 from benchmarks.measure import Repetitions, Result
 from kcompat.errors import KcompatError, Missing
 
 BENCHMARKS: dict[str, tuple[str, Callable[[Repetitions], Result]]] = {
     "guess": (guess.TITLE, guess.run),
+    "reliability": (reliability.TITLE, reliability.run),
     "resolve": (resolve.TITLE, resolve.run),
 }
 
@@ -29,7 +30,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Repetitions], Result]]] = {
 @click.option("--write-docs", is_flag=True, help=f"Write {report.DOCS.name} too; runs all benchmarks.")
 def main(names: tuple[str, ...], only_list: bool, repetitions: int, patience: float, as_json: bool,
          write_docs: bool) -> None:
-    """Measure kcompat beside its rivals on this kernel, as root. NAME: guess, resolve; default: all.
+    """Measure kcompat beside its rivals on this kernel, as root. NAME: guess, reliability, resolve; default: all.
 
     A target that is not met is printed, and is no error: exit 0. Exit 1: a measurement failed; 2: not root, or
     something is not installed; 3: this kernel does not let us.

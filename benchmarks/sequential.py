@@ -56,8 +56,8 @@ class Scan:
 
 def compiled() -> tuple[Object, int]:
     """The scan's programs and the version number they load with."""
-    code = running_version_code(Kernel.running().release)
-    return compile_source((Path(__file__).parent / "sequential.bpf.c").read_text(), code), code
+    source = (Path(__file__).parent / "sequential.bpf.c").read_text()
+    return compile_source(source), running_version_code(Kernel.running().release)
 
 
 def scan(program: Object, version_code: int) -> Scan:

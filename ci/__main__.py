@@ -1,38 +1,33 @@
-"""Command line: ``python -m ci -k 5.10`` fetches a kernel, boots it and runs a command in it."""
+"""Command line: ``python -m ci -k 5.10`` fetches a kernel, boots it and makes every check of it."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import FrameType
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ci import kernels
-from ci.fetch import cache_dir
-from ci.matrix import Result, run_entry
-from ci.verdict import Outcome, exit_code, last_lines, printable
-from ci.vm import Job
+from ci.cli_command import run_everywhere
+from ci.given import Given, given_kernels
+from ci.job import Job
+from ci.kernels import Built, Entry
+from ci.matrix import GUEST_ENVIRONMENT, REPOSITORY, Kind, Limits, origin
+from ci.product import ProductError
+from ci.results import MatrixResult, exit_code
+from ci.runs import Spread, default_jobs, run_matrix
+from ci.scheduler import SchedulerError
+from ci.store import Store, StoreError, default_store, load
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-# The guest's root is read-only: pytest's cache and compiled files have nowhere to go.
-DEFAULT_COMMAND = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/kernel")
-GUEST_ENVIRONMENT = {
-    "KCOMPAT_REQUIRE_KERNEL": "1",
-    # Without KVM everything takes ten to twenty times as long; the long run is for the machine itself.
-    "KCOMPAT_GUESS_RUNS": "5",
-    "PYTHONDONTWRITEBYTECODE": "1",
-}
-COLOURS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.UNKNOWN: "yellow"}
+MATRIX: tuple[Entry | Built, ...] = (*kernels.MATRIX, *kernels.BUILT)
 
 
 class DefaultsToRun(click.Group):
@@ -46,124 +41,168 @@ class DefaultsToRun(click.Group):
 
 @click.group(cls=DefaultsToRun)
 def main() -> None:
-    """Boot real kernels in QEMU and run the kernel tests, or any command, in each.
+    """Boot real kernels in QEMU and see of each that every offset is right and the collector works.
 
     \b
     Examples:
       python -m ci list
       python -m ci -k 5.10
       python -m ci run -k '6.*' --deadline 600 --json
+      python -m ci run --kernel-dir /srv/kernels --scheduler tcp://build1:8786
       python -m ci -k newest -v -- uname -a
     """
 
 
 @main.command("list")
 def list_kernels() -> None:
-    """The kernels of the matrix and the Debian suites they come from.
+    """The kernels of the matrix and where they come from.
 
     \b
     Example:
       python -m ci list
     """
     table = Table(box=None, pad_edge=False)
-    for heading in ("name", "machine", "flavour", "suites"):
+    for heading in ("name", "machine", "flavour", "origin", "suites"):
         table.add_column(heading)
-    for entry in kernels.MATRIX:
-        table.add_row(entry.name, entry.machine, entry.flavour, " ".join(entry.suites))
+    for entry in MATRIX:
+        table.add_row(entry.name, entry.machine, entry.flavour, origin(entry), " ".join(entry.suites))
     Console().print(table)
 
 
 @main.command()
-@click.option("-k", "pattern", default="*", metavar="PATTERN", help="Kernels to run, a glob of names. Default: all.")
+@click.option("-k", "pattern", metavar="PATTERN", help="Kernels to run, a glob of names. Default: all.")
+@click.option("--kernel", type=click.Path(path_type=Path, dir_okay=False), metavar="VMLINUZ", help="Run this kernel.")
+@click.option("--modules", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Its modules.")
+@click.option("--vmlinux", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Its debug information, a judge of every offset.")
+@click.option("--kernel-dir", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
+              help="Run the kernels below DIR: vmlinuz-* and lib/modules/*, as installed.")
+@click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N",
+              help="VMs at once. Default: as many as this machine has processors for.")
+@click.option("--scheduler", metavar="ADDRESS",
+              help="A Dask scheduler whose workers boot the kernels, like tcp://HOST:8786. They need this repository, "
+                   "QEMU and virtme-ng.")
 @click.option("--deadline", type=click.FloatRange(min=1), default=900.0, show_default=True, help="Seconds per kernel.")
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+              help="Results, offset database and logs. Default: matrix in the cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-@click.option("-v", "--verbose", is_flag=True, help="Show the guest's console on standard error as it comes.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the guest's console on standard error; with COMMAND only.")
 @click.option("--append", multiple=True, metavar="ARG", help="One more kernel argument; may be repeated.")
-@click.option("--memory", default="2G", show_default=True, help="The guest's memory.")
-@click.option("--cpus", type=click.IntRange(min=1), default=2, show_default=True, help="The guest's processors.")
-@click.option("--logs", type=click.Path(path_type=Path, file_okay=False), help="Console logs. Default: in the cache.")
+@click.option("--memory", default="2G", show_default=True, help="A guest's memory.")
+@click.option("--cpus", type=click.IntRange(min=1), default=2, show_default=True, help="A guest's processors.")
+@click.option("--logs", type=click.Path(path_type=Path, file_okay=False), help="Console logs. Default: in the output.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(
-    pattern: str,
-    deadline: float,
-    as_json: bool,
-    verbose: bool,
-    append: tuple[str, ...],
-    memory: str,
-    cpus: int,
-    logs: Path | None,
-    command: tuple[str, ...],
+    pattern: str | None, kernel: Path | None, modules: Path | None, vmlinux: Path | None, kernel_dir: Path | None,
+    jobs: int | None, scheduler: str | None, deadline: float, output: Path | None, as_json: bool, verbose: bool,
+    append: tuple[str, ...], memory: str, cpus: int, logs: Path | None, command: tuple[str, ...],
 ) -> None:
-    """Boot kernels and run COMMAND in each; without one, the tests in tests/kernel.
+    """Boot kernels and make every check of each: offsets guessed and judged, tests, a collector's flows.
 
-    COMMAND runs as root in the repository's directory and sees this machine's files, read-only or as a copy.
-    Exit status: 0 everything passed, 1 something failed, 3 something could not be told.
+    With COMMAND run that instead, as root in the repository's directory; it sees this machine's files, read-only
+    or as a copy. Exit status: 0 everything passed, 1 something failed, 3 something could not be told.
 
     \b
     Examples:
       python -m ci run -k 5.10
       python -m ci run -k '6.*' --deadline 600 --json
+      python -m ci run --kernel arch/x86/boot/bzImage --modules /lib/modules/6.9.0 --vmlinux vmlinux
       python -m ci run -k newest -v -- .venv/bin/python -c 'import bcc'
     """
-    entries = kernels.select(pattern)
-    if not entries:
-        names = ", ".join(entry.name for entry in kernels.MATRIX)
-        raise click.BadParameter(f"no kernel is called {pattern!r}; there are {names}", param_hint="-k")
+    chosen = _chosen(pattern, kernel, modules, vmlinux, kernel_dir)
     logging.basicConfig(format="%(message)s", level=logging.INFO if verbose else logging.WARNING)
-    # As Ctrl-C does, so that the VM's end is in one place.
+    # As Ctrl-C does, so that the VMs' end is in one place.
     signal.signal(signal.SIGTERM, _interrupt)
-    cache = cache_dir()
-    job = Job(command or DEFAULT_COMMAND, REPOSITORY, deadline, GUEST_ENVIRONMENT, append, memory, cpus)
-    results = []
-    for entry in entries:
-        with _progress(entry.name, verbose) as progress:
-            log = (logs or cache / "logs").absolute() / f"{entry.name}.log"
-            results.append(run_entry(entry, job, cache, log, progress))
-        if not as_json:
-            _show(results[-1], with_console=not verbose)
+    store = Store(output.absolute()) if output else default_store()
+    logs = logs and logs.absolute()
+    if command:
+        if jobs or scheduler:
+            raise click.UsageError("-j and --scheduler spread the checks; a COMMAND runs here, one kernel at a time")
+        job = Job(command, REPOSITORY, deadline, GUEST_ENVIRONMENT, append, memory, cpus)
+        sys.exit(run_everywhere(chosen, job, logs or store.logs, as_json=as_json, verbose=verbose))
+    spread = Spread(jobs or default_jobs(cpus), scheduler)
+    try:
+        result = run_matrix(chosen, Limits(deadline, append, memory, cpus), spread, store, logs, Console(stderr=True))
+    except (SchedulerError, ProductError) as error:
+        raise click.ClickException(str(error)) from error
     if as_json:
-        print(json.dumps({"kernels": [result.as_json() for result in results]}, indent=2))
-    sys.exit(exit_code(result.verdict.outcome for result in results))
+        print(json.dumps(result.as_json(), indent=2))
+    else:
+        _show(result)
+        print(f"results: {store.results}\noffsets: {store.database}")
+    sys.exit(exit_code(k.outcome for k in result.kernels))
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML there.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write one self-contained page there.")
+@click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Write a table for the docs there.")
+@click.option("--screenshot", type=click.Path(path_type=Path, dir_okay=False),
+              help="A picture of the page, which the Markdown shows.")
+def report(
+    file: Path | None, junit: Path | None, html: Path | None, markdown: Path | None, screenshot: Path | None
+) -> None:
+    """Show what a run found, for people or for other programs. FILE is what `run` wrote; default: the last run.
+
+    Exit status is that of the run.
+
+    \b
+    Examples:
+      python -m ci report
+      python -m ci report --junit junit.xml --html report.html
+      python -m ci report /srv/results/matrix.json --markdown docs/kernel-matrix.md
+    """
+    from ci.report import write_html, write_junit, write_markdown
+
+    try:
+        result = load(file or default_store().results)
+        if junit:
+            write_junit(result, junit)
+        if html:
+            write_html(result, html)
+        if markdown:
+            write_markdown(result, markdown, screenshot)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{error.filename}: {error.strerror}") from error
+    _show(result)
+    sys.exit(exit_code(k.outcome for k in result.kernels))
+
+
+def _chosen(
+    pattern: str | None, kernel: Path | None, modules: Path | None, vmlinux: Path | None, directory: Path | None
+) -> Sequence[Kind]:
+    """The user's kernels if there are any, and those of the matrix that are asked for."""
+    if (modules or vmlinux) and kernel is None:
+        raise click.UsageError("--modules and --vmlinux are of the kernel that --kernel names")
+    chosen: list[Kind] = []
+    if kernel:
+        name = kernel.name.removeprefix("vmlinuz-")
+        chosen.append(Given(name, kernel.absolute(), modules and modules.absolute(), vmlinux and vmlinux.absolute()))
+    if directory:
+        found = given_kernels(directory.absolute())
+        if not found:
+            raise click.BadParameter(f"no vmlinuz-* in {directory} or its boot directory", param_hint="--kernel-dir")
+        chosen += found
+    if pattern is not None or not chosen:
+        selected = [entry for entry in MATRIX if fnmatchcase(entry.name, pattern or "*")]
+        if not selected:
+            names = ", ".join(entry.name for entry in MATRIX)
+            raise click.BadParameter(f"no kernel is called {pattern!r}; there are {names}", param_hint="-k")
+        chosen += selected
+    return chosen
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-@contextlib.contextmanager
-def _progress(name: str, verbose: bool) -> Iterator[Callable[[str], None]]:
-    """What to do with console text: pass it on, or on a terminal show its last line under a clock."""
-    terminal = Console(stderr=True)
-    if verbose or not terminal.is_terminal:
-        yield (lambda text: click.echo(text, nl=False, err=True)) if verbose else (lambda text: None)
-        return
-    begun, line = time.monotonic(), "fetching"
-    with terminal.status(f"{name}: {line}") as status:
+def _show(result: MatrixResult) -> None:
+    from ci.report import show
 
-        def update(text: str) -> None:
-            nonlocal line
-            line = next(iter(last_lines(text, 1)), line)
-            clock = f"{time.monotonic() - begun:4.0f} s"
-            status.update(f"{escape(name)} {clock}  {escape(line[: max(10, terminal.width - len(name) - 14)])}")
-
-        yield update
-
-
-def _show(result: Result, with_console: bool) -> None:
-    """One line per kernel, and the end of the console where it did not pass."""
-    terminal = Console(highlight=False, soft_wrap=True)
-    outcome, run, image = result.verdict.outcome, result.run, result.image
-    times = f", boot {run.boot_s:.1f} s" if run and run.boot_s is not None else ""
-    total = f" ({run.total_s:.1f} s{times})" if run else ""
-    release = f" {image.release}" if image else ""
-    what = f"[{COLOURS[outcome]}]{outcome.value}[/]: {escape(printable(result.verdict.reason))}"
-    terminal.print(f"{escape(result.entry.name)}{escape(release)}: {what}{total}")
-    for note in image.notes if image else ():
-        terminal.print(f"  note: {escape(printable(note))}")
-    if outcome is not Outcome.PASS and run and with_console:
-        for line in run.tail.splitlines():
-            terminal.print(f"  | {escape(line)}")
-        terminal.print(f"  whole console: {escape(str(run.log))}")
+    show(result, Console())
 
 
 if __name__ == "__main__":

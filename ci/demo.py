@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import select
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from ci import traffic
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KCOMPAT = Path(sys.executable).with_name("kcompat")
@@ -26,7 +25,6 @@ DEADLINE_S = 60.0
 _PATIENCE_S = 10.0
 # Both ends of a wire of our own, in namespaces of our own: no other network is touched.
 ADDRESSES = {"a": ("10.213.0.1", "fd00:213::1"), "b": ("10.213.0.2", "fd00:213::2")}
-REFUSED_PORT = 9
 
 
 class Failed(Exception):
@@ -62,7 +60,7 @@ def offsets() -> None:
 def flows(directory: Path) -> None:
     records, lines = directory / "flows.jsonl", directory / "flows.lp"
     with wire() as names, _collecting(directory, f"jsonl:{records.name}", f"lineproto:{lines.name}", "table"):
-        expected = traffic(*names)
+        expected = exchange(*names)
     print("\n$ cat flows.lp   # the same flows in InfluxDB line protocol")
     print(lines.read_text(), end="")
     compare([json.loads(line) for line in records.read_text().splitlines()], expected)
@@ -70,18 +68,13 @@ def flows(directory: Path) -> None:
 
 def compare(records: Sequence[dict[str, Any]], expected: dict[str, dict[str, int]]) -> None:
     """What the flows of our own wire say, against what the programs at its ends counted. Raises Failed."""
-    ours = {address for pair in ADDRESSES.values() for address in pair}
+    ours = [address for pair in ADDRESSES.values() for address in pair]
     wrong = []
     print("\n" + f"{'sent over the wire':26}{'counted by the program':>24}{'seen by kcompat':>18}")
-    for name, counts in expected.items():
-        kind, _, port = name.rpartition(" ")
-        mine = [r for r in records if {r["tags"]["src_ip"], r["tags"]["dst_ip"]} <= ours
-                and r["tags"]["dst_port"] == port and r["tags"]["direction"] == "outgoing"]
-        for field, count in counts.items():
-            seen = sum(r["fields"].get(field, 0) for r in mine)
-            print(f"{kind + ' ' + field:26}{count:24}{seen:18}{'' if seen == count else '   WRONG'}")
-            if seen != count:
-                wrong.append(f"{name} {field}")
+    for what, count, seen in traffic.compare(records, expected, ours):
+        print(f"{what:26}{count:24}{seen:18}{'' if seen == count else '   WRONG'}")
+        if seen != count:
+            wrong.append(what)
     if wrong:
         raise Failed(f"not what was sent: {', '.join(wrong)}")
 
@@ -139,7 +132,7 @@ def _wait_for(process: subprocess.Popen[bytes], word: bytes) -> None:
         print(part.decode(errors="replace"), end="", flush=True)
 
 
-def traffic(client: str, server: str) -> dict[str, dict[str, int]]:
+def exchange(client: str, server: str) -> dict[str, dict[str, int]]:
     """Runs both ends; returns what the client counted, by ``tcp4 PORT`` and the like."""
     with _python(server, "serve", stdin=subprocess.PIPE) as listening:
         try:
@@ -161,72 +154,10 @@ def _python(namespace: str, *arguments: str, stdin: int = subprocess.DEVNULL) ->
 
 
 def serve() -> None:
-    """Echoes what it gets back reversed in size: half as much, over TCP v4 and v6 and over UDP, until stdin closes."""
-    v4, v6 = ADDRESSES["b"]
-    streams = {"tcp4": socket.create_server((v4, 0)), "tcp6": socket.create_server((v6, 0), family=socket.AF_INET6)}
-    datagrams = {"udp4": _udp(socket.AF_INET, v4), "udp6": _udp(socket.AF_INET6, v6)}
-    for stream in streams.values():
-        threading.Thread(target=_answer_streams, args=(stream,), daemon=True).start()
-    for datagram in datagrams.values():
-        threading.Thread(target=_answer_datagrams, args=(datagram,), daemon=True).start()
-    print(json.dumps({name: s.getsockname()[1] for name, s in {**streams, **datagrams}.items()}), flush=True)
+    """The far end, until standard input closes."""
+    print(json.dumps(traffic.serve(ADDRESSES["b"])), flush=True)
     # Whoever started us holds the other end: it closes when they are gone.
     select.select([sys.stdin], [], [], 2 * DEADLINE_S)
-
-
-def _udp(family: int, address: str) -> socket.socket:
-    made = socket.socket(family, socket.SOCK_DGRAM)
-    made.bind((address, 0))
-    return made
-
-
-def _answer_streams(listener: socket.socket) -> None:
-    while True:
-        peer, _ = listener.accept()
-        with peer:
-            got = 0
-            while part := peer.recv(1 << 16):
-                got += len(part)
-            peer.sendall(bytes(got // 2))
-
-
-def _answer_datagrams(bound: socket.socket) -> None:
-    while True:
-        data, peer = bound.recvfrom(1 << 16)
-        bound.sendto(data[::2], peer)
-
-
-def drive(ports: dict[str, int]) -> dict[str, dict[str, int]]:
-    """The client's end: a few connections of random sizes, some datagrams, and a connect that is refused."""
-    v4, v6 = ADDRESSES["b"]
-    counted = {}
-    for name, address in (("tcp4", v4), ("tcp6", v6)):
-        counts = {"bytes_written": 0, "bytes_read": 0, "tcp_established": 0, "tcp_closed": 0}
-        for _ in range(5):
-            sent = random.randrange(1, 200_000)
-            with socket.create_connection((address, ports[name]), timeout=_PATIENCE_S) as connection:
-                connection.sendall(bytes(sent))
-                connection.shutdown(socket.SHUT_WR)
-                while part := connection.recv(1 << 16):
-                    counts["bytes_read"] += len(part)
-            counts["bytes_written"] += sent
-            counts["tcp_established"] += 1
-            counts["tcp_closed"] += 1
-        counted[f"{name} {ports[name]}"] = counts
-    for name, address, family in (("udp4", v4, socket.AF_INET), ("udp6", v6, socket.AF_INET6)):
-        counts = {"bytes_written": 0, "bytes_read": 0}
-        with socket.socket(family, socket.SOCK_DGRAM) as datagram:
-            datagram.settimeout(_PATIENCE_S)
-            datagram.connect((address, ports[name]))
-            for _ in range(5):
-                counts["bytes_written"] += datagram.send(bytes(random.randrange(1, 1400)))
-                counts["bytes_read"] += len(datagram.recv(1 << 16))
-        counted[f"{name} {ports[name]}"] = counts
-    with suppress(ConnectionRefusedError):
-        socket.create_connection((v4, REFUSED_PORT), timeout=_PATIENCE_S).close()
-        raise SystemExit(f"something listens on port {REFUSED_PORT} of a namespace we made")
-    counted[f"refused {REFUSED_PORT}"] = {"tcp_established": 0, "bytes_written": 0}
-    return counted
 
 
 def _kcompat(*arguments: str, capture: bool = False, allowed: tuple[int, ...] = (0,)) -> str:
@@ -249,6 +180,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
         serve()
     elif sys.argv[1:2] == ["drive"]:
-        print(json.dumps(drive(json.loads(sys.argv[2]))))
+        print(json.dumps(traffic.drive(ADDRESSES["b"], json.loads(sys.argv[2]))))
     else:
         sys.exit(main())

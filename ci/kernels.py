@@ -18,37 +18,54 @@ class Entry:
     machine: str
 
 
+@dataclass(frozen=True)
+class Built:
+    """A kernel of our own: Debian's source with our configuration. It has no BTF; its DWARF is the judge."""
+
+    name: str
+    suites: tuple[str, ...]
+    source: str
+    """The version in the name of the package: linux-source-VERSION."""
+    fragments: tuple[str, ...]
+    """Files of ci/fragments without their suffix; a later one overrides those before it."""
+    seed: str = ""
+    """What RANDSTRUCT shuffles by, where a fragment switches it on."""
+    flavour: str = "own"
+    machine: str = "x86_64"
+
+
 DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
+_BULLSEYE = ("bullseye-security", "bullseye")
+_BOOKWORM = ("bookworm-security", "bookworm")
+_TRIXIE = ("trixie-security", "trixie", "bookworm-backports")
+_BACKPORTS = ("trixie-backports", "bookworm-backports")
+_LATER = ("trixie-backports", "forky", "sid", "experimental")
+
+# An rt kernel has other locks, and so other offsets.
 MATRIX = (
-    Entry(
-        name="5.10",
-        suites=("bullseye-security", "bullseye"),
-        package=r"linux-image-5\.10\.0-\d+-amd64(-unsigned)?",
-        flavour="generic",
-        machine="x86_64",
-    ),
-    Entry(
-        name="6.1",
-        suites=("bookworm-security", "bookworm"),
-        package=r"linux-image-6\.1\.0-\d+-amd64(-unsigned)?",
-        flavour="generic",
-        machine="x86_64",
-    ),
-    Entry(
-        name="6.12",
-        suites=("trixie-security", "trixie", "bookworm-backports"),
-        package=r"linux-image-6\.12\.\d+\+deb\d+(\.\d+)?-amd64(-unsigned)?",
-        flavour="generic",
-        machine="x86_64",
-    ),
-    Entry(
-        name="newest",
-        suites=("trixie-backports", "forky", "sid", "experimental"),
-        package=r"linux-image-([7-9]|\d\d)\.\d+(\.\d+)?(\+deb\d+(\.\d+)?)?-amd64(-unsigned)?",
-        flavour="generic",
-        machine="x86_64",
-    ),
+    Entry("5.10", _BULLSEYE, r"linux-image-5\.10\.0-\d+-amd64(-unsigned)?", "generic", "x86_64"),
+    Entry("5.10-rt", _BULLSEYE, r"linux-image-5\.10\.0-\d+-rt-amd64(-unsigned)?", "rt", "x86_64"),
+    Entry("6.1", _BOOKWORM, r"linux-image-6\.1\.0-\d+-amd64(-unsigned)?", "generic", "x86_64"),
+    Entry("6.1-rt", _BOOKWORM, r"linux-image-6\.1\.0-\d+-rt-amd64(-unsigned)?", "rt", "x86_64"),
+    Entry("6.12", _TRIXIE, r"linux-image-6\.12\.\d+\+deb\d+(\.\d+)?-amd64(-unsigned)?", "generic", "x86_64"),
+    Entry("6.12-rt", _TRIXIE, r"linux-image-6\.12\.\d+\+deb\d+(\.\d+)?-rt-amd64(-unsigned)?", "rt", "x86_64"),
+    Entry("6.16", _BACKPORTS, r"linux-image-6\.16\.\d+\+deb\d+(\.\d+)?-amd64(-unsigned)?", "generic", "x86_64"),
+    Entry("6.17", _BACKPORTS, r"linux-image-6\.17\.\d+\+deb\d+(\.\d+)?-amd64(-unsigned)?", "generic", "x86_64"),
+    Entry("6.18", _BACKPORTS, r"linux-image-6\.18\.\d+\+deb\d+(\.\d+)?-amd64(-unsigned)?", "generic", "x86_64"),
+    Entry("7.2", _LATER, r"linux-image-7\.2(\.\d+)?(\+deb\d+(\.\d+)?)?-amd64(-unsigned)?", "generic", "x86_64"),
+    Entry("newest", _LATER, r"linux-image-([7-9]|\d\d)\.\d+(\.\d+)?(\+deb\d+(\.\d+)?)?-amd64(-unsigned)?", "generic",
+          "x86_64"),
+)
+
+BUILT = (
+    Built("5.10-randstruct-1", _BULLSEYE, "5.10", ("base", "randstruct-plugin"), seed="1"),
+    Built("5.10-noipv6", _BULLSEYE, "5.10", ("base", "noipv6")),
+    Built("5.10-nonetns-noconntrack", _BULLSEYE, "5.10", ("base", "nonetns", "noconntrack")),
+    Built("6.12-randstruct-2-up", _BOOKWORM, "6.12", ("base", "randstruct", "up"), seed="2"),
+    # Not an older one: tracepoints reach UDP sockets from 6.3 on.
+    Built("6.12-nokprobes", _BOOKWORM, "6.12", ("base", "nokprobes")),
+    Built("6.12-nojit", _BOOKWORM, "6.12", ("base", "nojit")),
 )
 
 

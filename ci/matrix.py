@@ -1,55 +1,170 @@
-"""One kernel of the matrix from its name to its result: fetched, booted, judged."""
+"""One kernel of the matrix from its name to its result: fetched, booted, every check made and judged."""
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
+import platform
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
-from ci.fetch import FetchError, Image, fetch
-from ci.kernels import Entry
-from ci.verdict import Outcome, Verdict
-from ci.vm import Job, Kernel, Run, boot
+from ci.ahead import GUEST_CACHE, Ahead, compiled
+from ci.apt import FetchError
+from ci.build import build
+from ci.fetch import Image, cache_dir, fetch
+from ci.given import Given
+from ci.given import obtain as take
+from ci.guest import STEPS
+from ci.job import Job, Kernel, Root, Run
+from ci.judge import Dwarf, build_id, exported, judge
+from ci.kernels import Built, Entry
+from ci.product import read_dwarf
+from ci.results import CHECKS, Check, KernelResult
+from ci.verdict import Outcome
+from ci.vm import boot
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+GUEST_ENVIRONMENT = {
+    "KCOMPAT_REQUIRE_KERNEL": "1",
+    # Without KVM everything takes ten to twenty times as long; the long run is for the machine itself.
+    "KCOMPAT_GUESS_RUNS": "5",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+# Of a kernel's time: what its shutdown may take, when the steps have used up theirs.
+SHUTDOWN_S = 30.0
+
+Kind: TypeAlias = Entry | Built | Given
+Progress: TypeAlias = Callable[[str, str], None]
+"""Told the phase (fetch, boot, or a step's name) and console text."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """What became of one kernel; ``image`` and ``run`` are missing if it never got that far."""
+class Limits:
+    """What each kernel gets, the same for all."""
 
-    entry: Entry
-    verdict: Verdict
-    fetch_s: float
-    image: Image | None = None
-    run: Run | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        image, run = self.image, self.run
-        return {
-            "name": self.entry.name,
-            "machine": self.entry.machine,
-            "flavour": self.entry.flavour,
-            "release": image and image.release,
-            "package": image and image.package,
-            "version": image and image.version,
-            "notes": list(image.notes) if image else [],
-            "outcome": self.verdict.outcome.value,
-            "reason": self.verdict.reason,
-            "exit_status": self.verdict.exit_status,
-            "fetch_s": round(self.fetch_s, 2),
-            "boot_s": run and run.boot_s,
-            "vm_s": run and round(run.total_s, 2),
-            "log": str(run.log) if run and run.log else None,
-        }
+    deadline_s: float = 900.0
+    kernel_arguments: tuple[str, ...] = ()
+    memory: str = "2G"
+    cpus: int = 2
 
 
-def run_entry(entry: Entry, job: Job, cache: Path, log: Path, progress: Callable[[str], None]) -> Result:
+@dataclass(frozen=True)
+class Yield:
+    """All that one kernel gave: its result, and what was learnt of its offsets as JSON Lines."""
+
+    result: KernelResult
+    exports: tuple[str, ...] = ()
+
+
+def origin(kernel: Kind) -> str:
+    return {Entry: "debian", Built: "built", Given: "given"}[type(kernel)]
+
+
+def obtain(kernel: Kind, cache: Path, progress: Callable[[str], None]) -> Image:
+    """The kernel itself, on this machine. Raises FetchError."""
+    match kernel:
+        case Given():
+            return take(kernel, cache)
+        case Built():
+            return build(kernel, cache, progress)
+        case _:
+            return fetch(kernel, cache)
+
+
+def bootable(kernel: Kind, image: Image) -> Kernel:
+    modules = image.vmlinuz.parent.parent / "lib/modules" / image.release
+    return Kernel(image.vmlinuz, image.release, kernel.machine, root_for(kernel.machine, modules))
+
+
+def root_for(machine: str, modules: Path) -> Root:
+    """This machine's own files where the kernel can run them and has 9p, as its modules say; else a disk image.
+
+    A kernel without modules is one that needs none: ours have 9p built in.
+    """
+    lists = (modules / "modules.builtin", modules / "modules.dep")
+    has_9p = any("/9p.ko" in path.read_text() for path in lists if path.is_file())
+    own = machine == platform.machine() == "x86_64"
+    return "9p" if own and (has_9p or not modules.is_dir()) else "disk"
+
+
+def unknown(entry: Kind, first: str, reason: str) -> KernelResult:
+    """The result of a kernel whose checks cannot be told from the ``first`` one on."""
+    checks = tuple(
+        Check(name, Outcome.UNKNOWN, reason if name == first else f"no {first}")
+        for name in CHECKS[CHECKS.index(first):] if name != "dwarf"
+    )
+    return KernelResult(entry.name, entry.machine, entry.flavour, origin=origin(entry), checks=checks)
+
+
+def check_kernel(entry: Kind, limits: Limits, log: Path, progress: Progress) -> Yield:
+    """Everything that is asked of one kernel. What goes wrong with it is in the result, never an exception."""
     begun = time.monotonic()
+    progress("fetch", "")
     try:
-        image = fetch(entry, cache)
+        image = obtain(entry, cache_dir(), lambda text: progress("fetch", text))
     except FetchError as error:
-        return Result(entry, Verdict(Outcome.UNKNOWN, str(error)), time.monotonic() - begun)
-    fetched = time.monotonic()
-    run = boot(Kernel(image.vmlinuz, image.release), job, log, progress)
-    return Result(entry, run.verdict, fetched - begun, image, run)
+        return Yield(unknown(entry, "fetch", str(error)))
+    fetched = Check("fetch", Outcome.PASS, "", round(time.monotonic() - begun, 2))
+    dwarf, dwarf_export = read_dwarf(image.vmlinux) if image.vmlinux else (None, None)
+    progress("compile", "")
+    ahead = compiled(image.vmlinux or image.vmlinuz, entry.machine, cache_dir())
+    progress("boot", "")
+    run = boot(bootable(entry, image), _job(limits, dwarf, ahead), log, _phases(progress))
+    checks, fields = judge(run, dwarf)
+    steps_s = {"compile": round(ahead.seconds, 2), **{step.name: step.seconds for step in run.steps}}
+    result = _described(entry, image, run, (fetched, *checks))
+    result = replace(result, fields=fields, build_id=build_id(run), steps_s=steps_s,
+                     notes=(*result.notes, *ahead.notes))
+    return Yield(result, tuple(export for export in (exported(run), dwarf_export) if export))
+
+
+def run_command(entry: Kind, job: Job, log: Path, progress: Progress) -> KernelResult:
+    """One kernel and one command in it instead of the checks."""
+    begun = time.monotonic()
+    progress("fetch", "")
+    try:
+        image = obtain(entry, cache_dir(), lambda text: progress("fetch", text))
+    except FetchError as error:
+        return unknown(entry, "fetch", str(error))
+    fetched = Check("fetch", Outcome.PASS, "", round(time.monotonic() - begun, 2))
+    run = boot(bootable(entry, image), job, log, lambda text: progress("boot", text))
+    command = Check("command", run.verdict.outcome, run.verdict.reason, details={"status": run.verdict.exit_status})
+    return _described(entry, image, run, (fetched, command))
+
+
+def _job(limits: Limits, dwarf: Dwarf | None, ahead: Ahead) -> Job:
+    environment = {**GUEST_ENVIRONMENT, "KCOMPAT_CACHE": GUEST_CACHE,
+                   "KCOMPAT_CI_SECONDS": f"{limits.deadline_s - SHUTDOWN_S:.0f}"}
+    if dwarf and dwarf.said:
+        oracle = json.dumps(dwarf.said).encode()
+        environment["KCOMPAT_CI_ORACLE"] = base64.b64encode(gzip.compress(oracle, mtime=0)).decode()
+    command = (sys.executable, "-m", "ci.guest", *STEPS)
+    return Job(command, REPOSITORY, limits.deadline_s, environment, limits.kernel_arguments, limits.memory, limits.cpus,
+               ahead.files)
+
+
+def _phases(progress: Progress) -> Callable[[str], None]:
+    """Console text to progress: a line ``== NAME`` is where a step begins (``ci.guest``)."""
+    phase = "boot"
+
+    def told(text: str) -> None:
+        nonlocal phase
+        for line in text.splitlines():
+            if line.startswith("== ") and line[3:].strip() in STEPS:
+                phase = line[3:].strip()
+        progress(phase, text)
+
+    return told
+
+
+def _described(entry: Kind, image: Image, run: Run, checks: tuple[Check, ...]) -> KernelResult:
+    passed = all(check.outcome is Outcome.PASS for check in checks)
+    return KernelResult(
+        entry.name, entry.machine, entry.flavour, image.release, image.package, image.version, origin=origin(entry),
+        notes=image.notes, checks=checks, boot_s=run.boot_s, total_s=round(run.total_s, 2),
+        console=() if passed else tuple(run.tail.splitlines()), log=str(run.log) if run.log else None)

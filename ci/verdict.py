@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import enum
+import gzip
+import json
 import re
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 class Outcome(enum.Enum):
@@ -22,12 +27,22 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One thing the command in the guest did, in its own words (``ci.guest``)."""
+
+    name: str
+    seconds: float
+    found: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Report:
-    """What the guest's report port said: the release once the command starts, its exit status once it ended."""
+    """What the guest's report port said: the release once the command starts, steps, the exit status at the end."""
 
     release: str | None = None
     boot_s: float | None = None
     exit_status: int | None = None
+    steps: tuple[Step, ...] = ()
 
 
 _PANIC = re.compile(r"(Kernel panic - not syncing.*)")
@@ -37,14 +52,34 @@ _OOPS = re.compile(r"^\[ *\d+\.\d+\] ((?:BUG: unable to handle|Oops: |general pr
 
 
 def parse_report(text: str, nonce: str) -> Report:
-    """Lines ``NONCE start RELEASE UPTIME`` and, as the very last thing, ``NONCE exit STATUS``."""
+    """Lines ``NONCE start RELEASE UPTIME``, any ``NONCE step ...`` and, as the last thing, ``NONCE exit STATUS``."""
     prefix = re.escape(nonce)
     start = re.match(rf"{prefix} start (\S+) (\d+\.\d+)\r?\n", text) if nonce else None
     if start is None:
         return Report()
-    end = re.fullmatch(rf"{prefix} exit (\d{{1,3}})\r?\n", text[start.end() :])
+    lines = re.compile(rf"{prefix} step ([A-Za-z0-9+/=]+)\r?\n")
+    steps, at = [], start.end()
+    while line := lines.match(text, at):
+        steps.append(unpack_step(line[1]))
+        at = line.end()
+    end = re.fullmatch(rf"{prefix} exit (\d{{1,3}})\r?\n", text[at:])
     status = int(end[1]) if end and int(end[1]) < 256 else None
-    return Report(start[1], float(start[2]), status)
+    return Report(start[1], float(start[2]), status, tuple(step for step in steps if step))
+
+
+def pack_step(step: Step) -> str:
+    """One word for the report port, whatever the step found; ``unpack_step`` sees if a byte of it is lost."""
+    raw = json.dumps([step.name, step.seconds, step.found]).encode()
+    return base64.b64encode(gzip.compress(raw, mtime=0)).decode()
+
+
+def unpack_step(word: str) -> Step | None:
+    """None for what no guest of ours has packed: then the step is missing, which cannot pass for anything."""
+    try:
+        name, seconds, found = json.loads(gzip.decompress(base64.b64decode(word, validate=True)))
+        return Step(str(name), float(seconds), dict(found))
+    except (ValueError, TypeError, OSError, EOFError, zlib.error):
+        return None
 
 
 def judge(report: Report, console: str, release: str | None, deadline_passed_s: float | None) -> Verdict:

@@ -61,9 +61,9 @@ class Compiled:
     version_code: int
 
 
-def source() -> str:
-    """The C of the guess: offset-free, the same on every kernel of a machine type."""
-    machine = platform.machine()
+def source(machine: str | None = None) -> str:
+    """The C of the guess: offset-free, the same on every kernel of a machine type, this one or another."""
+    machine = machine or platform.machine()
     if machine not in _TRIGGER_SYSCALL:
         raise Unsupported(f"the guess knows no trigger system call for {machine}")
     body = (Path(__file__).parent / "memory.bpf.c").read_text()
@@ -72,7 +72,7 @@ def source() -> str:
 
 
 def compiled(version_code: int, *, use_cache: bool = True) -> Compiled:
-    made, cached = compile_cached(source(), version_code, use_cache=use_cache)
+    made, cached = compile_cached(source(), use_cache=use_cache)
     return Compiled(made, cached, version_code)
 
 

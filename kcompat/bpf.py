@@ -22,6 +22,7 @@ from kcompat.maps import MapSpec
 log = logging.getLogger(__name__)
 
 HEADERS = Path(__file__).parent / "headers"
+_BCC_ARCH = {"x86_64": "x86", "aarch64": "arm64"}
 _LD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1
 _TOO_LONG_FOR_LOG = 4000
@@ -75,34 +76,44 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kcompat" / "bpf"
 
 
-def compile_cached(source: str, version_code: int, *, use_cache: bool = True) -> tuple[Object, bool]:
+def compile_cached(source: str, *, machine: str | None = None, use_cache: bool = True) -> tuple[Object, bool]:
     """The compiled source and whether it came from the cache.
 
-    The key holds everything the code depends on: source, stub headers, kernel version number, machine.
+    The key holds everything the code depends on: source, stub headers, machine. The kernel is not among them.
     """
-    path = cache_dir() / f"{_cache_key(source, version_code)}.json"
+    path = cached_path(source, machine)
     if use_cache and (found := _read_cached(path)):
         return found, True
-    compiled = compile_source(source, version_code)
+    compiled = compile_source(source, machine)
     if use_cache:
         with suppress(OSError):
             _write_whole(path, compiled.dump())
     return compiled, False
 
 
-def compile_source(source: str, version_code: int) -> Object:
-    """C to object through bcc and its LLVM.
+def cached_path(source: str, machine: str | None = None) -> Path:
+    """Where the compiled source is kept, if it is."""
+    return cache_dir() / f"{_cache_key(source, machine or platform.machine())}.json"
 
+
+def compile_source(source: str, machine: str | None = None) -> Object:
+    """C to object through bcc and its LLVM, for this machine type or another: ``x86_64``, ``aarch64``.
+
+    The same source makes the same object whatever kernel runs here or there: what an object must say of its kernel,
+    the number that loading asks for before 5.0, it is told when it is loaded.
     Raises Missing without bcc, KcompatError with the compiler's words when the source is refused.
     """
+    machine = machine or platform.machine()
+    if machine not in _BCC_ARCH:
+        raise KcompatError(f"no programs can be compiled for {machine}: only for {' and '.join(_BCC_ARCH)}")
     try:
         from bcc import lib
     except (ImportError, OSError) as error:
         raise Missing(f"bcc is needed to compile BPF: apt-get install python3-bpfcc ({error})") from error
     os.environ["BCC_KERNEL_SOURCE"] = str(HEADERS)
-    flags = [f"-DLINUX_VERSION_CODE={version_code}".encode(), b"-Wno-macro-redefined"]
+    flags = [b"-Wno-macro-redefined"]
     array = (ctypes.c_char_p * len(flags))(*flags)
-    with _captured_stderr() as said:
+    with _captured_stderr() as said, _target(machine):
         module = lib.bpf_module_create_c_from_string(source.encode(), 0, array, len(flags), True, None)
     words = "".join(said).strip()
     if not module:
@@ -149,6 +160,20 @@ def _relocations(code: bytes, names: dict[int, str]) -> Iterator[tuple[int, str]
 
 
 @contextmanager
+def _target(machine: str) -> Iterator[None]:
+    """bcc asks the environment for its target: whoever builds kernels may have an ARCH there that means another."""
+    before = os.environ.get("ARCH")
+    os.environ["ARCH"] = _BCC_ARCH[machine]
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["ARCH"]
+        else:
+            os.environ["ARCH"] = before
+
+
+@contextmanager
 def _captured_stderr() -> Iterator[list[str]]:
     """clang writes to descriptor 2 from C; what it says is for the log or the error, not for the terminal."""
     said: list[str] = []
@@ -177,8 +202,8 @@ def _headers_hash() -> str:
     return digest.hexdigest()
 
 
-def _cache_key(source: str, version_code: int) -> str:
-    parts = (source, _headers_hash(), str(version_code), platform.machine(), "1")
+def _cache_key(source: str, machine: str) -> str:
+    parts = (source, _headers_hash(), machine, "2")
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

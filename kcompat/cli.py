@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 BACKENDS = ("kprobe", "rawtp")
-# Named here too, because `--help` must not import the collector; a test holds them together.
+# Named here too, because `--help` must import neither the collector nor what judges BPF; a test holds them together.
 DATASETS = ("netflow",)
+MACHINES = ("x86_64", "aarch64")
+DIALECTS = ("4.4", "4.9", "4.14", "4.19", "5.4", "5.10", "current")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,27 +96,44 @@ def info(db: Path | None, as_json: bool) -> None:
 @_sources
 @_as_json
 @click.option("--no-record", is_flag=True, help="Do not remember what was learnt.")
+@click.option("--kernel-release", "release", metavar="RELEASE",
+              help="Another kernel, by its release: what the database holds of it, imports included, unverified.")
+@click.option("--distribution", metavar="NAME", help="Whose RELEASE, like ubuntu or ubuntu-18.04. Default: anybody's.")
+@click.option("--arch", metavar="ARCH", help="Its machine. Default: this one's.")
 @click.argument("fields", nargs=-1, metavar="[FIELD]...")
 @click.pass_obj
-def resolve(db: Path | None, source: str, vmlinux: Path | None, as_json: bool, no_record: bool,
-            fields: tuple[str, ...]) -> None:
+def resolve(db: Path | None, source: str, vmlinux: Path | None, as_json: bool, no_record: bool, release: str | None,
+            distribution: str | None, arch: str | None, fields: tuple[str, ...]) -> None:
     """The offsets of FIELDs, or of every field of the catalogue, from the best source there is.
 
     FIELD is a name like sock_common.skc_dport, or skc_dport where that is unique. With --vmlinux the answer is
-    for that file's kernel. Exits with 1 if a field stays unknown.
+    for that file's kernel, with --kernel-release for one that is known only by its name: where its builds differ, a
+    field stays unknown. Exits with 1 if one does.
 
     \b
     Examples:
       kcompat resolve
       kcompat resolve --source btf sock_common.skc_dport srtt_us
       kcompat resolve --vmlinux /usr/lib/debug/boot/vmlinux-6.1.0-40-amd64 --json
+      kcompat resolve --kernel-release 4.15.0-42-generic --distribution ubuntu
     """
     from kcompat.cli_output import offsets_json, offsets_table
-    from kcompat.cli_sources import answer
+    from kcompat.cli_sources import answer, answer_by_name
     from kcompat.fields import CATALOGUE, find
 
     wanted = tuple(dict.fromkeys(find(name) for name in fields)) or CATALOGUE
-    got = answer(Request(source, vmlinux, db, record=not no_record), wanted)
+    if release is None:
+        if distribution or arch:
+            raise click.UsageError("--distribution and --arch say more of a --kernel-release: give that too")
+        got = answer(Request(source, vmlinux, db, record=not no_record), wanted)
+    else:
+        from offset_db.by_release import Name
+        from offset_db.exchange_names import MACHINES
+
+        if vmlinux or source not in ("auto", "db"):
+            raise click.UsageError("--kernel-release asks the database alone: no --vmlinux, no other --source")
+        machine = arch or os.uname().machine
+        got = answer_by_name(db, Name(release, MACHINES.get(machine, machine), distribution), wanted)
     emit(offsets_json(got) if as_json else offsets_table(got))
     say(got.origin)
     sys.exit(got.exit_code)
@@ -158,19 +177,54 @@ main.add_command(harvest)
 
 @main.command()
 @click.argument("dataset", type=click.Choice(DATASETS))
+@click.option("--dialect", type=click.Choice(DIALECTS), help="Judge every program by what that kernel takes of BPF.")
 @_sources
 @click.pass_obj
-def render(db: Path | None, dataset: str, source: str, vmlinux: Path | None) -> None:
+def render(db: Path | None, dataset: str, dialect: str | None, source: str, vmlinux: Path | None) -> None:
     """The BPF C of DATASET as it would be compiled here, with the offsets of this kernel.
+
+    With --dialect it begins with a comment on each program: its size in that kernel, or why it would not load there.
+    Exits with 1 if a kprobe program would not: then that kernel has no such dataset.
 
     \b
     Examples:
       sudo kcompat render netflow
       kcompat render netflow --source btf
+      kcompat render netflow --source btf --dialect 4.4
     """
-    from kcompat.cli_collect import rendered
+    from kcompat.cli_collect import rendered, rendered_for
 
-    emit(rendered(dataset, Request(source, vmlinux, db, running_only=True), os.uname().nodename))
+    text = rendered(dataset, Request(source, vmlinux, db, running_only=True), os.uname().nodename)
+    fits = True
+    if dialect:
+        text, fits = rendered_for(dialect, text)
+    emit(text)
+    sys.exit(0 if fits else 1)
+
+
+@main.command("compile")
+@click.option("--machine", type=click.Choice(MACHINES), help="For this machine type. Default: the one we run on.")
+@_as_json
+@click.pass_obj
+def compile_ahead(db: Path | None, machine: str | None, as_json: bool) -> None:
+    """Compile what guess and collect load, before it is needed: also for kernels that run elsewhere. Needs root.
+
+    The guess's program is one for all kernels of a machine type. Collect's is compiled for each kernel in the
+    database, and kernels whose fields lie at the same places share it. The objects go to $KCOMPAT_CACHE/bpf, and a
+    machine that has them there, owned by who runs kcompat, needs neither bcc nor LLVM. Exits with 1 if the database
+    does not know enough of a kernel.
+
+    \b
+    Examples:
+      sudo kcompat compile
+      sudo kcompat compile --machine aarch64
+      sudo kcompat compile --json
+    """
+    from kcompat.cli_compile import compile_all, programs_json, programs_text
+
+    programs = compile_all(db, machine)
+    emit(programs_json(programs) if as_json else programs_text(programs))
+    sys.exit(int(any(p.reason for p in programs)))
 
 
 @main.command()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import signal
+import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from collector import pipeline
+from collector.canary import Refuted
 from collector.config import Exclusions, NetflowOptions
 from collector.sinks import open_sinks
+from kcompat.bpf import compile_source
 from kcompat.cli_errors import say
-from kcompat.cli_sources import Request, answer
+from kcompat.cli_sources import Request, answer, quarantine
+from kcompat.dialect import check
 from kcompat.probe import require_bpf
 
 
@@ -21,6 +25,22 @@ def rendered(dataset: str, request: Request, nodename: str) -> str:
     got = answer(request, pipeline.wanted())
     say(got.origin)
     return pipeline.render(dataset, got.offsets, NetflowOptions(nodename))
+
+
+def rendered_for(dialect: str, source: str) -> tuple[str, bool]:
+    """The C of `rendered` under a comment on how each program fares in an old kernel; and whether the kprobes do.
+
+    Kprobes are the hooks every dialect has: where one of their programs is refused, there is no dataset.
+    """
+    fits = check(compile_source(source), dialect)
+    loads = sum(fit.loads for fit in fits)
+    lines = [f"/* BPF of Linux {dialect}: {loads} of {len(fits)} programs load.", " *"]
+    for fit in fits:
+        what = f"{fit.instructions} instructions, {fit.stack} bytes of stack" if fit.loads else "; ".join(fit.refusals)
+        lines.append(f" * {fit.program}: {what}")
+    helpers = sorted({helper for fit in fits if fit.loads for helper in fit.helpers})
+    lines += [" *", *(f" * {line}" for line in textwrap.wrap(f"helpers: {', '.join(helpers)}", 100)), " */", ""]
+    return "\n".join(lines) + source, all(fit.loads for fit in fits if fit.program.startswith(("kprobe", "kretprobe")))
 
 
 def run(request: Request, nodename: str, *, interval: float, duration: float | None, outputs: tuple[str, ...],
@@ -38,6 +58,9 @@ def run(request: Request, nodename: str, *, interval: float, duration: float | N
             say(got.origin)
             summary = pipeline.collect(options, got.offsets, sinks, duration_s=duration, stop=stop,
                                        ready=_Announced(f"collecting every {interval:g} s"))
+    except Refuted as refuted:
+        quarantine(request, got.kernel, refuted.fields, "the collector's own connections came out wrong")
+        raise
     finally:
         sinks.close()
     say(_told(summary, sinks.dropped))

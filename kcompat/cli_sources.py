@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from guessers.guess import Guess
     from guessers.hooks import Backend
     from guessers.resolver import GuessResolver
+    from offset_db.by_release import Name
     from offset_db.db import Database
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,37 @@ def answer(request: Request, wanted: Sequence[Field]) -> Answer:
     stats = dict(guess.stats.as_json()) if guess else dict(_NO_GUESS)
     stats["total_s"] = round(time.monotonic() - started, 6)
     return Answer(kernel, offsets, _origin(offsets, foreign, memory.path if recorded else None), stats, guess)
+
+
+def answer_by_name(db: Path | None, name: Name, wanted: Sequence[Field]) -> Answer:
+    """From the database alone, what is held of a kernel of that name. Raises KcompatError when there is none."""
+    from kcompat.cli_database import opened
+    from offset_db.by_release import ReleaseResolver
+
+    started = time.monotonic()
+    with opened(db) as held:
+        source = ReleaseResolver(held, name)
+    kernel = Kernel(None, name.release, "", name.machine)
+    offsets = resolve(kernel, wanted, [source]).offsets
+    builds = f"{len(source.builds)} build{'' if len(source.builds) == 1 else 's'}"
+    origin = f"{_origin(offsets, True, None)}; remembered of {builds} of {name}, unverified"
+    return Answer(kernel, offsets, origin, _NO_GUESS | {"total_s": round(time.monotonic() - started, 6)})
+
+
+def quarantine(request: Request, kernel: Kernel, fields: Collection[Field], reason: str) -> None:
+    """Keeps what is remembered of these fields from being answered again; it stays to be looked at, with the reason."""
+    from offset_db.db import Database
+    from offset_db.files import default_path
+
+    try:
+        with Database.open(request.db or default_path()) as db:
+            held = [(s.offset.field, s.offset.source) for s in db.offsets(kernel) if s.quarantined_at is None]
+            for field, source in held:
+                if field in fields:
+                    log.warning("%s from %s is quarantined: %s", field, source, reason)
+                    db.quarantine(kernel, field, source, reason)
+    except KcompatError as error:
+        log.warning("not remembered: %s", error)
 
 
 def _kernel(request: Request) -> tuple[Kernel, bool]:

@@ -18,6 +18,8 @@ from kcompat.kernel import Kernel
 from kcompat.layout import Struct, offset_of
 from kcompat.offsets import Offset
 
+# What is walked for a name that stands nowhere a compiler would put it: a second's work, a module's every unit.
+_MAX_WALKED = 2 << 20
 _GNU_DWO_NAME = b"\xb0\x42"  # DW_AT_GNU_dwo_name as .debug_abbrev spells it (ULEB128)
 
 
@@ -76,15 +78,18 @@ class _Search:
         self._found: dict[str, Struct] = {}
         self._declared: set[str] = set()
         self._seen: set[Header] = set()
+        self._left = _MAX_WALKED
 
     def structs(self, names: Iterable[str]) -> dict[str, Struct]:
         # The longest name is likely the rarest, and a unit that defines it defines many of the others too.
         missing = sorted(names, key=lambda name: (-len(name), name))
-        for search in (self._names.likely, self._names.any):
-            for name in missing:
-                # A name seen on a declaration is where the first search expected it: the second could find no more.
-                if name not in self._found and name not in self._declared:
-                    self._look(name, search(name.encode()), missing)
+        for name in missing:
+            if name not in self._found:
+                self._look(name, self._names.likely(name.encode()), missing)
+        for name in missing:
+            # A name seen on a declaration is where the first search expected it: this one could find no more.
+            if name not in self._found and name not in self._declared:
+                self._look(name, self._bounded(self._names.any(name.encode())), missing)
         if len(self._found) < len(missing):
             self._refuse_skeletons()
         return {name: Struct(name, 0, None) for name in self._declared} | self._found
@@ -99,6 +104,14 @@ class _Search:
                 self._units.close(header)
             if name in self._found:
                 return
+
+    def _bounded(self, candidates: Iterator[Header]) -> Iterator[Header]:
+        for header in candidates:
+            if self._left <= 0:
+                return
+            if header not in self._seen:
+                self._left -= header.end - header.start
+                yield header
 
     def _take(self, unit: Unit, missing: set[bytes]) -> bool:
         """Builds the missing structs that this unit defines. Only the direct children of its top entry count.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kcompat.errors import BadInput, KcompatError, Missing
-from offset_db.files import check_regular, ensure_exists, identity, move_aside
+from offset_db.files import check_regular, ensure_exists, identity, is_sqlite, move_aside
 
 APPLICATION_ID = 0x6B636F6D
 SCHEMA_VERSION = 2
@@ -162,6 +162,8 @@ def _connect_writable(path: Path) -> sqlite3.Connection:
             with told(path):
                 _prepare(connection, path)
         except Corrupt as damage:
+            if not is_sqlite(path):
+                raise BadInput(path, "not an SQLite database; left alone: name another file") from damage
             # Before it is closed: SQLite would tidy up the -wal of a file that is still in its place.
             move_aside(path, opened, damage.fault)
             raise

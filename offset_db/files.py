@@ -16,6 +16,8 @@ from kcompat.errors import BadInput, Missing
 log = logging.getLogger(__name__)
 
 Identity = tuple[int, int]
+# sqlite.org/fileformat.html
+_SQLITE_MAGIC = b"SQLite format 3\0"
 
 
 def default_path() -> Path:
@@ -66,6 +68,18 @@ def check_regular(path: Path) -> None:
         raise Missing(f"{path}: {error.strerror}; run as root or name a file you may use") from error
     if not stat.S_ISREG(mode):
         raise BadInput(path, "not a regular file")
+
+
+def is_sqlite(path: Path) -> bool:
+    """Whether the file begins as a database: one that does not is a user's own, named by a slip of the hand.
+
+    Only for a file that SQLite could not read: closing it drops the locks SQLite holds on it in this process.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
+    except OSError:
+        return False
 
 
 def move_aside(path: Path, damaged: Identity | None, fault: str) -> None:

@@ -73,12 +73,13 @@ def banner_within(image: bytes) -> tuple[str, str] | None:
 
 
 def build_id_within(image: bytes) -> str | None:
-    """The build-id of a bare image, if there is one only: the vDSO in it is an ELF file with a note of its own."""
+    """The build-id of a bare image, if there is one only: each vDSO in it is an ELF file with a note of its own."""
     outside = bytearray(image)
-    for match in re.finditer(re.escape(ELF_MAGIC + b"\x02\x01\x01"), image):
-        start = match.start()
-        if start + 48 <= len(image):
-            table, = struct.unpack_from("<Q", image, start + 40)
+    # arm64 brings two, the second for 32-bit programs. ELF class -> e_shoff, the table after all else in a vDSO.
+    for match in re.finditer(re.escape(ELF_MAGIC) + rb"([\x01\x02])\x01\x01", image):
+        start, (place, word) = match.start(), {b"\x01": (32, "<I"), b"\x02": (40, "<Q")}[match[1]]
+        if start + place + 8 <= len(image):
+            table, = struct.unpack_from(word, image, start + place)
             end = min(start + table, start + _MAX_VDSO, len(image))
             outside[start:end] = bytes(end - start)
     notes = [bytes(outside[m.start():m.start() + 36]) for m in re.finditer(re.escape(_BUILD_ID_NOTE), outside)]

@@ -29,7 +29,7 @@ def standing(stored: Iterable[Stored]) -> dict[tuple[Field, str | None], dict[st
 
 def usable(stored: Iterable[Stored], kernel: Kernel) -> dict[Field, list[Stored]]:
     """Field -> the answers that may be given for `kernel` with its modules as they are now, best first."""
-    best_first = {field: [answers[source] for source in TRUSTED if source in answers and _is_sure(answers[source])]
+    best_first = {field: [answers[source] for source in TRUSTED if source in answers and is_sure(answers[source])]
                   for (field, module), answers in standing(stored).items() if module == module_build_id(kernel, field)}
     return {field: answers for field, answers in best_first.items() if answers}
 
@@ -52,7 +52,8 @@ def disagreements(kernel: Kernel, stored: Iterable[Stored]) -> list[Disagreement
     return [Disagreement(kernel, field, offsets) for field, offsets in found if contradict(offsets.values())]
 
 
-def _is_sure(stored: Stored) -> bool:
+def is_sure(stored: Stored) -> bool:
+    """Whether the source itself had no doubt."""
     return stored.offset.verdict is (Verdict.ABSENT if stored.offset.state is State.ABSENT else Verdict.OK)
 
 

@@ -72,7 +72,7 @@ class Netflow:
 
     def __init__(self, offsets: Offsets, options: NetflowOptions, version_code: int,
                  backends: Sequence[Backend] = BACKENDS) -> None:
-        compiled, _ = compile_cached(render(offsets, options), version_code)
+        compiled, _ = compile_cached(render(offsets, options))
         self._loaded = Loaded(compiled, version_code)
         self._generation = 0
         self._reported: dict[tuple[int, int], _Counts] = {}

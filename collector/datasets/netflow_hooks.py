@@ -36,7 +36,7 @@ HOOKS: dict[Backend, tuple[Hook, ...]] = {
         Hook("kretprobe__udp_recvmsg", ("udp_recvmsg", "udpv6_recvmsg"), every=True),
         Hook("kprobe__udp_recvmsg", ("udp_recvmsg", "udpv6_recvmsg"), every=True),
         Hook("kprobe__move_addr_to_user", ("move_addr_to_user",), required=False),
-        Hook("rawtp__sys_exit", ("sys_exit",), required=False),
+        Hook("rawtp__sys_exit__last", ("sys_exit",), required=False),
     ),
     "rawtp": (
         Hook("rawtp__inet_sock_set_state", ("inet_sock_set_state",)),

@@ -1,6 +1,14 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* One state per TCP socket, from its first transition to its destruction. */
 
+static __always_inline void own_sock(struct tcp_state *state)
+{
+	struct owner owner = {};
+
+	own(&owner);
+	state->owner = owner;
+}
+
 static __always_inline struct tcp_state *find(void *sk)
 {
 	u64 key = (u64)sk;
@@ -82,11 +90,15 @@ static __always_inline void catch_up_read(void *sk, struct tcp_state *state, u32
 
 static __always_inline void measure(void *sk, struct tcp_state *state)
 {
+	u32 srtt_us = 0;
+	u32 mdev_us = 0;
 	u32 retrans = 0;
 
-	READ(&state->srtt_us, sk, tcp_sock__srtt_us);
-	READ(&state->mdev_us, sk, tcp_sock__mdev_us);
+	READ(&srtt_us, sk, tcp_sock__srtt_us);
+	READ(&mdev_us, sk, tcp_sock__mdev_us);
 	READ(&retrans, sk, tcp_sock__total_retrans);
+	state->srtt_us = srtt_us;
+	state->mdev_us = mdev_us;
 	state->retransmits = retrans - state->first_retrans;
 }
 
@@ -180,6 +192,7 @@ static __always_inline void remember_listener(void *sk)
 static __always_inline void on_state(void *sk, int from, int to)
 {
 	struct tcp_state *state;
+	struct tuple tuple = {};
 
 	if (!is_protocol(sk, IPPROTO_TCP))
 		return;
@@ -196,7 +209,7 @@ static __always_inline void on_state(void *sk, int from, int to)
 		state = adopt(sk, OUTGOING, 0, 0, 0);
 		if (state) {
 			state->first_retrans = 0;
-			own(&state->owner);
+			own_sock(state);
 		}
 		return;
 	}
@@ -206,7 +219,8 @@ static __always_inline void on_state(void *sk, int from, int to)
 		if (!state)
 			return;
 		set_bases(sk, state, 0, 0);
-		read_tuple(sk, &state->tuple);
+		read_tuple(sk, &tuple);
+		state->tuple = tuple;
 		state->flags |= WAS_ESTABLISHED;
 		state->established = 1;
 		measure(sk, state);
@@ -222,7 +236,7 @@ static __always_inline void on_state(void *sk, int from, int to)
 	catch_up(sk, state);
 	/* A process closes; the other transitions come with packets, under whatever process happens to run. */
 	if (!state->owner.pid && ((from == ESTABLISHED && to == FIN_WAIT1) || (from == CLOSE_WAIT && to == LAST_ACK)))
-		own(&state->owner);
+		own_sock(state);
 	if (to == FIN_WAIT1 || to == LAST_ACK || to == CLOSE)
 		state->flags |= DONE_WRITING;
 	if (to == CLOSE_WAIT || to == CLOSING || to == TIME_WAIT)
@@ -253,8 +267,12 @@ static __always_inline void on_destroy(void *sk)
 
 static __always_inline void touch(struct tcp_state *state)
 {
-	if (!state->owner.pid)
-		own(&state->owner);
+	u32 pid = state->owner.pid;
+
+	/* Before 4.9 a sum is no map value's address any more: the compiler must not keep one for the store below. */
+	asm volatile("" : "+r"(state));
+	if (!pid)
+		own_sock(state);
 }
 
 static __always_inline void on_tcp_sent(void *sk, u32 accepted)

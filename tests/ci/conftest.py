@@ -5,8 +5,11 @@ import os
 import pytest
 
 from ci import kernels
-from ci.fetch import FetchError, cache_dir, fetch
-from ci.vm import TOOLS, Kernel, find_tool
+from ci.apt import FetchError
+from ci.fetch import cache_dir, fetch
+from ci.job import Kernel
+from ci.tools import missing
+from ci.vng import TOOLS
 
 
 def pytest_configure(config):
@@ -17,10 +20,9 @@ def pytest_configure(config):
 def kernel():
     """The oldest kernel of the matrix; only fetched over the network where kernels are required."""
     required = os.environ.get("KCOMPAT_REQUIRE_KERNEL") == "1"
-    missing = [tool for tool in TOOLS if find_tool(tool) is None]
     entry = kernels.select("5.10")[0]
-    if not required and missing:
-        pytest.skip(f"not installed: {', '.join(missing)}")
+    if not required and (reason := missing(TOOLS)):
+        pytest.skip(reason)
     if not required and not list(cache_dir().glob("kernels/linux-image-5.10*")):
         pytest.skip(f"no 5.10 kernel in {cache_dir()}; `python -m ci -k 5.10` fetches one")
     try:

@@ -127,8 +127,3 @@ def test_patterns_match_the_names_debian_uses(name, package):
     assert re.fullmatch(entry.package, package)
     assert not re.fullmatch(entry.package, package.replace("-amd64", "-rt-amd64"))
     assert not re.fullmatch(entry.package, package + "-dbg")
-
-
-def test_select_takes_globs_and_keeps_order():
-    assert [entry.name for entry in select("6.*")] == ["6.1", "6.12"]
-    assert select("4.4") == []

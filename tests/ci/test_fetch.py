@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from ci import fetch as fetching
-from ci.fetch import FetchError, GoneError, arrange, cache_dir, fetch
+from ci import apt as real_apt
+from ci.apt import FetchError, GoneError
+from ci.fetch import arrange, cache_dir, fetch
 from ci.kernels import Entry
 
 ENTRY = Entry("5.10", ("sec", "main"), r"linux-image-5\.10\.0-\d+-amd64", "generic", "x86_64")
@@ -56,8 +57,8 @@ class Apt:
 @pytest.fixture
 def apt(monkeypatch, tmp_path):
     played = Apt(tmp_path / "cache")
-    monkeypatch.setattr(fetching, "_index", played.index)
-    monkeypatch.setattr(fetching, "_download", played.download)
+    monkeypatch.setattr(real_apt, "index", played.index)
+    monkeypatch.setattr(real_apt, "download", played.download)
     return played
 
 
@@ -121,23 +122,23 @@ def test_packages_without_modules_or_vmlinuz_are_refused(tmp_path):
 
 
 def test_a_404_is_told_from_other_errors(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "COMMAND_DEADLINE_S", 0.3)
+    monkeypatch.setattr(real_apt, "COMMAND_DEADLINE_S", 0.3)
     with pytest.raises(GoneError):
-        fetching._run(["sh", "-c", "echo 'E: Failed to fetch x  404  Not Found' >&2; exit 100"])
+        real_apt.run(["sh", "-c", "echo 'E: Failed to fetch x  404  Not Found' >&2; exit 100"])
     with pytest.raises(FetchError, match="Temporary failure") as caught:
-        fetching._run(["sh", "-c", "echo 'E: Temporary failure' >&2; exit 100"])
+        real_apt.run(["sh", "-c", "echo 'E: Temporary failure' >&2; exit 100"])
     assert not isinstance(caught.value, GoneError)
     begun = time.monotonic()
     with pytest.raises(FetchError, match="did not end within"):
-        fetching._run(["sleep", "60"])
+        real_apt.run(["sleep", "60"])
     assert time.monotonic() - begun < 10
     with pytest.raises(FetchError, match="cannot run no-such-tool"):
-        fetching._run(["no-such-tool"])
+        real_apt.run(["no-such-tool"])
 
 
 def test_another_fetch_is_waited_for_with_a_deadline(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "LOCK_DEADLINE_S", 0.1)
-    with fetching._lock(tmp_path), pytest.raises(FetchError, match="another fetch"), fetching._lock(tmp_path):
+    monkeypatch.setattr(real_apt, "LOCK_DEADLINE_S", 0.1)
+    with real_apt.lock(tmp_path), pytest.raises(FetchError, match="another process"), real_apt.lock(tmp_path):
         pass
 
 

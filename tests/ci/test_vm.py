@@ -1,5 +1,6 @@
 """Real boots that go wrong: each ends in time, with its reason, and leaves no process behind."""
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -11,8 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from ci import vng
+from ci.console import LOG_LIMIT, TAIL_LIMIT
+from ci.job import Job, Kernel
+from ci.judge import judge
 from ci.verdict import Outcome
-from ci.vm import Job, Kernel, _open_log, boot, guest_script, vng_command
+from ci.vm import _open_log, boot
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -41,20 +46,21 @@ def run(tmp_path):
     """Boots with a mark in the kernel's command line and sees that nothing marked is left."""
     mark = f"mark={secrets.token_hex(8)}"
 
-    def run(kernel, *command, deadline_s=240):
-        job = Job(command, REPOSITORY, deadline_s, kernel_arguments=(mark,))
+    def run(kernel, *command, deadline_s=240, arguments=(), memory="1G"):
+        job = Job(command, REPOSITORY, deadline_s, {"KCOMPAT_CI_SECONDS": "60"}, (mark, *arguments), memory)
         return boot(kernel, job, tmp_path / "logs/console.log")
 
     yield run
     assert processes_with(mark) == []
 
 
-def test_words_are_quoted_on_their_way_through_the_shells():
+def test_words_are_quoted_on_their_way_through_the_shells(tmp_path):
     job = Job(("echo", "a b", "$HOME"), Path("/a dir"), 60, {"X": "1 2"}, ("quiet", "x=y"))
-    script = guest_script(job, "n0nce")
+    command = vng.command(Kernel(Path("/a dir/vmlinuz")), job, tmp_path, tmp_path / "report", "n0nce")
+    script = (tmp_path / "guest.sh").read_text()
     assert "cd '/a dir' || exit 1" in script
-    assert "env 'X=1 2' echo 'a b' '$HOME' </dev/null" in script
-    command = vng_command("vng", Kernel(Path("/a dir/vmlinuz")), job, Path("/t/guest.sh"), Path("/t/report"))
+    assert "env 'X=1 2' KCOMPAT_CI_PORT=/dev/ttyS1 KCOMPAT_CI_NONCE=n0nce echo 'a b' '$HOME' </dev/null" in script
+    assert "/usr/local '/a dir'; do" in script
     assert "'/a dir/vmlinuz'" in command
     assert [word for word in command if word.startswith("--append")] == ["--append=quiet", "--append=x=y"]
 
@@ -119,11 +125,29 @@ def test_a_kernel_without_its_modules(kernel, run, tmp_path):
 
 
 @pytest.mark.vm
-def test_a_command_that_hangs_ends_at_the_deadline(kernel, run):
-    done = run(kernel, "sleep", "1000", deadline_s=40)
-    assert done.verdict.outcome is Outcome.UNKNOWN
-    assert done.verdict.reason.startswith("deadline of 40 s passed")
+def test_a_command_that_floods_the_console_and_never_ends(kernel, run, tmp_path):
+    done = run(kernel, "yes", "flood" * 1000, deadline_s=40)
+    assert (done.verdict.outcome, done.verdict.reason) == (Outcome.UNKNOWN, "deadline of 40 s passed in the command")
+    assert done.total_s < 60
+    assert (tmp_path / "logs/console.log").stat().st_size <= LOG_LIMIT + 2 * TAIL_LIMIT
+
+
+@pytest.mark.vm
+def test_an_init_that_hangs(kernel, run):
+    done = run(kernel, "true", deadline_s=30, arguments=("init=/usr/bin/cat",))
+    assert (done.verdict.outcome, done.verdict.reason) == (Outcome.UNKNOWN, "deadline of 30 s passed in boot")
     assert done.total_s < 50
+
+
+@pytest.mark.vm
+def test_a_guest_whose_disk_is_full(kernel, run):
+    """/tmp is all it can write to. The step says so, and the guest goes on to its end."""
+    fill = 'cat /dev/zero >/tmp/full; exec "$@"'
+    done = run(kernel, "sh", "-c", fill, "sh", sys.executable, "-m", "ci.guest", "info", memory="512M")
+    assert done.verdict.outcome is Outcome.PASS
+    checks = {check.name: check for check in judge(done, None)[0]}
+    assert checks["info"].outcome is Outcome.UNKNOWN
+    assert "No space left on device" in checks["info"].reason
 
 
 @pytest.mark.vm
@@ -134,29 +158,39 @@ def test_a_panic_in_the_command(kernel, run):
 
 
 @pytest.mark.vm
-def test_the_wrong_kernel(kernel, run):
-    done = run(Kernel(kernel.vmlinuz, "5.10.0-0-amd64"), "true")
-    assert (done.verdict.outcome, "wrong kernel" in done.verdict.reason) == (Outcome.UNKNOWN, True)
-
-
-@pytest.mark.vm
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_is_ended_takes_its_vm_along(kernel, number, tmp_path):
+@pytest.mark.parametrize(("number", "command"), [
+    (signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGKILL, []),
+    (signal.SIGTERM, ["--", "sleep", "1000"]), (signal.SIGKILL, ["--", "sleep", "1000"]),
+])
+def test_a_run_that_is_ended_takes_its_vm_along(kernel, number, command, tmp_path):
     mark = f"mark={secrets.token_hex(8)}"
-    command = [sys.executable, "-m", "ci", "-k", "5.10", "--append", mark, "--logs", tmp_path, "--", "sleep", "1000"]
+    asked = [sys.executable, "-m", "ci", "-k", "5.10", "--append", mark, "--output", tmp_path / "out", *command]
     # A killed run cannot remove its temporary directory; pytest does.
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    started = subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    with (tmp_path / "said").open("wb") as said:
+        started = subprocess.Popen(asked, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stdout=said,
+                                   stderr=said, start_new_session=True)
     try:
 
         def qemu_runs():
             return any(b"qemu" in Path(f"/proc/{pid}/comm").read_bytes() for pid in processes_with(mark))
 
         wait_until(qemu_runs, 60)
-        started.send_signal(number)
-        assert started.wait(20) != 0
-        wait_until(lambda: not processes_with(mark), 20)
+        # A terminal sends Ctrl-C to all of the foreground, to Dask's workers too.
+        os.killpg(started.pid, number) if number == signal.SIGINT else started.send_signal(number)
+        assert started.wait(30) != 0
+        wait_until(lambda: not processes_with(mark) and not session(started.pid), 20)
+        assert b"Traceback" not in (tmp_path / "said").read_bytes()
     finally:
         started.kill()
+
+
+def session(leader):
+    """The processes of a session that are left: a run's workers are in it, whatever their command line says."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == leader and fields[0] != "Z":
+                found.append(int(path.parent.name))
+    return found

@@ -94,21 +94,27 @@ class Noise:
                       for _ in range(size // 4)]
         self.constants = [rng.choice((rng.randrange(16), rng.randrange(1 << 32))) for _ in self.kinds]
 
+        still = [c if k == "constant" else 0 for k, c in zip(self.kinds, self.constants, strict=True)]
+        self._still = b"".join(value.to_bytes(4, "little") for value in still)
+        self._moving = [(4 * i, kind) for i, kind in enumerate(self.kinds) if kind in ("small", "pointer", "random")]
+
     def window(self, rng: random.Random) -> bytearray:
-        made = bytearray()
-        for kind, constant in zip(self.kinds, self.constants, strict=True):
-            value = {"zero": 0, "constant": constant, "random": rng.getrandbits(32)}.get(kind)
-            if value is None:
-                high = 0xFFFF8880 | rng.randrange(128)
-                value = rng.choice((0, 0, 1, 2, 3, 10, rng.randrange(256))) if kind == "small" else rng.choice(
-                    (high, rng.getrandbits(32)))
-            made += value.to_bytes(4, "little")
+        made = bytearray(self._still)
+        for at, kind in self._moving:
+            if kind == "small":
+                value = rng.choice((0, 0, 1, 2, 3, 10, rng.getrandbits(8)))
+            elif kind == "pointer" and rng.getrandbits(1):
+                value = 0xFFFF8880 | rng.getrandbits(7)
+            else:
+                value = rng.getrandbits(32)
+            made[at:at + 4] = value.to_bytes(4, "little")
         return made
 
 
-def sock_world(rng: random.Random, layout: dict[Field, int], decoys=(), per_kind: int = 5, limit=None) -> World:
+def sock_world(rng: random.Random, layout: dict[Field, int], decoys=(), per_kind: int = 5, limit=None,
+               size: int = WINDOW) -> World:
     """Sockets of every kind. A decoy is (field, offset, forge): forge(rng, code, field) writes what stands there."""
-    noise, samples, told = Noise(rng), [], []
+    noise, samples, told = Noise(rng, size), [], []
     for family, kind in KINDS * per_kind:
         values = sock_values(rng, family, kind)
         window = noise.window(rng)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -56,10 +57,12 @@ def test_help_documents_every_exit_status(run):
         assert f"\n    {code} " in said
 
 
-def test_the_datasets_are_the_collectors():
+def test_the_datasets_and_dialects_are_those_there_are():
     from collector import pipeline
+    from kcompat import dialect
 
     assert cli.DATASETS == pipeline.DATASETS
+    assert cli.DIALECTS == dialect.DIALECTS
 
 
 def test_the_backends_are_the_guessers():
@@ -432,3 +435,10 @@ def test_raw_btf_of_the_running_kernel_will_do(run, tmp_path, db):
     assert done.exit_code == 0 and "from BTF; recorded in" in one_line(done.stderr)
     with Database.open(db) as opened:
         assert [k.release for k in opened.kernels()] == [RELEASE]
+
+
+def test_render_judges_every_program_by_an_old_kernels_bpf(run):
+    done = run("render", "netflow", "--source", "btf", "--dialect", "4.4")
+    assert done.exit_code == 0
+    assert re.search(r"\* kprobe__tcp_set_state: \d+ instructions, \d+ bytes of stack\n", done.stdout)
+    assert " * rawtp__sys_exit: raw_tracepoint programs came with Linux 4.17" in done.stdout

@@ -9,19 +9,18 @@ from kcompat import bpf
 
 LDX_DW = 0x79
 # Where struct pt_regs keeps the first argument of a function: x86_64's di, arm64's regs[0].
-FIRST_ARGUMENT = {"x86_64": 112, "arm64": 0}
+FIRST_ARGUMENT = {"x86_64": 112, "aarch64": 0}
 
 
 @pytest.fixture(params=sorted(FIRST_ARGUMENT))
-def machine(request, monkeypatch):
+def machine(request):
     if os.geteuid() != 0:
         pytest.skip("bcc makes the maps while it compiles, which needs root")
-    monkeypatch.setenv("ARCH", request.param)  # bcc's own switch
     return request.param
 
 
 def test_programs_compile_and_read_the_registers_of_the_machine(machine):
-    compiled = bpf.compile_source(memory.source(), 0x050A00)
+    compiled = bpf.compile_source(memory.source(machine), machine)
     code = next(p for p in compiled.programs if p.name == "kprobe__getsockopt").instructions
     loads = {int.from_bytes(code[at + 2:at + 4], "little", signed=True)
              for at in range(0, len(code), 8) if code[at] == LDX_DW}

@@ -92,7 +92,7 @@ int set_state(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct sock *sk = (struct sock *)ctx->args[0];
 	struct tcp_sock *tp = (struct tcp_sock *)sk;
-	struct net *net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
+	struct net *net = 0;
 	__u32 zero = 0, *port = bpf_map_lookup_elem(&wanted, &zero);
 	__u64 *out = bpf_map_lookup_elem(&seen, &zero);
 
@@ -108,7 +108,10 @@ int set_state(struct bpf_raw_tracepoint_args *ctx)
 	out[5] = BPF_CORE_READ(sk, __sk_common.skc_state);
 	out[6] = BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if);
 	out[7] = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
-	out[8] = BPF_CORE_READ(net, ns.inum);
+	if (bpf_core_field_exists(sk->__sk_common.skc_net.net))	/* CONFIG_NET_NS */
+		net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
+	if (bpf_core_field_exists(net->ns.inum))
+		out[8] = BPF_CORE_READ(net, ns.inum);
 	out[9] = BPF_CORE_READ(sk, sk_mark);
 	out[10] = BPF_CORE_READ(sk, sk_rcvbuf);
 	out[11] = BPF_CORE_READ(sk, sk_type);
@@ -118,7 +121,8 @@ int set_state(struct bpf_raw_tracepoint_args *ctx)
 	out[15] = BPF_CORE_READ(tp, mdev_us);
 	out[16] = BPF_CORE_READ(tp, snd_nxt);
 	out[17] = BPF_CORE_READ(tp, bytes_received);
-	out[18] = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[3]);
+	if (bpf_core_field_exists(sk->__sk_common.skc_v6_rcv_saddr))	/* CONFIG_IPV6 */
+		out[18] = BPF_CORE_READ(sk, __sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[3]);
 	return 0;
 }
 

@@ -30,7 +30,7 @@ MOV_R0_0, EXIT = b"\xb7\0\0\0\0\0\0\0", b"\x95\0\0\0\0\0\0\0"
 
 @pytest.fixture
 def loaded():
-    compiled, _ = compile_cached(SOURCE, version_code())
+    compiled, _ = compile_cached(SOURCE)
     with Loaded(compiled, version_code()) as live:
         yield live
 
@@ -147,7 +147,7 @@ def test_a_hook_that_is_not_there_lets_the_next_be_tried(loaded):
 
 
 def test_closing_frees_every_descriptor():
-    compiled, _ = compile_cached(SOURCE, version_code())
+    compiled, _ = compile_cached(SOURCE)
     before = descriptors()
     with Loaded(compiled, version_code()) as live:
         live.attach("rawtp__seen", "sys_enter")

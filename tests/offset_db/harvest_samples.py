@@ -66,12 +66,13 @@ def bzimage(payload, protocol=0x20F):
 
 
 def arm64_image(dport=40):
-    """No ELF: banner, BTF and notes somewhere in it, and the vDSO, an ELF file with a build-id of its own."""
-    vdso = elf([(".note", 7, 2, note(b"v" * 20))], machine=183)
+    """No ELF: banner, BTF and notes somewhere in it, and two vDSOs, ELF files with build-ids of their own."""
+    vdso = elf([(".note", 7, 2, note(b"v" * 20))], machine=183).ljust(4096, b"\0")
+    vdso32 = elf([(".note", 7, 2, note(b"w" * 20))], machine=40, bits=32).ljust(4096, b"\0")
     head = bytearray(64)
     head[:2], head[56:60] = b"MZ", b"ARM\x64"
     banner = BANNER.replace(b"6.1.0-test", b"6.1.0-arm")
-    return bytes(head) + vdso.ljust(4096, b"\0") + banner + btf(dport) + bytes(8) + note(BUILD_ID) + bytes(64)
+    return bytes(head) + vdso + vdso32 + banner + btf(dport) + bytes(8) + note(BUILD_ID) + bytes(64)
 
 
 def zboot(packed):

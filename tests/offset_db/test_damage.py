@@ -38,7 +38,8 @@ def no_schema(raw):
 
 
 SIDECARS = ("-wal", "-shm")
-DAMAGE = [bad_header, page_garbage, half_of_it, a_few_bytes, not_sqlite, no_schema]
+FOREIGN = [bad_header, not_sqlite]
+DAMAGE = [page_garbage, half_of_it, a_few_bytes, no_schema]
 
 
 def damaged(path, damage):
@@ -74,7 +75,15 @@ def test_recording_into_a_damaged_file_is_not_lost(recorded, kernel, answers, da
     assert len(aside(recorded)) == 1
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", FOREIGN)
+def test_a_file_that_does_not_begin_as_a_database_is_left_alone(recorded, damage):
+    raw = damaged(recorded, damage)
+    with pytest.raises(BadInput, match=r"not an SQLite database; left alone"):
+        Database.open(recorded)
+    assert recorded.read_bytes() == raw and aside(recorded) == []
+
+
+@pytest.mark.parametrize("damage", DAMAGE + FOREIGN)
 def test_read_only_a_damaged_file_is_bad_input_and_stays(recorded, kernel, damage):
     raw = damaged(recorded, damage)
     with pytest.raises(BadInput, match=r"offsets\.db: \w+"), Database.open(recorded, read_only=True) as db:
@@ -89,11 +98,11 @@ def test_the_wal_goes_aside_with_its_file(recorded, kernel, start_writer):
     child.wait()
     wal = recorded.with_name("offsets.db-wal")
     # Both: SQLite would mend the one from the other.
-    recorded.write_bytes(b"garbage" * 1000)
+    recorded.write_bytes(b"SQLite format 3\0" + b"garbage" * 1000)
     wal.write_bytes(b"garbage" * 1000)
     with Database.open(recorded) as db:
         assert db.offsets(kernel) == ()
-    assert [p.read_bytes() for p in aside(recorded) + aside(recorded, "-wal")] == [b"garbage" * 1000] * 2
+    assert [p.read_bytes()[-7000:] for p in aside(recorded) + aside(recorded, "-wal")] == [b"garbage" * 1000] * 2
 
 
 def test_a_row_no_kcompat_wrote_is_damage(recorded, kernel):

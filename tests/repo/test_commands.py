@@ -36,7 +36,7 @@ def test_the_commands_of_the_design_are_there():
                         "kcompat db verify", "kcompat db import", "kcompat db merge", "kcompat db export",
                         "kcompat db pull", "kcompat db vacuum", "kcompat db serve",
                         "kcompat db disagreements", "kcompat harvest", "kcompat render",
-                        "kcompat collect"}
+                        "kcompat collect", "kcompat compile"}
 
 
 @pytest.mark.parametrize("words, command", ALL, ids=ids)

@@ -1,0 +1,64 @@
+"""The HTML report as a picture, by Debian's Chromium: what stands in the docs is what people see."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
+
+from ci.tools import find_tool
+
+WIDTH = 1280
+# As root there is no sandbox, and without the others Chromium looks for its maker's hosts.
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync")
+_DEADLINE_MS = 60_000
+_COLOURS = 128
+
+
+class NoBrowserError(Exception):
+    """There is no Chromium here."""
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """Ours alone, with a profile of its own; it ends with the block."""
+    path = find_tool("chromium")
+    if path is None:
+        raise NoBrowserError("not installed: chromium")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=list(FLAGS), timeout=_DEADLINE_MS)
+        try:
+            yield launched
+        finally:
+            launched.close()
+
+
+def screenshot(report: Path, picture: Path, scheme: Literal["light", "dark"]) -> None:
+    """The page from its top to the end of the offsets: times and consoles are for those who open it."""
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme=scheme)
+        page.set_default_timeout(_DEADLINE_MS)
+        page.goto(report.absolute().as_uri())
+        box = page.locator("#offsets").bounding_box()
+        height = box["y"] + box["height"] + 24 if box else 900
+        png = page.screenshot(full_page=True, clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
+    # In a repository for good: a page of text has few colours, and with a palette takes a third.
+    small = Image.open(io.BytesIO(png)).convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+    temporary = picture.with_name(f".{picture.name}.{os.getpid()}")
+    try:
+        small.save(temporary, format="PNG", optimize=True)
+        temporary.replace(picture)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def dark(picture: Path) -> Path:
+    """Where the dark one stands."""
+    return picture.with_stem(f"{picture.stem}-dark")

@@ -1,0 +1,52 @@
+"""Every program we load, in the BPF of every kernel we go down to: the old kernels themselves are not at hand."""
+
+import pytest
+
+from collector.config import NetflowOptions
+from collector.datasets import netflow
+from collector.datasets.netflow_hooks import HOOKS
+from guessers import hooks, memory
+from kcompat.bpf import compile_source
+from kcompat.dialect import DIALECTS, check, release_of
+from kcompat.fields import CATALOGUE
+from kcompat.offsets import Offset, Offsets
+
+# Where fields lie says nothing of what an old verifier takes, as long as none is missing.
+OFFSETS = Offsets([Offset.known(f, 8 * (i + 1), "test", width=f.width) for i, f in enumerate(CATALOGUE)])
+RAW_TRACEPOINTS, SEND_LENGTH = (4, 17), (6, 3)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return {"memory": compile_source(memory.source()),
+            "netflow": compile_source(netflow.render(OFFSETS, NetflowOptions("box")))}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("which", ["memory", "netflow"])
+def test_what_has_hooks_there_loads_there(compiled, which, dialect):
+    fits = check(compiled[which], dialect)
+    assert fits
+    expected = {f.program for f in fits if must_load(f.program, which, release_of(dialect))}
+    assert {f.program: f.refusals for f in fits if f.program in expected and not f.loads} == {}
+
+
+def must_load(program, which, release):
+    """Kprobes always, raw tracepoints where there are any; netflow's second set only where all of it has hooks."""
+    if not program.startswith("rawtp"):
+        return True
+    only_second = which == "netflow" and program not in {h.program for h in HOOKS["kprobe"]}
+    return release >= (SEND_LENGTH if only_second else RAW_TRACEPOINTS)
+
+
+def test_every_program_is_hooked_somewhere(compiled):
+    known = {h.program for table in HOOKS.values() for h in table} | {h.program for h in hooks.HOOKS}
+    triggers = {"rawtp__read", "kprobe__read"}
+    assert {p.name for o in compiled.values() for p in o.programs} <= known | triggers
+
+
+def test_sizes_stay_far_from_the_oldest_limits(compiled):
+    fits = [f for one in compiled.values() for f in check(one, "4.4")]
+    assert max(f.instructions for f in fits) <= 3000
+    assert max(f.stack for f in fits) <= 512
+    assert max(f.visited for f in fits) <= 32768 // 2

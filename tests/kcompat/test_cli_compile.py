@@ -1,0 +1,74 @@
+"""Objects made ahead are those that guess and collect look for, and nothing is compiled twice."""
+
+import json
+import os
+
+import pytest
+from click.testing import CliRunner
+
+from collector.config import NetflowOptions
+from collector.datasets import netflow
+from guessers import memory
+from kcompat.bpf import compile_cached
+from kcompat.cli import MACHINES, main
+from kcompat.fields import CATALOGUE, find
+from kcompat.kernel import Kernel
+from kcompat.offsets import Offset, Offsets
+from offset_db.db import Database
+
+ANSWERS = [Offset.known(f, 8 * (i + 1), "btf", width=f.width) for i, f in enumerate(CATALOGUE)]
+
+
+def kernel(number, machine="x86_64"):
+    return Kernel(build_id=f"{number:040x}", release=f"6.{number}.0", version="", machine=machine)
+
+
+@pytest.fixture
+def db(tmp_path, monkeypatch):
+    """Two kernels that are alike, one of the other machine type, and one of which a needed field is not known."""
+    if os.geteuid() != 0:
+        pytest.skip("bcc compiles for root only")
+    pytest.importorskip("bcc")
+    monkeypatch.setenv("KCOMPAT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "offsets.db"
+    with Database.open(path) as made:
+        for each in (kernel(1), kernel(2), kernel(3, "aarch64")):
+            made.record(each, ANSWERS)
+        made.record(kernel(4), [a for a in ANSWERS if a.field is not find("skc_dport")])
+    return path
+
+
+def compiled(db, *arguments):
+    done = CliRunner().invoke(main, ["--db", str(db), "compile", "--json", *arguments])
+    return done.exit_code, {(p["program"], *p["kernels"]): p for p in json.loads(done.stdout)["programs"]}
+
+
+def test_kernels_that_are_alike_share_and_what_is_not_known_is_said(db):
+    status, programs = compiled(db)
+    assert status == 1
+    assert set(programs) == {("guess",), ("netflow", "6.1.0", "6.2.0"), ("netflow", "6.4.0")}
+    assert "skc_dport" in programs["netflow", "6.4.0"]["reason"]
+    assert programs["netflow", "6.4.0"]["path"] is None
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_guess_and_collect_find_what_they_look_for(db, machine):
+    _, programs = compiled(db, "--machine", machine)
+    sources = memory.source(machine), netflow.render(Offsets(ANSWERS), NetflowOptions("host"))
+    assert [compile_cached(source, machine=machine)[1] for source in sources] == [True, True]
+    assert not any(p["cached"] for p in programs.values())
+    assert all(p["cached"] for p in compiled(db, "--machine", machine)[1].values() if p["path"])
+
+
+def test_what_it_says_fits_a_terminal(db):
+    done = CliRunner().invoke(main, ["--db", str(db), "compile"])
+    assert "netflow for 6.1.0, 6.2.0: compiled in" in done.stdout
+    assert "guess for every kernel: compiled in" in done.stdout
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(db, monkeypatch):
+    monkeypatch.setenv("KCOMPAT_CACHE", "/proc/nowhere")
+    done = CliRunner().invoke(main, ["--db", str(db), "compile"])
+    assert done.exit_code == 2
+    assert "/proc/nowhere/bpf/" in done.stderr
+    assert done.stdout == ""

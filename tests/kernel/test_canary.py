@@ -1,0 +1,69 @@
+"""The canary in the real programs: offsets that are off by a field never get as far as a record."""
+
+import re
+import threading
+
+import pytest
+
+from collector import pipeline
+from collector.canary import Refuted
+from collector.config import NetflowOptions
+from kcompat.cli_sources import Request, quarantine
+from kcompat.fields import find
+from kcompat.kernel import Kernel
+from kcompat.offsets import Offset, Offsets
+from offset_db.db import Database
+
+OPTIONS = NetflowOptions("box", interval_s=1, loopback=True)
+
+
+class Sink:
+    def __init__(self):
+        self.records = []
+
+    def write(self, records):
+        self.records += records
+
+
+def collect(offsets, sink):
+    stop = threading.Event()
+    stop.set()
+    return pipeline.collect(OPTIONS, offsets, sink, stop=stop)
+
+
+def shifted(oracle, name):
+    """Its offset moved by its own width: where in nearly every kernel another field lies."""
+    field = find(name)
+    return Offsets([Offset.known(f, o.offset + o.width, "test", width=o.width) if f is field else o
+                    for f, o in oracle.items()])
+
+
+def test_true_offsets_pass_and_the_canary_is_in_no_record(oracle):
+    sink = Sink()
+    collect(oracle, sink)
+    assert not [r for r in sink.records if re.fullmatch("[0-9a-f]{14}", r.tags["process_name"])]
+
+
+@pytest.mark.parametrize("name", ["skc_daddr", "skc_dport", "ns.inum"])
+def test_a_shifted_offset_is_refuted_and_blamed_before_anything_is_published(oracle, name):
+    sink = Sink()
+    with pytest.raises(Refuted, match="netflow is off: a connection of our own came out wrong") as refuted:
+        collect(shifted(oracle, name), sink)
+    assert find(name) in refuted.value.fields
+    assert sink.records == []
+
+
+def test_programs_that_see_nothing_are_refuted_too(oracle):
+    with pytest.raises(Refuted, match="no tcp flow of it was seen"):
+        collect(shifted(oracle, "skc_family"), Sink())
+
+
+def test_quarantine_keeps_the_answer_and_its_reason(tmp_path):
+    kernel, field = Kernel.running(), find("skc_dport")
+    path = tmp_path / "offsets.db"
+    with Database.open(path) as db:
+        db.record(kernel, [Offset.known(field, 12, "guess"), Offset.known(find("skc_num"), 14, "guess")])
+    quarantine(Request(db=path), kernel, (field,), "it came out wrong")
+    with Database.open(path) as db:
+        held = {s.offset.field: (s.offset.offset, s.quarantine_reason) for s in db.offsets(kernel)}
+    assert held == {field: (12, "it came out wrong"), find("skc_num"): (14, None)}
