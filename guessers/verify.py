@@ -69,7 +69,7 @@ def _observe(memory: KernelMemory, nonce: bytes, offsets: Offsets) -> dict[Field
                 Post(sampler, rng, families if stimulus.addresses.native_ipv6 else families[:1]).send(_PACKETS, 0)
                 head = offsets.get(find("sk_buff.head"))
                 haul.flows["sk_buff"] = samples(haul.packets, head.offset if head else None)
-            _follow(sampler, rng, families, offsets)
+            _follow(sampler, rng, offsets)
             held = {o.field: _holds(o, offsets, haul, memory) for o in offsets.known().values()}
             return {field: true for field, true in held.items() if true is not None}
         finally:
@@ -78,7 +78,7 @@ def _observe(memory: KernelMemory, nonce: bytes, offsets: Offsets) -> dict[Field
                 namespace.close()
 
 
-def _follow(sampler: Sampler, rng: random.Random, families: Sequence[int], offsets: Offsets) -> None:
+def _follow(sampler: Sampler, rng: random.Random, offsets: Offsets) -> None:
     """The ways to files and messages, found anew as a guess does, but only once."""
     haul, told = sampler.haul, offsets.known().get(_SK_SOCKET)
     bases = {field.base for field in offsets.known()}
@@ -89,7 +89,7 @@ def _follow(sampler: Sampler, rng: random.Random, families: Sequence[int], offse
         else:
             haul.reached[_SK_SOCKET] = search_socket(haul.socks, sampler.memory.read)
         with suppress(OSError):
-            collect_files(sampler, rng, families, tables=1, growths=1)
+            collect_files(sampler, rng, (socket.AF_INET,), tables=1, growths=1)
     if "msghdr" in bases:
         with suppress(OSError):
             collect_messages(sampler, rng, turns=1)
