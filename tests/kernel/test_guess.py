@@ -88,6 +88,7 @@ def test_evidence_explains_every_field():
                 "runner_up"} <= set(offset.evidence), field
 
 
+@pytest.mark.thorough
 def test_many_runs_beside_a_busy_neighbour(oracle):
     with busy_neighbour(200):
         for run in range(RUNS):
@@ -163,7 +164,7 @@ def test_verify_accepts_what_is_true(oracle):
     assert verify(Kernel.running(), list(oracle.known().values())) == set()
 
 
-@pytest.mark.parametrize("distance", [-8, -4, 4, 8, 64])
+@pytest.mark.parametrize("distance", [4, *(pytest.param(d, marks=pytest.mark.thorough) for d in (-8, -4, 8, 64))])
 def test_verify_refutes_what_is_shifted(oracle, distance):
     known = [o for o in oracle.known().values() if o.offset + distance >= 0 and o.field not in signs.UNTOLD]
     shifted = [Offset.known(o.field, o.offset + distance, "test", width=o.width) for o in known]

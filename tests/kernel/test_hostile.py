@@ -20,6 +20,9 @@ from kcompat.fields import CATALOGUE
 from kcompat.offsets import State
 from tests.kernel.test_guess import busy_neighbour, disagreements, wrong
 
+# Which kernel it is makes no difference here.
+pytestmark = pytest.mark.thorough
+
 # A raw tracepoint and a function that every kernel has and that nothing we do reaches.
 NEVER_FIRES = {"rawtp": "sched_process_hang", "kprobe": "panic"}
 
