@@ -139,7 +139,7 @@ def run(
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write one self-contained page there.")
 @click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Write a table for the docs there.")
 @click.option("--screenshot", type=click.Path(path_type=Path, dir_okay=False),
-              help="A picture of the page, which the Markdown shows.")
+              help="Draw the page as PNG there, and dark as ...-dark.png; the Markdown shows it.")
 def report(
     file: Path | None, junit: Path | None, html: Path | None, markdown: Path | None, screenshot: Path | None
 ) -> None:
@@ -151,9 +151,11 @@ def report(
     Examples:
       python -m ci report
       python -m ci report --junit junit.xml --html report.html
-      python -m ci report /srv/results/matrix.json --markdown docs/kernel-matrix.md
+      python -m ci report /srv/results/matrix.json
+      python -m ci report --markdown docs/kernel-matrix.md --screenshot docs/kernel-matrix.png
     """
-    from ci.report import write_html, write_junit, write_markdown
+    from ci.report import write_html, write_junit, write_markdown, write_screenshot
+    from ci.report_screenshot import BrowserError
 
     try:
         result = load(file or default_store().results)
@@ -161,9 +163,11 @@ def report(
             write_junit(result, junit)
         if html:
             write_html(result, html)
+        if screenshot:
+            write_screenshot(result, screenshot)
         if markdown:
             write_markdown(result, markdown, screenshot)
-    except StoreError as error:
+    except (StoreError, BrowserError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"{error.filename}: {error.strerror}") from error
