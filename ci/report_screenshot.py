@@ -18,7 +18,7 @@ WIDTH = 1280
 # As root there is no sandbox, and without the others Chromium looks for its maker's hosts.
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync")
-_DEADLINE_MS = 60_000
+_DEADLINE_MS = 120_000
 _COLOURS = 128
 
 
