@@ -205,6 +205,8 @@ def _chosen(
             names = ", ".join(entry.name for entry in MATRIX)
             reason = f"no kernel is called {error.args[0]!r}; there are {names}"
             raise click.BadParameter(reason, param_hint="-k") from error
+    if twice := [name for name, count in Counter(one.name for one in chosen).items() if count > 1]:
+        raise click.UsageError(f"two kernels are called {twice[0]}: results and logs go by the name")
     return chosen
 
 

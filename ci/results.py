@@ -9,8 +9,8 @@ from typing import Any
 from ci.verdict import Outcome
 
 FORMAT = 1
-# In the order they are shown. One that is missing was not asked: "dwarf" of a kernel without DWARF, "btf" of one without
-# BTF. What was asked and got no answer, because the kernel was lost, is there and could not be told.
+# In the order they are shown. One that is missing was not asked: "btf" of a kernel without BTF, "dwarf" of one without
+# DWARF. What was asked and got no answer, because the kernel was lost, is there and could not be told.
 CHECKS = ("fetch", "boot", "info", "guess", "btf", "dwarf", "tests", "collect", "shutdown")
 
 

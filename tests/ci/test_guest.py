@@ -51,7 +51,8 @@ def test_steps_are_read_up_to_where_the_guest_was_lost():
 def test_the_command_reports_every_step_it_is_asked_for(tmp_path):
     port = tmp_path / "port"
     port.touch()
-    environment = {**os.environ, "KCOMPAT_CI_PORT": str(port), "KCOMPAT_CI_NONCE": NONCE, "KCOMPAT_CI_SECONDS": "100"}
+    end = str(time.monotonic() + 100)
+    environment = {**os.environ, "KCOMPAT_CI_PORT": str(port), "KCOMPAT_CI_NONCE": NONCE, "KCOMPAT_CI_SECONDS": end}
     command = [sys.executable, "-m", "ci.guest", "info", "offsets"]
     subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, timeout=100, stdout=subprocess.DEVNULL)
     info, offsets = (unpack_step(line.split()[2]) for line in port.read_text().splitlines())
