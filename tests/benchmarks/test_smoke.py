@@ -22,7 +22,7 @@ REQUIRED = os.environ.get("KCOMPAT_REQUIRE_KERNEL") == "1"
 
 def command(*arguments):
     return subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=REPOSITORY, capture_output=True,
-                          text=True, timeout=120)
+                          text=True, timeout=280)
 
 
 @pytest.fixture(scope="module")
