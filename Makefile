@@ -49,7 +49,7 @@ lint: venv
 	timeout $(LINT_S) clang-format --dry-run -Werror $(C_FILES)
 
 bench: venv
-	timeout -k 10 1800 $(BIN)/python -m benchmarks
+	timeout -k 10 $(BENCH_S) $(BIN)/python -m benchmarks
 
 fuzz: venv
 	KCOMPAT_LAYOUTS=$${KCOMPAT_LAYOUTS:-100000} $(BIN)/python -m pytest --timeout 0 tests/guessers/test_fuzz.py

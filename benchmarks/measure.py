@@ -148,15 +148,15 @@ def _jiffies() -> tuple[int, int]:
     return numbers[3] + numbers[4], sum(numbers)
 
 
-def timed(command: Sequence[str]) -> tuple[float, bytes]:
+def timed(command: Sequence[str], patience_s: float = _PATIENCE_S) -> tuple[float, bytes]:
     """The wall time and the output of a command. Raises Missing without it, KcompatError when it fails."""
     started = time.perf_counter()
     try:
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=_PATIENCE_S, check=False)
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=patience_s, check=False)
     except FileNotFoundError as error:
         raise Missing(f"{command[0]} is not installed") from error
     except subprocess.TimeoutExpired as error:
-        raise KcompatError(f"{' '.join(command[:4])}: no end after {_PATIENCE_S:.0f} s") from error
+        raise KcompatError(f"{' '.join(command[:4])}: no end after {patience_s:.0f} s") from error
     seconds = time.perf_counter() - started
     if done.returncode:
         words = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]

@@ -6,8 +6,8 @@ import json
 import logging
 import signal
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from types import FrameType
 
@@ -27,6 +27,8 @@ from ci.runs import Spread, default_jobs, run_matrix
 from ci.scheduler import SchedulerError
 from ci.store import Store, StoreError, default_store, load
 
+# As a shell says of a program that Ctrl-C ended.
+INTERRUPTED = 130
 MATRIX: tuple[Entry | Built, ...] = (*kernels.MATRIX, *kernels.BUILT)
 
 
@@ -70,7 +72,8 @@ def list_kernels() -> None:
 
 
 @main.command()
-@click.option("-k", "pattern", metavar="PATTERN", help="Kernels to run, a glob of names. Default: all.")
+@click.option("-k", "pattern", metavar="PATTERN",
+              help="Kernels to run, a glob of names, or several with commas. Default: all.")
 @click.option("--kernel", type=click.Path(path_type=Path, dir_okay=False), metavar="VMLINUZ", help="Run this kernel.")
 @click.option("--modules", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Its modules.")
 @click.option("--vmlinux", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
@@ -105,7 +108,7 @@ def run(
     \b
     Examples:
       python -m ci run -k 5.10
-      python -m ci run -k '6.*' --deadline 600 --json
+      python -m ci run -k '5.10,6.*' --deadline 600 --json
       python -m ci run --kernel arch/x86/boot/bzImage --modules /lib/modules/6.9.0 --vmlinux vmlinux
       python -m ci run -k newest -v -- .venv/bin/python -c 'import bcc'
     """
@@ -119,10 +122,15 @@ def run(
         if jobs or scheduler:
             raise click.UsageError("-j and --scheduler spread the checks; a COMMAND runs here, one kernel at a time")
         job = Job(command, REPOSITORY, deadline, GUEST_ENVIRONMENT, append, memory, cpus)
-        sys.exit(run_everywhere(chosen, job, logs or store.logs, as_json=as_json, verbose=verbose))
+        try:
+            sys.exit(run_everywhere(chosen, job, logs or store.logs, as_json=as_json, verbose=verbose))
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
     spread = Spread(jobs or default_jobs(cpus), scheduler)
     try:
         result = run_matrix(chosen, Limits(deadline, append, memory, cpus), spread, store, logs, Console(stderr=True))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except (SchedulerError, ProductError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -139,7 +147,7 @@ def run(
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write one self-contained page there.")
 @click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Write a table for the docs there.")
 @click.option("--screenshot", type=click.Path(path_type=Path, dir_okay=False),
-              help="A picture of the page, which the Markdown shows.")
+              help="Draw the page as PNG there, and dark as ...-dark.png; the Markdown shows it.")
 def report(
     file: Path | None, junit: Path | None, html: Path | None, markdown: Path | None, screenshot: Path | None
 ) -> None:
@@ -151,9 +159,11 @@ def report(
     Examples:
       python -m ci report
       python -m ci report --junit junit.xml --html report.html
-      python -m ci report /srv/results/matrix.json --markdown docs/kernel-matrix.md
+      python -m ci report /srv/results/matrix.json
+      python -m ci report --markdown docs/kernel-matrix.md --screenshot docs/kernel-matrix.png
     """
-    from ci.report import write_html, write_junit, write_markdown
+    from ci.report import write_html, write_junit, write_markdown, write_screenshot
+    from ci.report_screenshot import BrowserError
 
     try:
         result = load(file or default_store().results)
@@ -161,9 +171,11 @@ def report(
             write_junit(result, junit)
         if html:
             write_html(result, html)
+        if screenshot:
+            write_screenshot(result, screenshot)
         if markdown:
             write_markdown(result, markdown, screenshot)
-    except StoreError as error:
+    except (StoreError, BrowserError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"{error.filename}: {error.strerror}") from error
@@ -187,11 +199,14 @@ def _chosen(
             raise click.BadParameter(f"no vmlinuz-* in {directory} or its boot directory", param_hint="--kernel-dir")
         chosen += found
     if pattern is not None or not chosen:
-        selected = [entry for entry in MATRIX if fnmatchcase(entry.name, pattern or "*")]
-        if not selected:
+        try:
+            chosen += kernels.select(pattern or "*", MATRIX)
+        except LookupError as error:
             names = ", ".join(entry.name for entry in MATRIX)
-            raise click.BadParameter(f"no kernel is called {pattern!r}; there are {names}", param_hint="-k")
-        chosen += selected
+            reason = f"no kernel is called {error.args[0]!r}; there are {names}"
+            raise click.BadParameter(reason, param_hint="-k") from error
+    if twice := [name for name, count in Counter(one.name for one in chosen).items() if count > 1]:
+        raise click.UsageError(f"two kernels are called {twice[0]}: results and logs go by the name")
     return chosen
 
 

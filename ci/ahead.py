@@ -59,7 +59,7 @@ def _programs(kernel: Path, machine: str, database: Path, objects: Path) -> Iter
 
 
 def _tests(kernel: Path, machine: str, database: Path, objects: Path) -> Iterable[Path]:
-    command = [sys.executable, "-m", "tests.kernel.ahead", machine]
+    command = [sys.executable, "-m", "tests.kernel.ahead", machine, str(database)]
     try:
         done = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "KCOMPAT_CACHE": str(objects)},
                               stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,

@@ -24,8 +24,8 @@ from ci.verdict import Step, pack_step
 KCOMPAT = str(Path(sys.executable).with_name("kcompat"))
 BTF = Path("/sys/kernel/btf")
 NETNS = Path("/proc/self/ns/net")
-# Of the time that is left: a step that hangs must not take that of all the others.
-SHARE = 0.6
+# Of the time that is left: a step that hangs must not take that of all the others. The last one has nobody to spare.
+SHARE, LAST_SHARE = 0.6, 0.9
 _GRACE_S = 15.0
 # For what a step says on standard error, or of one failed test; the console has it all.
 WORDS_LIMIT = 4000
@@ -38,7 +38,7 @@ class StepError(Exception):
 
 
 class Guest:
-    """One guest's steps: they share a database, which begins empty, and the time until ``end``."""
+    """One guest's steps: they share a database, which begins empty, and the time until ``end`` (time.monotonic)."""
 
     def __init__(self, work: Path, end: float) -> None:
         self._work = work
@@ -97,7 +97,8 @@ class Guest:
                    "--junitxml", str(report)]
         overdue = None
         try:
-            status = self._run([sys.executable, "-m", "pytest", *options, "tests/kernel"], environment, False)["status"]
+            command = [sys.executable, "-m", "pytest", *options, "tests/kernel"]
+            status = self._run(command, environment, capture=False, share=LAST_SHARE)["status"]
         except StepError as error:
             # Interrupted, pytest reports what it got to.
             status, overdue = None, str(error)
@@ -110,13 +111,16 @@ class Guest:
         except ValueError:
             return {"said": None, **done}
 
-    def _run(self, command: Sequence[str], environment: Mapping[str, str] | None = None, capture: bool = True) -> Found:
+    def _run(
+        self, command: Sequence[str], environment: Mapping[str, str] | None = None, *,
+        capture: bool = True, share: float = SHARE,
+    ) -> Found:
         """Runs one command in a session of its own, so that what it starts ends with it."""
         say(f"$ {' '.join(command[-6:])}")
         with (self._work / "out").open("w+b") as out, (self._work / "err").open("w+b") as err:
             process = subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL,
                                        stdout=out if capture else None, stderr=err if capture else None)
-            limit = self._limit()
+            limit = self._limit(share)
             try:
                 process.wait(limit)
             except subprocess.TimeoutExpired as error:
@@ -153,8 +157,8 @@ class Guest:
             said += part
         return said
 
-    def _limit(self) -> float:
-        return max(1.0, SHARE * (self._end - time.monotonic()))
+    def _limit(self, share: float = SHARE) -> float:
+        return max(1.0, share * (self._end - time.monotonic()))
 
 
 # In the order they run: what is learnt is sent away before the tests, the longest step, may lose the guest.
@@ -207,10 +211,11 @@ def _tests(report: Path) -> list[list[Any]]:
 
 
 def main(names: Sequence[str]) -> None:
-    deadline_s = float(os.environ["KCOMPAT_CI_SECONDS"])
+    # After boot, which is what the monotonic clock counts from.
+    end = float(os.environ["KCOMPAT_CI_SECONDS"])
     port, nonce = Path(os.environ["KCOMPAT_CI_PORT"]), os.environ["KCOMPAT_CI_NONCE"]
     with tempfile.TemporaryDirectory(prefix="kcompat-guest-") as work:
-        guest = Guest(Path(work), time.monotonic() + deadline_s)
+        guest = Guest(Path(work), end)
         for name in names:
             done = step(name, guest)
             with port.open("a") as report:

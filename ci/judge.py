@@ -33,7 +33,7 @@ class Dwarf:
 def judge(run: Run, dwarf: Dwarf | None) -> tuple[tuple[Check, ...], tuple[FieldResult, ...]]:
     """The checks of a kernel that was booted, boot to shutdown, and its fields. A check never made is not there."""
     steps = {step.name: step for step in run.steps}
-    booted = Check("boot", Outcome.PASS, "") if run.boot_s is not None else Check("boot", *_verdict(run))
+    booted = Check("boot", Outcome.PASS, "", run.boot_s) if run.boot_s is not None else Check("boot", *_verdict(run))
     judges = _judges(steps.get("btf"), dwarf)
     collect = _of_step("collect", steps, run, _collect)
     fields = compare(_fields(steps.get("guess")) or (), judges, collect.outcome is Outcome.PASS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Built:
     machine: str = "x86_64"
 
 
+K = TypeVar("K", "Entry", "Built", "Entry | Built")
 DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 _BULLSEYE = ("bullseye-security", "bullseye")
@@ -42,13 +45,17 @@ _TRIXIE = ("trixie-security", "trixie", "bookworm-backports")
 _BACKPORTS = ("trixie-backports", "bookworm-backports")
 _LATER = ("trixie-backports", "forky", "sid", "experimental")
 
-# An rt kernel has other locks, and so other offsets.
+# An rt kernel has other locks, and so other offsets. A cloud kernel has no 9p; another machine has another root.
 MATRIX = (
     Entry("5.10", _BULLSEYE, r"linux-image-5\.10\.0-\d+-amd64(-unsigned)?", "generic", "x86_64"),
+    Entry("5.10-cloud", _BULLSEYE, r"linux-image-5\.10\.0-\d+-cloud-amd64(-unsigned)?", "cloud", "x86_64"),
     Entry("5.10-rt", _BULLSEYE, r"linux-image-5\.10\.0-\d+-rt-amd64(-unsigned)?", "rt", "x86_64"),
     Entry("6.1", _BOOKWORM, r"linux-image-6\.1\.0-\d+-amd64(-unsigned)?", "generic", "x86_64"),
+    Entry("6.1-cloud", _BOOKWORM, r"linux-image-6\.1\.0-\d+-cloud-amd64(-unsigned)?", "cloud", "x86_64"),
+    Entry("6.1-arm64", _BOOKWORM, r"linux-image-6\.1\.0-\d+-arm64(-unsigned)?", "generic", "aarch64"),
     Entry("6.1-rt", _BOOKWORM, r"linux-image-6\.1\.0-\d+-rt-amd64(-unsigned)?", "rt", "x86_64"),
     Entry("6.12", _TRIXIE, r"linux-image-6\.12\.\d+\+deb\d+(\.\d+)?-amd64(-unsigned)?", "generic", "x86_64"),
+    Entry("6.12-arm64", _TRIXIE, r"linux-image-6\.12\.\d+\+deb\d+(\.\d+)?-arm64(-unsigned)?", "generic", "aarch64"),
     Entry("6.12-rt", _TRIXIE, r"linux-image-6\.12\.\d+\+deb\d+(\.\d+)?-rt-amd64(-unsigned)?", "rt", "x86_64"),
     Entry("6.16", _BACKPORTS, r"linux-image-6\.16\.\d+\+deb\d+(\.\d+)?-amd64(-unsigned)?", "generic", "x86_64"),
     Entry("6.17", _BACKPORTS, r"linux-image-6\.17\.\d+\+deb\d+(\.\d+)?-amd64(-unsigned)?", "generic", "x86_64"),
@@ -69,6 +76,13 @@ BUILT = (
 )
 
 
-def select(pattern: str, matrix: tuple[Entry, ...] = MATRIX) -> list[Entry]:
-    """Entries whose name matches the glob, in the matrix's order: oldest kernel first."""
-    return [entry for entry in matrix if fnmatchcase(entry.name, pattern)]
+def select(pattern: str, matrix: Sequence[K]) -> list[K]:
+    """Entries whose name matches one of the globs, which commas part, in the matrix's order.
+
+    Raises LookupError with a glob that matches none: a run that leaves one out without a word would be green.
+    """
+    globs = pattern.split(",")
+    for glob in globs:
+        if not any(fnmatchcase(entry.name, glob) for entry in matrix):
+            raise LookupError(glob)
+    return [entry for entry in matrix if any(fnmatchcase(entry.name, glob) for glob in globs)]

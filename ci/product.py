@@ -59,7 +59,7 @@ def kcompat(*arguments: str, status: Iterable[int] = (0,), environment: Mapping[
         raise ProductError(f"kcompat did not end within {DEADLINE_S:.0f} s") from error
     except OSError as error:
         raise ProductError(f"cannot run {KCOMPAT}: {error.strerror}") from error
-    if done.returncode not in status:
+    if done.returncode not in status or (done.returncode and not done.stdout):
         words = next(iter(last_lines(done.stderr, 1)), "it said nothing")
         raise ProductError(f"kcompat ended with {done.returncode}: {words}")
     return done.stdout

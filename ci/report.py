@@ -36,7 +36,7 @@ def write_markdown(result: MatrixResult, path: Path, screenshot: Path | None) ->
 
 
 def write_screenshot(result: MatrixResult, path: Path) -> None:
-    """The HTML report as PNG, and beside it ``-dark``. Raises NoBrowserError."""
+    """The HTML report as PNG, and beside it ``-dark``. Raises BrowserError."""
     # Only this needs a browser.
     from ci.report_screenshot import dark, screenshot
 

@@ -9,7 +9,8 @@ from typing import Any
 from ci.verdict import Outcome
 
 FORMAT = 1
-# In the order they happen. A kernel that stops early has fewer of them, and each missing one could not be told.
+# In the order they are shown. One that is missing was not asked: "btf" of a kernel without BTF, "dwarf" of one without
+# DWARF. What was asked and got no answer, because the kernel was lost, is there and could not be told.
 CHECKS = ("fetch", "boot", "info", "guess", "btf", "dwarf", "tests", "collect", "shutdown")
 
 

@@ -58,11 +58,12 @@ def run_matrix(
                 given[one.result.name] = one
                 progress.ended(one.result)
     finally:
+        result = gathered()
         # An interrupted run keeps what it found; one that never began leaves an older run's results alone.
         if given:
-            save(gathered(), store.results)
+            save(result, store.results)
             remember(store.database, [export for one in given.values() for export in one.exports])
-    return gathered()
+    return result
 
 
 def host() -> dict[str, str]:

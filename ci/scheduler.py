@@ -92,8 +92,7 @@ def _result(future: Any, entry: Kind) -> Yield:
         result: Yield = future.result(timeout=_CONNECT_S)
         return result
     except distributed.KilledWorker as error:
-        reason = f"the worker died that it ran on, the last one at {error.last_worker.address}"
-        return Yield(unknown(entry, "fetch", f"{reason}, {ATTEMPTS} times; it is not tried again"))
+        return _deadly(entry, error.last_worker.address)
     except Exception as error:
         # A worker that is not like us, a scheduler that ended: whatever it is, this kernel was not judged.
         return Yield(unknown(entry, "fetch", f"the worker failed: {type(error).__name__}: {error}"))
@@ -106,12 +105,15 @@ def _checked(entry: Kind, limits: Limits, logs: Path | None, run: str) -> Yield:
     attempt = _begun(worker, f"{run}-{entry.name}")
     if attempt > ATTEMPTS:
         # A scheduler that is not ours may allow more.
-        reason = f"the worker died that it ran on, {ATTEMPTS} times; it is not tried again"
-        given = Yield(unknown(entry, "fetch", reason))
-    else:
-        log = (logs or cache_dir() / "logs").absolute() / f"{entry.name}.log"
-        given = check_kernel(entry, limits, log, _Reporter(worker, entry.name, f"{run}-progress"))
-    return replace(given, result=replace(given.result, worker=worker.address, attempts=min(attempt, ATTEMPTS)))
+        return _deadly(entry, worker.address)
+    log = (logs or cache_dir() / "logs").absolute() / f"{entry.name}.log"
+    given = check_kernel(entry, limits, log, _Reporter(worker, entry.name, f"{run}-progress"))
+    return replace(given, result=replace(given.result, worker=worker.address, attempts=attempt))
+
+
+def _deadly(entry: Kind, address: str) -> Yield:
+    reason = f"the worker died that it ran on, {ATTEMPTS} times; it is not tried again"
+    return Yield(replace(unknown(entry, "fetch", reason), worker=address, attempts=ATTEMPTS))
 
 
 def _begun(worker: Any, topic: str) -> int:

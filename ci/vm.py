@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from ci import vng
+from ci import disk, vng
 from ci.console import Console
 from ci.job import Job, Kernel, Root, Run
 from ci.tools import missing, tool_path
@@ -37,7 +37,7 @@ class Launcher(Protocol):
         """
 
 
-LAUNCHERS: dict[Root, Launcher] = {"9p": vng}
+LAUNCHERS: dict[Root, Launcher] = {"9p": vng, "disk": disk}
 
 
 def boot(kernel: Kernel, job: Job, log: Path, progress: Callable[[str], None] = lambda text: None) -> Run:

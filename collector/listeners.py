@@ -9,9 +9,13 @@ _LISTEN = "0A"
 
 
 def listening(proc: Path = Path("/proc")) -> set[tuple[int, int]]:
-    """(network namespace number, TCP port) of every listener in every namespace that a process is in."""
+    """(network namespace number, TCP port) of every listener in every namespace that a process is in.
+
+    On a kernel without namespaces, where even our own process has none, the number is 0, as the programs say too.
+    """
     found = set()
-    for netns, pid in one_process_each(proc).items():
+    processes: dict[int, int | str] = {**one_process_each(proc)} or {0: "self"}
+    for netns, pid in processes.items():
         for table in ("tcp", "tcp6"):
             try:
                 text = (proc / str(pid) / "net" / table).read_text()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from itertools import islice
@@ -18,8 +18,12 @@ from offset_db.harvest_report import Report
 # Below this many files, starting workers takes longer than reading them.
 _WORTH_A_CLUSTER = 3
 _CONNECT_S = 10
-# Files sent ahead for each thread, so that none waits for us; the rest stays here.
+# Messages sent ahead for each thread, so that none waits for us; the rest stays here.
 _AHEAD = 3
+# Files in one message: each message costs us milliseconds that the workers could have had.
+_TOGETHER = 8
+# But for each thread at least so many messages, so that all end at about the same time.
+_MESSAGES = 16
 
 _SETTINGS = {
     # A worker dies of the file it reads, not by chance: that file is not given to a second one.
@@ -50,31 +54,41 @@ def reports(paths: Sequence[Path], jobs: int, scheduler: str | None) -> Iterator
 
 def _streamed(client: Any, paths: Sequence[Path]) -> Iterator[Report]:
     distributed: Any = import_module("distributed")
-    waiting = iter(paths)
     sent = {}
-    threads = sum(client.nthreads().values())
+    threads = max(sum(client.nthreads().values()), 1)
+    size = max(1, min(_TOGETHER, len(paths) // (_MESSAGES * threads)))
+    waiting = (paths[at:at + size] for at in range(0, len(paths), size))
 
-    def send(path: Path) -> Any:
+    def send(batch: Sequence[Path]) -> Any:
         # Not pure: a file may have changed since a harvest of the same cluster read it.
-        future = client.submit(read, path, pure=False)
-        sent[future.key] = path
+        future = client.submit(_read_all, read, batch, pure=False)
+        sent[future.key] = batch
         return future
 
-    first = [send(path) for path in islice(waiting, _AHEAD * max(threads, 1))]
+    first = [send(batch) for batch in islice(waiting, _AHEAD * threads)]
     results = distributed.as_completed(first, with_results=True, raise_errors=False)
     # Held here they would be held by the workers too, with all that was found.
     del first
     for future, result in results:
-        path = sent.pop(future.key)
+        batch = sent.pop(future.key)
         if (following := next(waiting, None)) is not None:
             results.add(send(following))
-        yield _report(result, path)
+        if isinstance(result, list):
+            yield from result
+        elif len(batch) > 1:
+            # One of them is to blame: which, shows when each is read alone.
+            for path in batch:
+                results.add(send((path,)))
+        else:
+            yield _report(result, batch[0])
+
+
+def _read_all(reader: Callable[[Path], Report], paths: Sequence[Path]) -> list[Report]:
+    return [reader(path) for path in paths]
 
 
 def _report(result: object, path: Path) -> Report:
-    """What is no report is a bug, or a worker that is not like us; either way the rest goes on."""
-    if isinstance(result, Report):
-        return result
+    """What is no list of reports is a bug, or a worker that is not like us; either way the rest goes on."""
     error = result[1] if isinstance(result, tuple) else result
     if isinstance(error, import_module("distributed").KilledWorker):
         return Report(path, faults=("the worker that read it died: out of memory, or killed",))

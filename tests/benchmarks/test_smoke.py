@@ -9,22 +9,26 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
-from benchmarks.__main__ import BENCHMARKS
-from benchmarks.measure import Line, Result, Target
+from benchmarks.__main__ import BENCHMARKS, _run
+from benchmarks.measure import Line, Repetitions, Result, Target
+from kcompat.errors import Missing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# Minutes of work each, and what they compare is compared in tests/kcompat and tests/offset_db.
+LONG = ("dwarf", "harvest", "matrix")
+SHORT = tuple(name for name in BENCHMARKS if name not in LONG)
 REQUIRED = os.environ.get("KCOMPAT_REQUIRE_KERNEL") == "1"
 
 
 def command(*arguments):
     return subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=REPOSITORY, capture_output=True,
-                          text=True, timeout=120)
+                          text=True, timeout=280)
 
 
 @pytest.fixture(scope="module")
 def measured():
     """What one repetition of everything says, if it can say anything here."""
-    done = command("-n", "1", "--patience", "0", "--json")
+    done = command("-n", "1", "--patience", "0", "--json", *SHORT)
     if done.returncode in (2, 3):
         if REQUIRED:
             pytest.fail(f"required here (KCOMPAT_REQUIRE_KERNEL=1), but {done.stderr}")
@@ -34,7 +38,7 @@ def measured():
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", SHORT)
 def test_it_runs(measured, name):
     lines = measured[name]["lines"]
     assert lines and all(line["samples"] for line in lines)
@@ -74,6 +78,22 @@ def test_a_page_can_be_written_of_any_benchmark_without_prose_of_figures():
     page = report.markdown([result], 1)
     assert "| a | 1.0 | 1.0 | ms | < 2 ms | PASS |  |" in page
     assert "Title" in report.text([result])
+
+
+def test_what_could_not_be_measured_is_on_the_page_with_its_reason(monkeypatch):
+    def missing(repetitions):
+        raise Missing("no vmlinux with debug information")
+
+    monkeypatch.setitem(BENCHMARKS, "dwarf", ("DWARF", missing))
+    result = _run("dwarf", Repetitions(1, 0), asked=False)
+    assert "not measured: no vmlinux" in report.markdown([result], 1) and "no vmlinux" in report.text([result])
+    with pytest.raises(Missing):
+        _run("dwarf", Repetitions(1, 0), asked=True)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_has_its_prose(name):
+    assert report._TEXTS[name].strip()
 
 
 def test_what_there_is_can_be_listed():

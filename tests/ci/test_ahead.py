@@ -38,7 +38,7 @@ def test_what_cannot_be_written_is_a_note(tmp_path):
     (tmp_path / "cache").write_text("")
     ahead = compiled(tmp_path / "vmlinuz", "x86_64", tmp_path / "cache")
     assert ahead.files == {}
-    assert len(ahead.notes) == 2 and all(note.startswith("not compiled ahead: ") for note in ahead.notes)
+    assert ahead.notes and all(note.startswith("not compiled ahead: ") for note in ahead.notes)
 
 
 def test_the_product_is_given_an_environment(tmp_path):

@@ -117,6 +117,11 @@ def test_errors_of_usage(ci, args, words):
     assert words in result.stderr
 
 
+def test_two_kernels_of_one_name_are_refused(ci, garbage, tmp_path):
+    result = ci("run", "--kernel", garbage, "--kernel-dir", garbage.parent, "--output", tmp_path / "out")
+    assert (result.exit_code, "two kernels are called 6.0.0-garbage" in result.stderr) == (2, True)
+
+
 def test_without_a_scheduler_nothing_is_run(ci, garbage, tmp_path):
     result = ci("run", "--kernel", garbage, "--scheduler", "tcp://127.0.0.1:1", "--output", tmp_path / "out")
     assert result.exit_code == 1

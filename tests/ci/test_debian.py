@@ -123,7 +123,7 @@ def test_names_are_unique_and_patterns_compile():
     ],
 )
 def test_patterns_match_the_names_debian_uses(name, package):
-    (entry,) = select(name)
+    (entry,) = select(name, MATRIX)
     assert re.fullmatch(entry.package, package)
     assert not re.fullmatch(entry.package, package.replace("-amd64", "-rt-amd64"))
     assert not re.fullmatch(entry.package, package + "-dbg")

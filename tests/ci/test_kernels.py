@@ -39,10 +39,15 @@ def test_names_are_unique_and_machines_known():
 
 
 def test_every_name_is_that_of_one_glob_and_the_order_is_kept():
-    assert [e.name for e in select("*")] == [e.name for e in MATRIX]
-    assert [e.name for e in select("6.12*")] == [e.name for e in MATRIX if e.name.startswith("6.12")]
-    assert all(select(e.name) == [e] for e in MATRIX)
-    assert select("nothing") == []
+    assert [e.name for e in select("*", MATRIX)] == [e.name for e in MATRIX]
+    assert [e.name for e in select("6.12*", MATRIX)] == [e.name for e in MATRIX if e.name.startswith("6.12")]
+    assert all(select(e.name, MATRIX) == [e] for e in MATRIX)
+
+
+def test_several_globs_have_commas_between_them_and_each_must_match():
+    assert [e.name for e in select("newest,5.10", MATRIX)] == ["5.10", "newest"]
+    with pytest.raises(LookupError, match=r"4\.4"):
+        select("5.10,4.4", MATRIX)
 
 
 def test_the_real_time_flavour_is_there_for_three_kernels():

@@ -1,12 +1,11 @@
 """The HTML report in Debian's Chromium, light and dark: what only a browser knows."""
 
 import os
-import struct
 
 import pytest
 
-from ci.report import write_html, write_screenshot
-from ci.report_screenshot import WIDTH, browser, dark
+from ci.report import write_html
+from ci.report_screenshot import WIDTH, browser
 from ci.tools import missing
 from tests.ci import matrix_data as data
 from tests.ci.test_report_junit import RUNS
@@ -119,18 +118,6 @@ def test_a_keyboard_reaches_the_tables(opened):
 
     regions = page.get_by_role("region")
 
-    assert {regions.nth(n).get_attribute("tabindex") for n in range(regions.count())} >= {"0"}
-    assert page.get_by_role("rowheader", name="sk_mark").count() == 1
+    assert {regions.nth(n).get_attribute("tabindex") for n in range(regions.count())} == {"0"}
+    assert page.get_by_role("rowheader", name="sk_mark", exact=True).count() == 1
     assert page.get_by_role("columnheader", name="6.12-rt").count() >= 1
-
-
-def test_the_pictures_for_the_docs_are_small_and_differ(tmp_path):
-    path = tmp_path / "matrix.png"
-
-    write_screenshot(data.whole(), path)
-
-    light, night = path.read_bytes(), dark(path).read_bytes()
-    width, height = struct.unpack(">II", light[16:24])
-    assert width == WIDTH and height > 1000 and light != night
-    assert max(len(light), len(night)) < 400_000
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["matrix-dark.png", "matrix.png"]

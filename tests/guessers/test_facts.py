@@ -48,6 +48,17 @@ def test_bytes_are_counted_as_they_were_sent(pair):
     assert number(tcp_facts(client), "bytes_acked") in (1234, 1235)  # the SYN counts as one on the side that sent it
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="TCP_REPAIR needs CAP_NET_ADMIN")
+def test_what_was_acknowledged_stays_behind_what_came(pair):
+    client, accepted, _ = pair
+    client.sendall(b"x" * 1234)
+    assert accepted.recv(2000) == b"x" * 1234
+    for _ in range(2):  # asked again, it has not moved
+        rcv_nxt = number(tcp_facts(accepted), "rcv_nxt")
+        *_, rcv_wup = struct.unpack("<5I", accepted.getsockopt(socket.IPPROTO_TCP, told.TCP_REPAIR_WINDOW, 20))
+        assert (rcv_nxt - rcv_wup) & 0xFFFF_FFFF == 1009
+
+
 @pytest.mark.parametrize("size", [104, 136, 144, 160])
 def test_a_short_tcp_info_tells_less_and_nothing_false(pair, monkeypatch, size):
     class Short:

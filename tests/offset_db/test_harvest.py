@@ -142,6 +142,17 @@ def test_a_file_that_kills_its_worker_costs_only_itself(tmp_path, monkeypatch):
     assert set(outcomes.values()) == {("done", ())} and len(recorded(db)) == 12
 
 
+def test_files_in_one_message_share_no_fate(tmp_path, monkeypatch):
+    files, db = fleet(tmp_path / "f", 12), tmp_path / "db"
+    (files / "poison").write_bytes(vmlinux())
+    monkeypatch.setattr(harvest_cluster, "read", deadly())
+    monkeypatch.setattr(harvest_cluster, "_MESSAGES", 1)
+    outcomes = run(db, files)
+
+    assert outcomes.pop("poison")[0] == "failed"
+    assert set(outcomes.values()) == {("done", ())} and len(recorded(db)) == 12
+
+
 def test_a_scheduler_elsewhere_is_used_and_one_that_is_not_there_is_said(tmp_path):
     from distributed import LocalCluster
 
