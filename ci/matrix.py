@@ -16,6 +16,7 @@ from typing import TypeAlias
 from ci.ahead import GUEST_CACHE, Ahead, compiled
 from ci.apt import FetchError
 from ci.build import build
+from ci.debug import with_dwarf
 from ci.fetch import Image, cache_dir, fetch
 from ci.given import Given
 from ci.given import obtain as take
@@ -51,6 +52,8 @@ class Limits:
     kernel_arguments: tuple[str, ...] = ()
     memory: str = "2G"
     cpus: int = 2
+    dwarf: bool = False
+    """Whether Debian's debug packages are fetched too, to judge what BTF judges once more."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ def check_kernel(entry: Kind, limits: Limits, log: Path, progress: Progress) -> 
     progress("fetch", "")
     try:
         image = obtain(entry, cache_dir(), lambda text: progress("fetch", text))
+        if limits.dwarf and isinstance(entry, Entry):
+            image = with_dwarf(entry, image, cache_dir())
     except FetchError as error:
         return Yield(unknown(entry, "fetch", str(error)))
     fetched = Check("fetch", Outcome.PASS, "", round(time.monotonic() - begun, 2))
