@@ -93,7 +93,7 @@ class Guest:
             path = self._work / "oracle.json"
             path.write_bytes(gzip.decompress(base64.b64decode(oracle)))
             environment["KCOMPAT_ORACLE"] = str(path)
-        # Importing whatever plugins are installed, Datasette's for one, takes three times as long as all the tests' own.
+        # Importing whatever plugins are installed, Datasette's for one, takes three times as long as our own tests.
         environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         # The guest's root is read-only: pytest's cache and compiled files have nowhere to go.
         # A name per line: the console's last one is the test that hung.
