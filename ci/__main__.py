@@ -85,6 +85,7 @@ def list_kernels() -> None:
 @click.option("--scheduler", metavar="ADDRESS",
               help="A Dask scheduler whose workers boot the kernels, like tcp://HOST:8786. They need this repository, "
                    "QEMU and virtme-ng.")
+@click.option("--dwarf", is_flag=True, help="Fetch Debian's debug packages too, up to a gigabyte each: a second judge.")
 @click.option("--deadline", type=click.FloatRange(min=1), default=900.0, show_default=True, help="Seconds per kernel.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Results, offset database and logs. Default: matrix in the cache.")
@@ -97,8 +98,8 @@ def list_kernels() -> None:
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(
     pattern: str | None, kernel: Path | None, modules: Path | None, vmlinux: Path | None, kernel_dir: Path | None,
-    jobs: int | None, scheduler: str | None, deadline: float, output: Path | None, as_json: bool, verbose: bool,
-    append: tuple[str, ...], memory: str, cpus: int, logs: Path | None, command: tuple[str, ...],
+    jobs: int | None, scheduler: str | None, dwarf: bool, deadline: float, output: Path | None, as_json: bool,
+    verbose: bool, append: tuple[str, ...], memory: str, cpus: int, logs: Path | None, command: tuple[str, ...],
 ) -> None:
     """Boot kernels and make every check of each: offsets guessed and judged, tests, a collector's flows.
 
@@ -128,7 +129,8 @@ def run(
             sys.exit(INTERRUPTED)
     spread = Spread(jobs or default_jobs(cpus), scheduler)
     try:
-        result = run_matrix(chosen, Limits(deadline, append, memory, cpus), spread, store, logs, Console(stderr=True))
+        limits = Limits(deadline, append, memory, cpus, dwarf)
+        result = run_matrix(chosen, limits, spread, store, logs, Console(stderr=True))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except (SchedulerError, ProductError) as error:

@@ -55,9 +55,11 @@ def builds(entry: Entry, indexes: Iterable[tuple[str, str]]) -> list[Build]:
         for image in packages.values():
             if not wanted.fullmatch(image.name):
                 continue
-            parts = [packages.get((name, version or image.version)) for name, version in _PART.findall(image.depends)]
-            complete = [part for part in parts if part is not None]
-            if len(complete) == len(parts):
+            parts = {name: packages.get((name, version or image.version))
+                     for name, version in _PART.findall(image.depends)}
+            complete = [part for part in parts.values() if part is not None]
+            # What linux-base holds is for installing only: of 6.18 Debian keeps the image, modules and all, without it.
+            if all(part or name.startswith("linux-base-") for name, part in parts.items()):
                 found.append(Build(suite, (image, *complete)))
     # The signed package before the unsigned one of the same version: it is the one people run.
     found.sort(key=lambda b: (version_key(b.image.version), not b.image.name.endswith("-unsigned")), reverse=True)

@@ -6,9 +6,10 @@ import base64
 import gzip
 import json
 import platform
+import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -16,13 +17,14 @@ from typing import TypeAlias
 from ci.ahead import GUEST_CACHE, Ahead, compiled
 from ci.apt import FetchError
 from ci.build import build
+from ci.debug import with_dwarf
 from ci.fetch import Image, cache_dir, fetch
 from ci.given import Given
 from ci.given import obtain as take
 from ci.guest import STEPS
 from ci.job import Job, Kernel, Root, Run
 from ci.judge import Dwarf, build_id, exported, judge
-from ci.kernels import Built, Entry
+from ci.kernels import ALL_TESTS, Built, Entry
 from ci.product import read_dwarf
 from ci.results import CHECKS, Check, KernelResult
 from ci.verdict import Outcome
@@ -51,6 +53,8 @@ class Limits:
     kernel_arguments: tuple[str, ...] = ()
     memory: str = "2G"
     cpus: int = 2
+    dwarf: bool = False
+    """Whether Debian's debug packages are fetched too, to judge what BTF judges once more."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,8 @@ def check_kernel(entry: Kind, limits: Limits, log: Path, progress: Progress) -> 
     progress("fetch", "")
     try:
         image = obtain(entry, cache_dir(), lambda text: progress("fetch", text))
+        if limits.dwarf and isinstance(entry, Entry):
+            image = with_dwarf(entry, image, cache_dir())
     except FetchError as error:
         return Yield(unknown(entry, "fetch", str(error)))
     fetched = Check("fetch", Outcome.PASS, "", round(time.monotonic() - begun, 2))
@@ -114,13 +120,18 @@ def check_kernel(entry: Kind, limits: Limits, log: Path, progress: Progress) -> 
     progress("compile", "")
     ahead = compiled(image.vmlinux or image.vmlinuz, entry.machine, cache_dir())
     progress("boot", "")
-    run = boot(bootable(entry, image), _job(limits, dwarf, ahead), log, _phases(progress))
+    run = boot(bootable(entry, image), _job(entry, limits, dwarf, ahead), log, _phases(progress))
     checks, fields = judge(run, dwarf)
     steps_s = {"compile": round(ahead.seconds, 2), **{step.name: step.seconds for step in run.steps}}
     result = _described(entry, image, run, (fetched, *checks))
     result = replace(result, fields=fields, build_id=build_id(run), steps_s=steps_s,
-                     notes=(*result.notes, *ahead.notes))
+                     notes=(*result.notes, *ahead.notes, *_left_out(entry)))
     return Yield(result, tuple(export for export in (exported(run), dwarf_export) if export))
+
+
+def _left_out(kernel: Kind) -> Iterator[str]:
+    if (wanted := wanted_tests(kernel)) != ALL_TESTS:
+        yield f"of the tests only {' '.join(wanted)}"
 
 
 def run_command(entry: Kind, job: Job, log: Path, progress: Progress) -> KernelResult:
@@ -137,8 +148,13 @@ def run_command(entry: Kind, job: Job, log: Path, progress: Progress) -> KernelR
     return _described(entry, image, run, (fetched, command))
 
 
-def _job(limits: Limits, dwarf: Dwarf | None, ahead: Ahead) -> Job:
+def wanted_tests(kernel: Kind) -> tuple[str, ...]:
+    return kernel.tests if isinstance(kernel, Entry) else ALL_TESTS
+
+
+def _job(kernel: Kind, limits: Limits, dwarf: Dwarf | None, ahead: Ahead) -> Job:
     environment = {**GUEST_ENVIRONMENT, "KCOMPAT_CACHE": GUEST_CACHE,
+                   "KCOMPAT_CI_TESTS": shlex.join(wanted_tests(kernel)),
                    "KCOMPAT_CI_SECONDS": f"{limits.deadline_s - SHUTDOWN_S:.0f}"}
     if dwarf and dwarf.said:
         oracle = json.dumps(dwarf.said).encode()

@@ -51,10 +51,11 @@ def remember(database: Path, exports: Iterable[str]) -> None:
 
 def kcompat(*arguments: str, status: Iterable[int] = (0,), environment: Mapping[str, str] | None = None) -> str:
     """What the command prints. Raises ProductError for any other exit status than these."""
+    # Should we be killed, it has nobody to tell.
+    command = ["setpriv", "--pdeathsig", "TERM", str(KCOMPAT), *arguments]
     try:
-        done = subprocess.run([KCOMPAT, *arguments], env={**os.environ, **(environment or {})},
-                              stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-                              timeout=DEADLINE_S)
+        done = subprocess.run(command, env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, check=False, timeout=DEADLINE_S)
     except subprocess.TimeoutExpired as error:
         raise ProductError(f"kcompat did not end within {DEADLINE_S:.0f} s") from error
     except OSError as error:

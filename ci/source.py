@@ -1,4 +1,7 @@
-"""Debian's kernel source in the cache: unpacked once, whole or not at all, and only read afterwards."""
+"""Debian's kernel source in the cache: unpacked once, whole or not at all, and only read afterwards.
+
+A tree has over a gigabyte. It may be deleted when its kernels are built: only a new build needs it, and fetches it.
+"""
 
 from __future__ import annotations
 

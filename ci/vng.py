@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import shlex
 from pathlib import Path
 
@@ -38,8 +39,13 @@ def obstacle(kernel: Kernel) -> str | None:
     return None if head[0x202:] == BZIMAGE_MAGIC else f"{kernel.vmlinuz} is no x86 kernel image"
 
 
+def _modules(kernel: Kernel) -> Path:
+    return kernel.vmlinuz.parent.parent / "lib/modules" / str(kernel.release)
+
+
 def command(kernel: Kernel, job: Job, work: Path, report: Path, nonce: str) -> list[str]:
     """The boot's command line; quoted where vng pastes a word into a shell command of its own."""
+    _compile_python(job.directory)
     script = work / "guest.sh"
     prepare = PREPARE.format(directory=shlex.quote(str(job.directory)))
     script.write_text(guest_script(job, nonce, prepare, PORT))
@@ -50,6 +56,8 @@ def command(kernel: Kernel, job: Job, work: Path, report: Path, nonce: str) -> l
         # Without it vng waits 3 s for a virtiofsd that QEMU's own cannot be.
         "--force-9p",
         "--verbose",
+        # Without a block layer, as ours are, a kernel does not mount a 9p root by itself.
+        *(() if _modules(kernel).is_dir() else ("--force-initramfs",)),
         "-r",
         shlex.quote(str(kernel.vmlinuz)),
         "--user",
@@ -63,3 +71,12 @@ def command(kernel: Kernel, job: Job, work: Path, report: Path, nonce: str) -> l
         "--",
         f"sh {script}",
     ]
+
+
+def _compile_python(directory: Path) -> None:
+    """What a guest imports, in the __pycache__ that it sees: its own is read-only, and compiling is most of a start.
+
+    Where it cannot be written guests compile at every start.
+    """
+    for package in directory.glob("*/__init__.py"):
+        compileall.compile_dir(package.parent, quiet=2)

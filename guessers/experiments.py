@@ -21,6 +21,7 @@ from kcompat.fields import find
 
 _CONNECTIONS = 6  # a family and round; both ends are sampled
 _RAW = 12  # so many that the interface of their routing keys, a toss of a coin each, shows a pattern no other place has
+_UNIX = 12
 
 
 def collect(memory: KernelMemory, rng: random.Random, haul: Haul, *, whole: bool) -> None:
@@ -68,6 +69,8 @@ def _collect_here(memory: KernelMemory, rng: random.Random, haul: Haul, private:
             if follow:
                 collect_udp(sampler, family)
             collect_raw(sampler, family)
+        if follow and not ipv6:
+            collect_unix(sampler)
         if ipv6 and not private:
             collect_unrouted(sampler)
         if follow:
@@ -170,6 +173,15 @@ def _sample_raw(sampler: Sampler, family: int) -> None:
     sampler.take(end)
     target = (sampler.stimulus.addresses.local(family), 0)
     sampler.take_flow(end, lambda: end.sock.sendto(b"kcompat", target), end.sock.getsockname()[:2], target)
+
+
+def collect_unix(sampler: Sampler) -> None:
+    """Sockets that are not the internet's: without IPv6 nothing else sets skc_family apart from any other 2."""
+    for _ in range(_UNIX):
+        with _tolerant(sampler.haul, "a Unix socket"):
+            end = sampler.stimulus.open(socket.AF_UNIX, socket.SOCK_DGRAM)
+            end.label = "Unix datagram"
+            sampler.take(end)
 
 
 def collect_unrouted(sampler: Sampler) -> None:

@@ -45,6 +45,8 @@ def facts(sock: socket.socket, *, bound_dev_if: int) -> dict[Field, Encodings]:
         known[find("sk_mark")] = exact(mark, 4)
     with suppress(OSError):  # SO_COOKIE is there since 4.12
         known[find("skc_cookie")] = (sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8),)
+    if sock.family == socket.AF_UNIX:
+        return known
     if sock.type == socket.SOCK_RAW:
         return known | _addresses(sock)
     known |= _addresses(sock) | _ports(sock)

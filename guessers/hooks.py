@@ -65,6 +65,8 @@ HOOKS: tuple[Hook, ...] = (
          ("tcp_getsockopt", "udp_getsockopt", "udpv6_getsockopt", "raw_getsockopt", "rawv6_getsockopt"), every=True),
     # (struct socket *sock, ...): the same call, one step earlier.
     Hook("socket", "kprobe", "socket", 0, ("sock_common_getsockopt",)),
+    # (struct sock *sk) of any family: an unfiltered socket's setsockopt(SO_DETACH_FILTER) hits it and changes nothing.
+    Hook("detach_filter", "kprobe", "sk", 0, ("sk_detach_filter",)),
     # (struct net *net, struct flowi4 *fl4, ...).
     Hook("route4", "kprobe", "flowi4", 1, ("ip_route_output_flow",)),
     # (struct net *net, const struct sock *sk, struct flowi6 *fl6, ...); the longer name since 4.5.

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 WINDOW = 4096
 _HEAD = 1024  # struct sock, without what protocols add to it
+_SO_DETACH_FILTER = 27
 _SLABS = {
     (socket.AF_INET, socket.SOCK_STREAM): "TCP", (socket.AF_INET6, socket.SOCK_STREAM): "TCPv6",
     (socket.AF_INET, socket.SOCK_DGRAM): "UDP", (socket.AF_INET6, socket.SOCK_DGRAM): "UDPv6",
     (socket.AF_INET, socket.SOCK_RAW): "RAW", (socket.AF_INET6, socket.SOCK_RAW): "RAWv6",
+    (socket.AF_UNIX, socket.SOCK_DGRAM): "UNIX",
 }
 
 
@@ -89,7 +91,9 @@ class Sampler:
 
     def pointer(self, end: End) -> int | None:
         """The ``struct sock *`` behind a socket of ours, by an operation that hands it to a hook and no more."""
-        if self.memory.hook("getsockopt"):
+        if end.sock.family == socket.AF_UNIX and self.memory.hook("detach_filter"):
+            calls = self.watch(lambda: _detach_no_filter(end.sock))
+        elif end.sock.family != socket.AF_UNIX and self.memory.hook("getsockopt"):
             calls = self.watch(lambda: _any_getsockopt(end.sock))
         elif self.memory.hook("send_length"):
             calls = self.watch(lambda: _refused_send(end.sock))
@@ -176,6 +180,11 @@ def _any_getsockopt(sock: socket.socket) -> None:
     }[socket.SocketKind(sock.type)]
     with suppress(OSError):
         sock.getsockopt(level, option)
+
+
+def _detach_no_filter(sock: socket.socket) -> None:
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
 def _refused_send(sock: socket.socket) -> None:

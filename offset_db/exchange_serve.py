@@ -45,6 +45,9 @@ def metadata(database: str) -> dict[str, Any]:
         "offset": {"description": "One row a kernel, field and source. value is the offset in bytes from the start of "
                                   "the struct.", "facets": ["source", "state"]},
         "window": {"allow": False},
+        # Paths on the machine that harvested, and our own bookkeeping: of no use to who asks about kernels.
+        "harvested": {"allow": False},
+        "_sqlite_migrations": {"hidden": True},
     }
     return {"title": "kcompat", "description": "Where kernel struct fields lie, by kernel build and source.",
             "databases": {database: {"allow_sql": False, "queries": queries, "tables": tables}}}

@@ -127,3 +127,14 @@ def test_patterns_match_the_names_debian_uses(name, package):
     assert re.fullmatch(entry.package, package)
     assert not re.fullmatch(entry.package, package.replace("-amd64", "-rt-amd64"))
     assert not re.fullmatch(entry.package, package + "-dbg")
+
+
+def test_an_image_is_complete_without_what_only_its_installation_runs():
+    entry = Entry("x", ("s",), r"linux-image-6\.18\.15-amd64", "generic", "x86_64")
+
+    def index(depends):
+        return f"Package: linux-image-6.18.15-amd64\nVersion: 6.18.15-1\nDepends: kmod, {depends}\n\n"
+
+    (build,) = builds(entry, [("s", index("linux-base-6.18.15-amd64 (= 6.18.15-1)"))])
+    assert [package.name for package in build.packages] == ["linux-image-6.18.15-amd64"]
+    assert builds(entry, [("s", index("linux-modules-6.18.15-amd64 (= 6.18.15-1)"))]) == []

@@ -95,27 +95,6 @@ def test_a_kernel_that_kills_its_worker_twice_is_reported(kernel, where, request
     assert "the worker died that it ran on, 2 times; it is not tried again" in results["deadly"].reason
 
 
-@pytest.mark.vm
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_run_that_ends_takes_its_vms_on_other_machines_along(kernel, scheduler, limits, number, tmp_path):
-    """The workers stay. What they run for a client that is gone does not; ``limits`` sees to that."""
-    asked = ["run", "--kernel", kernel.vmlinuz, "--scheduler", scheduler, "--append", *limits.kernel_arguments]
-    with (tmp_path / "said").open("wb") as said:
-        started = subprocess.Popen([sys.executable, "-m", "ci", *asked, "--output", tmp_path / "out"], cwd=REPOSITORY,
-                                   stdin=subprocess.DEVNULL, stdout=said, stderr=said)
-    try:
-        wait_until(lambda: qemus_with(*limits.kernel_arguments), 60)
-        started.send_signal(number)
-        assert started.wait(30) != 0
-    finally:
-        started.kill()
-        started.wait()
-
-
-def qemus_with(mark):
-    return [pid for pid in processes_with(mark) if "qemu" in psutil.Process(pid).name()]
-
-
 def test_where_no_scheduler_is_that_is_said(tmp_path):
     with pytest.raises(SchedulerError, match="no Dask scheduler answers at tcp:"):
         list(check_all([Given("x", tmp_path / "x")], Limits(), None, 1, "tcp://127.0.0.1:1", lambda *_: None))

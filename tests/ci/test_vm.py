@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 
 from ci import vng
-from ci.console import LOG_LIMIT, TAIL_LIMIT
 from ci.job import Job, Kernel
-from ci.judge import judge
 from ci.verdict import Outcome
 from ci.vm import _open_log, boot
 
@@ -46,8 +44,8 @@ def run(tmp_path):
     """Boots with a mark in the kernel's command line and sees that nothing marked is left."""
     mark = f"mark={secrets.token_hex(8)}"
 
-    def run(kernel, *command, deadline_s=240, arguments=(), memory="1G"):
-        job = Job(command, REPOSITORY, deadline_s, {"KCOMPAT_CI_SECONDS": "200"}, (mark, *arguments), memory)
+    def run(kernel, *command, deadline_s=240):
+        job = Job(command, REPOSITORY, deadline_s, kernel_arguments=(mark,))
         return boot(kernel, job, tmp_path / "logs/console.log")
 
     yield run
@@ -125,29 +123,11 @@ def test_a_kernel_without_its_modules(kernel, run, tmp_path):
 
 
 @pytest.mark.vm
-def test_a_command_that_floods_the_console_and_never_ends(kernel, run, tmp_path):
-    done = run(kernel, "yes", "flood" * 1000, deadline_s=40)
-    assert (done.verdict.outcome, done.verdict.reason) == (Outcome.UNKNOWN, "deadline of 40 s passed in the command")
-    assert done.total_s < 60
-    assert (tmp_path / "logs/console.log").stat().st_size <= LOG_LIMIT + 2 * TAIL_LIMIT
-
-
-@pytest.mark.vm
-def test_an_init_that_hangs(kernel, run):
-    done = run(kernel, "true", deadline_s=30, arguments=("init=/usr/bin/cat",))
-    assert (done.verdict.outcome, done.verdict.reason) == (Outcome.UNKNOWN, "deadline of 30 s passed in boot")
+def test_a_command_that_hangs_ends_at_the_deadline(kernel, run):
+    done = run(kernel, "sleep", "1000", deadline_s=40)
+    assert done.verdict.outcome is Outcome.UNKNOWN
+    assert done.verdict.reason.startswith("deadline of 40 s passed")
     assert done.total_s < 50
-
-
-@pytest.mark.vm
-def test_a_guest_whose_disk_is_full(kernel, run):
-    """/tmp is all it can write to. The step says so, and the guest goes on to its end."""
-    fill = 'cat /dev/zero >/tmp/full; exec "$@"'
-    done = run(kernel, "sh", "-c", fill, "sh", sys.executable, "-m", "ci.guest", "info", memory="512M")
-    assert done.verdict.outcome is Outcome.PASS
-    checks = {check.name: check for check in judge(done, None)[0]}
-    assert checks["info"].outcome is Outcome.UNKNOWN
-    assert "No space left on device" in checks["info"].reason
 
 
 @pytest.mark.vm

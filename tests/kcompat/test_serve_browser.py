@@ -107,5 +107,8 @@ def test_a_canned_query_is_a_link_and_answers(page, served, name):
     assert sound(page, served)
 
 
-def test_raw_kernel_memory_is_not_shown(page, served):
-    assert page.goto(f"{served}/offsets/window").status == 403
+@pytest.mark.parametrize("table", ["window", "harvested"])
+def test_kernel_memory_and_paths_of_the_server_are_not_shown(page, served, table):
+    page.goto(f"{served}/offsets")
+    assert page.locator(f"a[href='/offsets/{table}']").count() == 0
+    assert page.goto(f"{served}/offsets/{table}").status == 403

@@ -108,7 +108,7 @@ int set_state(struct bpf_raw_tracepoint_args *ctx)
 	out[5] = BPF_CORE_READ(sk, __sk_common.skc_state);
 	out[6] = BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if);
 	out[7] = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
-	if (bpf_core_field_exists(sk->__sk_common.skc_net.net))	/* CONFIG_NET_NS */
+	if (bpf_core_field_exists(sk->__sk_common.skc_net.net)) /* CONFIG_NET_NS */
 		net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
 	if (bpf_core_field_exists(net->ns.inum))
 		out[8] = BPF_CORE_READ(net, ns.inum);
@@ -121,7 +121,7 @@ int set_state(struct bpf_raw_tracepoint_args *ctx)
 	out[15] = BPF_CORE_READ(tp, mdev_us);
 	out[16] = BPF_CORE_READ(tp, snd_nxt);
 	out[17] = BPF_CORE_READ(tp, bytes_received);
-	if (bpf_core_field_exists(sk->__sk_common.skc_v6_rcv_saddr))	/* CONFIG_IPV6 */
+	if (bpf_core_field_exists(sk->__sk_common.skc_v6_rcv_saddr)) /* CONFIG_IPV6 */
 		out[18] = BPF_CORE_READ(sk, __sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[3]);
 	return 0;
 }

@@ -124,6 +124,13 @@ def test_with_ipv6_switched_off_by_sysctl(oracle):
     assert not disagreements_of(guess_elsewhere(["unshare", "--net"], code), oracle)
 
 
+def test_without_ipv6_sockets_of_another_family_tell_the_family(oracle):
+    told = guess_elsewhere([], "import guessers.experiments\nguessers.experiments.has_ipv6 = lambda: False")
+    family = find("skc_family")
+    assert told[family.name][:3] == ["ok", oracle[family].offset, oracle[family].width]
+    assert all(offset == oracle[find(name)].offset for name, (verdict, offset, *_) in told.items() if verdict == "ok")
+
+
 def test_as_first_process_of_a_pid_namespace(oracle):
     assert not disagreements_of(guess_elsewhere(["unshare", "--pid", "--fork", "--mount-proc"]), oracle)
 
