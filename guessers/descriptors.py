@@ -6,8 +6,9 @@ import os
 import random
 import resource
 import socket
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from guessers.files import (
@@ -36,6 +37,9 @@ from kcompat.fields import find
 
 _TASK_SIZE = 16384  # struct task_struct, with every debug option
 _STATUS = Path("/proc/thread-self/status")
+_limit_lock = threading.Lock()
+_limits = (0, 0)
+_guesses = 0
 
 
 def collect_files(sampler: Sampler, rng: random.Random, families: Sequence[int], *, tables: int = 2,
@@ -59,9 +63,10 @@ def collect_files(sampler: Sampler, rng: random.Random, families: Sequence[int],
         searches: list[Ways] = []
         kernel = Ways(memory.read, lowest)
         sockets = {fd: kernel.word(sock + places[0]) for fd, sock in socks.items()}
-        for _ in range(tables):
-            searches.append(Ways(memory.read, lowest))
-            in_own_thread(lambda name: _walk(memory, name, searches[-1], sockets, growths, rng), own_name())
+        with _many_descriptors():
+            for _ in range(tables):
+                searches.append(Ways(memory.read, lowest))
+                in_own_thread(lambda name: _walk(memory, name, searches[-1], sockets, growths, rng), own_name())
         for found in found_ways(searches):
             haul.reached[found.field] = found
         task = _task(memory, own_name())
@@ -74,6 +79,28 @@ def collect_files(sampler: Sampler, rng: random.Random, families: Sequence[int],
             if window and size == _table_size():
                 haul.flows["fdtable"].append(table_sample(window, size))
             _follow(haul, kernel, kernel.word(fdtable + way.fd), way, ends, socks)
+
+
+@contextmanager
+def _many_descriptors() -> Iterator[None]:
+    """Lets tables grow as far as they may at all: the usual limit of 1024 leaves a table that is large already no room.
+
+    The limit is the process's, and there may be two guesses in one: the last of them gives it back.
+    """
+    global _guesses, _limits
+    with _limit_lock:
+        if not _guesses:
+            _limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            with suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (_limits[1], _limits[1]))
+        _guesses += 1
+    try:
+        yield
+    finally:
+        with _limit_lock:
+            _guesses -= 1
+            if not _guesses:
+                resource.setrlimit(resource.RLIMIT_NOFILE, _limits)
 
 
 def _walk(memory: KernelMemory, name: bytes, ways: Ways, sockets: dict[int, int], growths: int,
