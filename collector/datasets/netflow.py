@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from collector.config import NetflowOptions
 from collector.datasets.netflow_hooks import BACKENDS, HOOKS, Backend, Hook
@@ -36,7 +36,7 @@ _GRACE_S = 0.02
 _LOSSES = ("tcp sockets", "flows", "closed sockets", "udp flows", "udp peers", "calls")
 _DIRECTIONS = ("outgoing", "incoming", "outgoing")
 
-_TCP = struct.Struct("<5Q16s16sHHII16s7IBB6x")
+_TCP = struct.Struct("<5Q16s16sHHII16s7IBB6xQ")
 _FLOW_KEY = struct.Struct("<16s16sHHII16sI")
 _FLOW = struct.Struct("<8Q")
 _UDP = struct.Struct("<4Q16s16sHHII16sI")
@@ -183,13 +183,27 @@ class Netflow:
             yield self._tcp_delta(_DEAD_KEY.unpack(key), value, listeners, last=True)
         for key, value in self._loaded.maps["socks"].items():
             state = _TCP.unpack(value)
-            if state[18] != self._generation:
-                yield self._tcp_delta((int.from_bytes(key, "little"), state[0]), value, listeners, last=False)
+            if state[18] == self._generation:
+                continue
+            name = (int.from_bytes(key, "little"), state[0])
+            if _is_whole(state) and (name in self._reported or self._is_still(key, state)):
+                yield self._tcp_delta(name, value, listeners, last=False)
+
+    def _is_still(self, key: bytes, state: tuple[Any, ...]) -> bool:
+        """Whether a second look shows the same socket: the first may have been half at its predecessor in the map.
+
+        If not, the next flush sees it, or it is merged, or dead, and then counts whole.
+        """
+        value = self._loaded.maps["socks"].get(key)
+        if value is None:
+            return False
+        again = _TCP.unpack(value)
+        return _is_whole(again) and [again[i] for i in _LASTING] == [state[i] for i in _LASTING]
 
     def _tcp_delta(self, name: tuple[int, int], value: bytes, listeners: set[tuple[int, int]], *,
                    last: bool) -> FlowDelta:
         (_, written_to, written_from, read_to, read_from, local, remote, local_port, remote_port, netns, pid, comm,
-         retransmits, srtt, mdev, established, closed, _, _, direction, _) = _TCP.unpack(value)
+         retransmits, srtt, mdev, established, closed, _, _, direction, _, _) = _TCP.unpack(value)
         read, written = read_to - read_from, written_to - written_from
         before = self._reported.pop(name, _NOTHING)
         now = _Counts(read, written, retransmits, established, closed)
@@ -244,6 +258,12 @@ class Netflow:
 
 
 _NOTHING = _Counts()
+_LASTING = (0, 2, 4, 18)  # of a struct tcp_state: id, written_base, read_base, generation
+
+
+def _is_whole(state: tuple[Any, ...]) -> bool:
+    """Whether a ``struct tcp_state`` was read between two writes: its seal is its id, and no count is below zero."""
+    return bool(state[0] == state[21] and state[1] >= state[2] and state[3] >= state[4])
 
 
 def _text(comm: bytes) -> str:

@@ -49,7 +49,7 @@ struct owner {
 /*
  * `written` and `read` are write_seq and copied_seq continued to 64 bits, the bases where they stood when we first
  * looked. They are moved on by one store: two processors that do so at once never count twice, and what the slower one
- * takes back the next event restores.
+ * takes back the next event restores. A base is set before what counts from it: half set, it makes a number below zero.
  */
 struct tcp_state {
 	u64 id; /* birth in ns: sock addresses are used again */
@@ -69,6 +69,7 @@ struct tcp_state {
 	u8 direction;
 	u8 flags;
 	u16 unused[3];
+	u64 seal; /* the id once more: memory is used again at once, who reads while it is filled sees two sockets */
 };
 
 /* What many short connections that look alike outside have in common. */

@@ -24,8 +24,11 @@ static __always_inline void set_bases(void *sk, struct tcp_state *state, u32 acc
 
 	READ(&write_seq, sk, tcp_sock__write_seq);
 	READ(&copied_seq, sk, tcp_sock__copied_seq);
-	state->written = state->written_base = (u32)(write_seq - accepted);
-	state->read = state->read_base = (u32)(copied_seq - copied);
+	state->written_base = (u32)(write_seq - accepted);
+	state->read_base = (u32)(copied_seq - copied);
+	asm volatile("" ::: "memory");
+	state->written = (u32)(write_seq - accepted);
+	state->read = (u32)(copied_seq - copied);
 }
 
 /* A socket seen for the first time. */
@@ -35,7 +38,7 @@ static __always_inline struct tcp_state *adopt(void *sk, u8 direction, u8 flags,
 	struct tcp_state fresh = {};
 	struct tcp_state *state;
 
-	fresh.id = bpf_ktime_get_ns();
+	fresh.id = fresh.seal = bpf_ktime_get_ns();
 	fresh.generation = current_generation();
 	fresh.direction = direction;
 	fresh.flags = flags;
