@@ -44,6 +44,7 @@ class Kind(Enum):
 
     UNSET = "nothing"
     SCALAR = "a number"
+    ZERO = "zero"
     CONTEXT = "the context"
     FRAME = "a stack address"
     MAP = "a map"
@@ -167,6 +168,9 @@ class _Step:
             return
         if i.group in (JMP, JMP32) and i.operation == JA:
             yield self.at + 1 + i.offset, self._state()
+        elif self._decided():
+            # A lookup that failed on this path, compared with NULL once more.
+            yield self.at + 1 + (i.offset if i.operation == JEQ else 0), self._state()
         elif i.group in (JMP, JMP32) and i.operation != CALL:
             yield self.at + 1 + i.offset, self._after_test(i.operation == JEQ)
             yield after, self._after_test(i.operation == JNE)
@@ -174,13 +178,18 @@ class _Step:
             self._apply()
             yield after + (i.code == IMM64), self._state()
 
+    def _decided(self) -> bool:
+        i = self.i
+        return (i.group == JMP and i.operation in (JEQ, JNE) and not i.code & 8 and i.immediate == 0
+                and self.registers[i.dst].kind is Kind.ZERO)
+
     def _after_test(self, is_null: bool) -> State:
         """A lookup's answer compared with 0 is NULL on one way and a map value on the other."""
         held = self.registers[self.i.dst]
         plain = self.i.operation in (JEQ, JNE) and not self.i.code & 8 and self.i.immediate == 0
         if held.kind is not Kind.MAYBE or not plain:
             return self._state()
-        now = _SCALAR if is_null else Held(Kind.VALUE)
+        now = Held(Kind.ZERO) if is_null else Held(Kind.VALUE)
         if not self.rules.copies_of_lookups:
             registers = [*self.registers]
             registers[self.i.dst] = now
@@ -216,14 +225,16 @@ class _Step:
         for slot in [s for s in self.slots if s < start + size and start < s + 8]:
             del self.slots[slot]
         held = self.registers[self.i.src] if self.i.group == STX else _SCALAR
-        if size == 8 and held.kind not in (Kind.SCALAR, Kind.UNSET):
+        if size == 8 and held.kind not in (Kind.SCALAR, Kind.ZERO, Kind.UNSET):
             self.slots[start] = held
 
     def _computed(self) -> Held:
         i, dst = self.i, self.registers[self.i.dst]
         by_register = bool(i.code & 8)
         if i.operation == MOV:
-            return self.registers[i.src] if by_register and i.group == ALU64 else _SCALAR
+            if by_register:
+                return self.registers[i.src] if i.group == ALU64 else _SCALAR
+            return _SCALAR if i.immediate else Held(Kind.ZERO)
         if i.group == ALU64 and i.operation in (ADD, SUB) and not by_register:
             moved = i.immediate if i.operation == ADD else -i.immediate
             if dst.kind is Kind.FRAME:

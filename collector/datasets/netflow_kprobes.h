@@ -26,13 +26,14 @@ static __always_inline void *end_call(void)
 static __always_inline int know_before_call(void *sk)
 {
 	u8 state = 0;
+	struct tcp_state *known = find(sk);
 
-	if (find(sk))
+	if (known && known->flags & WAS_ESTABLISHED)
 		return 1;
 	READ(&state, sk, sock_common__skc_state);
 	if (state == CLOSE || state == SYN_SENT || state == LISTEN)
 		return 0;
-	adopt(sk, UNKNOWN, WAS_ESTABLISHED, 0, 0);
+	find_or_adopt(sk, 0, 0);
 	return 1;
 }
 

@@ -52,12 +52,28 @@ static __always_inline struct tcp_state *adopt(void *sk, u8 direction, u8 flags,
 	return state;
 }
 
+/* One of which the handshake's end was not seen: where it writes from is known only now. */
+static __always_inline void establish(void *sk, struct tcp_state *state, u32 accepted, u32 copied)
+{
+	struct tuple tuple = {};
+
+	set_bases(sk, state, accepted, copied);
+	read_tuple(sk, &tuple);
+	state->tuple = tuple;
+	state->flags |= WAS_ESTABLISHED;
+	state->established = 1;
+}
+
 /* One older than us, in use: it was established, by whom is for user space to say. */
 static __always_inline struct tcp_state *find_or_adopt(void *sk, u32 accepted, u32 copied)
 {
 	struct tcp_state *state = find(sk);
 
-	return state ? state : adopt(sk, UNKNOWN, WAS_ESTABLISHED, accepted, copied);
+	if (!state)
+		return adopt(sk, UNKNOWN, WAS_ESTABLISHED, accepted, copied);
+	if (!(state->flags & WAS_ESTABLISHED))
+		establish(sk, state, accepted, copied);
+	return state;
 }
 
 static __always_inline void catch_up_written(void *sk, struct tcp_state *state)
@@ -195,7 +211,6 @@ static __always_inline void remember_listener(void *sk)
 static __always_inline void on_state(void *sk, int from, int to)
 {
 	struct tcp_state *state;
-	struct tuple tuple = {};
 
 	if (!is_protocol(sk, IPPROTO_TCP))
 		return;
@@ -217,15 +232,18 @@ static __always_inline void on_state(void *sk, int from, int to)
 		return;
 	}
 	if (to == ESTABLISHED) {
+		/* Another one's, whose end was not seen: no kprobe runs while its processor is at other BPF work. */
+		if (state && state->flags & WAS_ESTABLISHED) {
+			bury(sk, state);
+			state = 0;
+		}
 		if (!state)
 			state = adopt(sk, from == SYN_SENT ? OUTGOING : INCOMING, 0, 0, 0);
+		/* Before 4.10 only the very register that is compared with NULL is a map value afterwards. */
+		asm volatile("" : "+r"(state));
 		if (!state)
 			return;
-		set_bases(sk, state, 0, 0);
-		read_tuple(sk, &tuple);
-		state->tuple = tuple;
-		state->flags |= WAS_ESTABLISHED;
-		state->established = 1;
+		establish(sk, state, 0, 0);
 		measure(sk, state);
 		return;
 	}
@@ -237,6 +255,13 @@ static __always_inline void on_state(void *sk, int from, int to)
 			return;
 	}
 	catch_up(sk, state);
+	/* Our FIN was sent and is in write_seq, and nobody told us. */
+	if (!(state->flags & DONE_WRITING) &&
+	    (from == FIN_WAIT1 || from == FIN_WAIT2 || from == CLOSING || from == LAST_ACK)) {
+		state->flags |= DONE_WRITING;
+		if (state->written > state->written_base)
+			state->written -= 1;
+	}
 	/* A process closes; the other transitions come with packets, under whatever process happens to run. */
 	if (!state->owner.pid && ((from == ESTABLISHED && to == FIN_WAIT1) || (from == CLOSE_WAIT && to == LAST_ACK)))
 		own_sock(state);

@@ -81,7 +81,14 @@ def test_the_kinds_of_map_a_program_uses(kind, first):
 def test_only_one_way_of_a_branch_need_be_wrong():
     """if (r1 of ctx) r6 = ctx else r6 = 0; then r6 is read from."""
     code = (ins(0x79, 2, 1) + ins(0xB7, 6) + ins(0x15, 2, 0, 1) + ins(0xBF, 6, 1) + ins(0x79, 7, 6) + RETURN)
-    assert refusals(code, "current") == ("instruction 4 reads from r6, which holds a number",)
+    assert refusals(code, "current") == ("instruction 4 reads from r6, which holds zero",)
+
+
+def test_a_way_that_zero_rules_out_is_not_gone():
+    """r6 = lookup(), or 0 where that is NULL; if (r6) it is written to."""
+    code = LOOKUP + ins(0xBF, 6, 0) + ins(0x15, 6, 0, 1) + ins(0x05, offset=1) + ins(0xB7, 6) + ins(0x15, 6, 0, 1) + (
+        ins(0x7A, 6) + RETURN)
+    assert first_to_take(code) == "4.4"
 
 
 def test_what_the_stack_holds_is_forgotten_when_written_over():
