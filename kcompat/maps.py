@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from kcompat.sysbpf import Cmd, MapType, bpf, map_create
 
-_BATCH = 1024
+# Kprobes of a processor rest while it is in such a call, and longer if something else gets its turn meanwhile.
+_BATCH = 128
 _ENOTSUPP = 524  # a kernel-internal code that the batch calls let out
 
 

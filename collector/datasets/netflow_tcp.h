@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* One state per TCP socket, from its first transition to its destruction. */
 
+/* Before 4.9 a sum is no map value's address any more: the compiler must not keep one for a store further down. */
+#define FORGET_SUMS(state) asm volatile("" : "+r"(state))
+
 static __always_inline void own_sock(struct tcp_state *state)
 {
 	struct owner owner = {};
@@ -76,12 +79,16 @@ static __always_inline struct tcp_state *find_or_adopt(void *sk, u32 accepted, u
 	return state;
 }
 
+/* Nothing counts before there is a base to count from: its event may not have been seen. */
 static __always_inline void catch_up_written(void *sk, struct tcp_state *state)
 {
 	u32 now = 0;
 	u64 before = state->written;
 	u32 grown;
 
+	if (!(state->flags & WAS_ESTABLISHED))
+		return;
+	FORGET_SUMS(state);
 	READ(&now, sk, tcp_sock__write_seq);
 	grown = now - (u32)before;
 	if (!(state->flags & DONE_WRITING) && grown < 0x80000000)
@@ -96,6 +103,9 @@ static __always_inline void catch_up_read(void *sk, struct tcp_state *state, u32
 	u64 before = state->read;
 	u32 grown;
 
+	if (!(state->flags & WAS_ESTABLISHED))
+		return;
+	FORGET_SUMS(state);
 	READ(&now, sk, tcp_sock__copied_seq);
 	if (state->flags & PEER_FIN) {
 		READ(&end, sk, tcp_sock__rcv_nxt);
@@ -254,6 +264,9 @@ static __always_inline void on_state(void *sk, int from, int to)
 		if (!state)
 			return;
 	}
+	if (!(state->flags & WAS_ESTABLISHED) && from != SYN_SENT && from != SYN_RECV)
+		establish(sk, state, 0, 0);
+	FORGET_SUMS(state);
 	catch_up(sk, state);
 	/* Our FIN was sent and is in write_seq, and nobody told us. */
 	if (!(state->flags & DONE_WRITING) &&
@@ -262,6 +275,7 @@ static __always_inline void on_state(void *sk, int from, int to)
 		if (state->written > state->written_base)
 			state->written -= 1;
 	}
+	FORGET_SUMS(state);
 	/* A process closes; the other transitions come with packets, under whatever process happens to run. */
 	if (!state->owner.pid && ((from == ESTABLISHED && to == FIN_WAIT1) || (from == CLOSE_WAIT && to == LAST_ACK)))
 		own_sock(state);
@@ -297,8 +311,7 @@ static __always_inline void touch(struct tcp_state *state)
 {
 	u32 pid = state->owner.pid;
 
-	/* Before 4.9 a sum is no map value's address any more: the compiler must not keep one for the store below. */
-	asm volatile("" : "+r"(state));
+	FORGET_SUMS(state);
 	if (!pid)
 		own_sock(state);
 }
