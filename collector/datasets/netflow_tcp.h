@@ -301,9 +301,9 @@ static __always_inline void on_destroy(void *sk)
 
 	if (!state)
 		return;
-	/* After the close a disconnect may have moved the counters; what was read since then is counted already. */
-	if (!(state->flags & CLOSED))
-		catch_up(sk, state);
+	/* The kernel's counters may have been reset by now; what was read since the close is counted already. */
+	if (state->flags & WAS_ESTABLISHED)
+		state->closed = 1;
 	bury(sk, state);
 }
 
