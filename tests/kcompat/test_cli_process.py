@@ -249,7 +249,9 @@ def test_help_is_fast_because_nothing_heavy_is_imported():
 @pytest.mark.kernel
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root")
 def test_a_hit_imports_neither_a_compiler_nor_an_orm(home):
-    assert kcompat("--db", home / "o.db", "guess", home=home).returncode == 0
+    # Where there are no kprobes a guess leaves a field open; what BTF says of it is remembered as well.
+    assert kcompat("--db", home / "o.db", "guess", home=home).returncode in (0, 1)
+    assert kcompat("--db", home / "o.db", "resolve", home=home).returncode == 0
     code = ("import sys; from kcompat.cli import main\n"
             "try: main()\nexcept SystemExit: pass\n"
             "print([m for m in ('bcc', 'sqlite_utils', 'pyroute2', 'httpx', 'elftools', 'rich') if m in sys.modules])")
