@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from ci.report_facts import asked, check_names, count, failed_tests, why
 from ci.report_shifts import Cell, Picture, picture
-from ci.results import KernelResult, MatrixResult
+from ci.results import KernelResult, MatrixResult, worst
 from ci.verdict import Outcome, printable
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -50,7 +50,7 @@ def html(result: MatrixResult) -> str:
         result=result,
         outcomes=[(outcome, sum(kernel.outcome is outcome for kernel in result.kernels)) for outcome in Outcome],
         headline=_headline(result.kernels),
-        worst=_worst(result.kernels),
+        worst=worst(kernel.outcome for kernel in result.kernels),
         fields=count(result.kernels),
         count=count,
         checks=check_names(result.kernels),
@@ -94,11 +94,6 @@ def _headline(kernels: Sequence[KernelResult]) -> str:
     said = [f"{passed} of {len(outcomes)} kernels pass"]
     said += [f"{failed} fail{'s' if failed == 1 else ''}"] if failed else []
     return ", ".join(said + ([f"{untold} could not be told"] if untold else []))
-
-
-def _worst(kernels: Sequence[KernelResult]) -> Outcome:
-    outcomes = {kernel.outcome for kernel in kernels} or {Outcome.UNKNOWN}
-    return next(o for o in (Outcome.FAIL, Outcome.UNKNOWN, Outcome.PASS) if o in outcomes)
 
 
 def _sections(drawn: Picture) -> list[tuple[str, int]]:

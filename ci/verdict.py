@@ -8,7 +8,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,14 +106,6 @@ def judge(report: Report, console: str, release: str | None, deadline_passed_s: 
     if oops:
         return Verdict(Outcome.FAIL, f"the kernel oopsed: {printable(oops[1]).strip()}", 0)
     return Verdict(Outcome.PASS, "exit status 0", 0)
-
-
-def exit_code(outcomes: Iterable[Outcome]) -> int:
-    """0 only if everything asked for passed; 1 on a failure, else 3 when something could not be told."""
-    seen = set(outcomes)
-    if Outcome.FAIL in seen:
-        return 1
-    return 0 if seen == {Outcome.PASS} else 3
 
 
 def last_lines(console: str, count: int) -> list[str]:

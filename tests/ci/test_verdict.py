@@ -4,7 +4,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ci.verdict import Outcome, Report, exit_code, judge, last_lines, parse_report, printable
+from ci.results import exit_code
+from ci.verdict import Outcome, Report, judge, last_lines, parse_report, printable
 
 NONCE = "0123456789abcdef0123456789abcdef"
 START = f"{NONCE} start 5.10.0-46-amd64 8.79\r\n"
