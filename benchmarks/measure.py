@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -148,8 +148,11 @@ def _jiffies() -> tuple[int, int]:
     return numbers[3] + numbers[4], sum(numbers)
 
 
-def timed(command: Sequence[str], patience_s: float = _PATIENCE_S) -> tuple[float, bytes]:
-    """The wall time and the output of a command. Raises Missing without it, KcompatError when it fails."""
+def timed(command: Sequence[str], patience_s: float = _PATIENCE_S, fine: Container[int] = (0,)) -> tuple[float, bytes]:
+    """The wall time and the output of a command.
+
+    Raises Missing without it, KcompatError when its exit status is none of those that are `fine`.
+    """
     started = time.perf_counter()
     try:
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=patience_s, check=False)
@@ -158,7 +161,7 @@ def timed(command: Sequence[str], patience_s: float = _PATIENCE_S) -> tuple[floa
     except subprocess.TimeoutExpired as error:
         raise KcompatError(f"{' '.join(command[:4])}: no end after {patience_s:.0f} s") from error
     seconds = time.perf_counter() - started
-    if done.returncode:
+    if done.returncode not in fine:
         words = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
         raise KcompatError(f"{' '.join(command[:4])}: exit {done.returncode}: {words[-1]}")
     return seconds, done.stdout

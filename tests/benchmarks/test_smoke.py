@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import report, resolve
 from benchmarks.__main__ import BENCHMARKS, _run
-from benchmarks.measure import Line, Repetitions, Result, Target
-from kcompat.errors import Missing
+from benchmarks.measure import Line, Repetitions, Result, Target, timed
+from kcompat.errors import KcompatError, Missing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Minutes of work each, and what they compare is compared in tests/kcompat and tests/offset_db.
@@ -89,6 +89,16 @@ def test_what_could_not_be_measured_is_on_the_page_with_its_reason(monkeypatch):
     assert "not measured: no vmlinux" in report.markdown([result], 1) and "no vmlinux" in report.text([result])
     with pytest.raises(Missing):
         _run("dwarf", Repetitions(1, 0), asked=True)
+
+
+def test_a_command_that_leaves_a_field_open_is_timed_and_one_that_fails_is_not():
+    leaves_one_open = [sys.executable, "-c", "import sys; print('told'); sys.exit(1)"]
+    assert timed(leaves_one_open, fine=(0, 1))[1] == b"told\n"
+    with pytest.raises(KcompatError, match="exit 1"):
+        timed(leaves_one_open)
+    assert resolve._told(b'{"fields": [{"state": "known"}, {"state": "unknown"}]}') == 1
+    with pytest.raises(KcompatError, match="no field"):
+        resolve._told(b'{"fields": [{"state": "unknown"}]}')
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
