@@ -93,7 +93,7 @@ def _command(source: str, repetitions: Repetitions, *options: str) -> Line:
 def _told(output: bytes) -> int:
     """How many fields the answer tells. Raises KcompatError where it is none: too much went wrong to time it."""
     answers: list[dict[str, Any]] = json.loads(output or b"{}").get("fields", [])
-    if not (told := sum(a["state"] != State.UNKNOWN for a in answers)):
+    if not (told := len([a for a in answers if a["state"] != State.UNKNOWN])):
         raise KcompatError("kcompat resolve --json: no field was told")
     return told
 

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report, resolve
+from benchmarks import database, report, resolve
 from benchmarks.__main__ import BENCHMARKS, _run
 from benchmarks.measure import Line, Repetitions, Result, Target, timed
 from kcompat.errors import KcompatError, Missing
+from kcompat.fields import CATALOGUE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Minutes of work each, and what they compare is compared in tests/kcompat and tests/offset_db.
 LONG = ("dwarf", "harvest", "matrix")
-SHORT = tuple(name for name in BENCHMARKS if name not in LONG)
+SIZED = ("database",)
+SHORT = tuple(name for name in BENCHMARKS if name not in LONG + SIZED)
 REQUIRED = os.environ.get("KCOMPAT_REQUIRE_KERNEL") == "1"
 
 
@@ -54,6 +56,12 @@ def test_the_scan_finds_its_fields_one_connection_an_offset(measured):
     if "sequential scan: fields equal to BTF" in lines:
         # It may well be wrong, but not everywhere: then the hook, and not the method, would be what we measure.
         assert lines["sequential scan: fields equal to BTF"]["median"] >= 3
+
+
+def test_the_database_is_measured_at_any_size():
+    lines = {line.what: line for line in database.run(Repetitions(1, 0), number=40).lines}
+    assert lines["40 kernels taken in"].note == f"{len(CATALOGUE)} fields each"
+    assert all(line.samples for line in lines.values())
 
 
 def line(value, target=None):
