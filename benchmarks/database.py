@@ -46,7 +46,9 @@ def _answers(gaps: dict[Field, int]) -> Iterator[Stored]:
     for field in CATALOGUE:
         offset = -(-(ends.get(field.base, 0) + gaps[field]) // field.width) * field.width
         ends[field.base] = offset + field.width
-        yield Stored(Offset.known(field, offset, "btf", evidence={"path": field.paths[0]}), _AT)
+        path = field.paths[0]
+        evidence = {} if path == field.member else {"path": path}
+        yield Stored(Offset.known(field, offset, "btf", evidence=evidence), _AT)
 
 
 def run(repetitions: Repetitions, number: int = KERNELS) -> Result:

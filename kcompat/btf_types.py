@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import sys
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import compress, count
 from os import PathLike
 
@@ -50,18 +52,30 @@ class _BitInt(Scalar):
     bits: int
 
 
-class _TypeWords(dict[int, int]):
-    """info -> words the type takes, worked out once for each of the few thousand values of `info` a file has."""
+class _Members(Collection[Member]):
+    """Members that are built when somebody looks: of the structs inside a struct hardly any is asked for."""
 
-    def __init__(self, words: dict[int, tuple[int, int]], path: str | PathLike[str]) -> None:
-        self._words, self._path = words, path
+    def __init__(self, build: Callable[[], tuple[Member, ...]]) -> None:
+        self._build = build
 
-    def __missing__(self, info: int) -> int:
-        shape = self._words.get(kind_of(info))
-        if shape is None:
-            raise BadInput(self._path, f"BTF type of unknown kind {kind_of(info)}")
-        taken = self[info] = 3 + shape[0] + shape[1] * vlen_of(info)
-        return taken
+    @cached_property
+    def _built(self) -> tuple[Member, ...]:
+        return self._build()
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._built)
+
+    def __len__(self) -> int:
+        return len(self._built)
+
+    def __contains__(self, member: object) -> bool:
+        return member in self._built
+
+
+def _look_into(built: Struct) -> None:
+    """Has its members built: BadInput comes now."""
+    if built.members is not None:
+        len(built.members)
 
 
 class Btf:
@@ -82,13 +96,15 @@ class Btf:
         self._first_string: int = base.string_end if base else 0
         self.string_end: int = self._first_string + len(self._strings)
         self._first_id: int = base.id_end if base else 1
-        self._words = array("I", types)
+        self._words = array("I")
+        self._words.frombytes(types)
         if order != sys.byteorder:
             self._words.byteswap()
         self._starts = self._index(_WORDS | extra_words)
         self.id_end: int = self._first_id + len(self._starts)
         self._pointer = Scalar(base.pointer_size if base else 8)
         self._built: dict[int, Type] = {}
+        self._open: set[int] = set()
 
     @property
     def pointer_size(self) -> int:
@@ -109,10 +125,11 @@ class Btf:
             if name in names and kind in (STRUCT, UNION, FWD):
                 built = Struct(name, 0, None) if kind == FWD else self._type(type_id, 0)
                 assert isinstance(built, Struct)
+                _look_into(built)
                 found[name] = (*found.get(name, ()), built)
         return found
 
-    def _sections(self, data: bytes) -> tuple[bytes, bytes, dict[int, tuple[int, int]]]:
+    def _sections(self, data: bytes) -> tuple[memoryview, bytes, dict[int, tuple[int, int]]]:
         """The type and string sections, and the shape of kinds this module does not know."""
         endian = "<" if self.byte_order == "little" else ">"
         if len(data) < _HEADER:
@@ -139,7 +156,7 @@ class Btf:
             extra = self._extra_kinds(data, header, *struct.unpack_from(endian + "II", data, _HEADER))
         elif any(data[_HEADER:header]):
             raise self._bad(f"BTF header of {header} bytes")
-        return data[header + type_at:header + type_end], strings, extra
+        return memoryview(data)[header + type_at:header + type_end], strings, extra
 
     def _extra_kinds(self, data: bytes, header: int, at: int, size: int) -> dict[int, tuple[int, int]]:
         """struct btf_layout of each kind (Linux 7.1): with it a reader can step over kinds newer than itself."""
@@ -150,37 +167,61 @@ class Btf:
         return {kind: (info // 4, element // 4) for kind, (info, element) in shapes.items()
                 if info % 4 == 0 and element % 4 == 0}
 
-    def _index(self, shapes: dict[int, tuple[int, int]]) -> array[int]:
+    def _index(self, shapes: dict[int, tuple[int, int]]) -> list[int]:
         """Where each type starts in the words. The only loop over all types, so it does nothing else."""
-        words, taken, at = self._words, _TypeWords(shapes, self._path), 0
-        starts = array("I")
+        words, at, starts = self._words, 0, list[int]()
+        # info -> words the type takes: worked out once for each of the few thousand values a file has.
+        taken: dict[int, int] = {}
         add, end = starts.append, len(words)
         try:
             while at < end:
                 add(at)
-                at += taken[words[at + 1]]
+                info = words[at + 1]
+                try:
+                    at += taken[info]
+                except KeyError:
+                    taken[info] = self._taken(info, shapes)
+                    at += taken[info]
         except IndexError:
             at = -1
         if at != end:
             raise self._bad(f"BTF type {self._first_id + len(starts) - 1} ends past the type section")
         return starts
 
+    def _taken(self, info: int, shapes: dict[int, tuple[int, int]]) -> int:
+        shape = shapes.get(kind_of(info))
+        if shape is None:
+            raise self._bad(f"BTF type of unknown kind {kind_of(info)}")
+        return 3 + shape[0] + shape[1] * vlen_of(info)
+
     def _named(self, names: Iterable[str]) -> Iterator[tuple[str, int, int]]:
-        """(name, type id, start) of the types of these names. A name may be the tail of another string."""
-        by_offset = {offset: name for name in names for offset in self._string_offsets(name.encode() + b"\0")}
+        """(name, type id, start) of the types of these names."""
+        by_offset = self._places({name.encode(): name for name in names})
         words = self._words
         chosen = map(by_offset.__contains__, map(words.__getitem__, self._starts))
         for number in compress(count(), chosen):
             at = self._starts[number]
             yield by_offset[words[at]], self._first_id + number, at
 
-    def _string_offsets(self, string: bytes) -> Iterator[int]:
-        if self._base:
-            yield from self._base._string_offsets(string)
-        at = self._strings.find(string)
-        while at >= 0:
-            yield self._first_string + at
-            at = self._strings.find(string, at + 1)
+    def _places(self, names: dict[bytes, str]) -> dict[int, str]:
+        """String offset -> the name that stands there.
+
+        A producer that lets a string be the tail of another writes no copy of its own of that one. So tails are
+        looked for only where there is none: a short name is the tail of hundreds.
+        """
+        found = self._base._places(names) if self._base else {}
+        strings = self._strings
+        # Without a choice before the first NUL, for then re looks for that byte alone.
+        whole = re.compile(b"\0(" + b"|".join(map(re.escape, names)) + b")(?=\0)")
+        hits = [(match.start(1), match[1]) for match in whole.finditer(strings)]
+        # A module's own strings begin with no empty one.
+        hits += [(0, name) for name in names if strings.startswith(name + b"\0")]
+        for name in names.keys() - {name for _, name in hits}:
+            at = strings.find(name + b"\0")
+            while at >= 0:
+                hits.append((at, name))
+                at = strings.find(name + b"\0", at + 1)
+        return found | {self._first_string + at: names[name] for at, name in hits}
 
     def _string(self, offset: int) -> str:
         if self._base and offset < self._first_string:
@@ -241,14 +282,27 @@ class Btf:
         if size and not vlen:
             # The distilled base of an out-of-tree module keeps of a struct only its name and size.
             return Struct(name, size, None)
-        rows = words[at + 3:at + 3 + 3 * vlen]
-        bitfields = bool(info >> 31)
-        members = tuple(self._member(*row, bitfields, depth)
-                        for row in zip(rows[::3], rows[1::3], rows[2::3], strict=True))
-        built = Struct(name, size, members)
-        if (member := misfit(built)) is not None:
-            raise self._bad(f"BTF member {member} ends past the {size} bytes of struct {name or '(anonymous)'}")
+        built = Struct(name, size, _Members(lambda: self._members(built, at, bool(info >> 31), depth)))
         return built
+
+    def _members(self, whole: Struct, at: int, bitfields: bool, depth: int) -> tuple[Member, ...]:
+        if at in self._open:
+            raise self._bad(f"BTF struct {whole.name or '(anonymous)'} contains itself")
+        self._open.add(at)
+        try:
+            rows = self._words[at + 3:at + 3 + 3 * vlen_of(self._words[at + 1])]
+            members = tuple(self._member(*row, bitfields, depth)
+                            for row in zip(rows[::3], rows[1::3], rows[2::3], strict=True))
+            if (misfitting := misfit(members, whole.size)) is not None:
+                raise self._bad(f"BTF member {misfitting} ends past the {whole.size} bytes of struct "
+                                f"{whole.name or '(anonymous)'}")
+            # Every search goes through what has no name; one as large as its whole may be that itself.
+            for member in members:
+                if isinstance(member.type, Struct) and (not member.name or member.type.size == whole.size):
+                    _look_into(member.type)
+        finally:
+            self._open.discard(at)
+        return members
 
     def _member(self, name_offset: int, type_id: int, place: int, bitfields: bool, depth: int) -> Member:
         member_type = self._type(type_id, depth + 1)

@@ -92,10 +92,9 @@ class Types:
             return Struct(name, 0, None)
         size = _number(die, "DW_AT_byte_size")
         members = tuple(self._member(unit, die, child, depth) for child in self._children(unit, die, _DW_TAG_MEMBER))
-        built = Struct(name, size, members)
-        if (member := misfit(built)) is not None:
+        if (member := misfit(members, size)) is not None:
             raise Corrupt(f"member {member} ends past the {size} bytes of struct {name or '(anonymous)'}")
-        return built
+        return Struct(name, size, members)
 
     def _children(self, unit: Unit, die: DIE, tag: int) -> list[DIE]:
         return [unit.die(at) for at, _, declared in unit.children(die.offset) if declared.tag == tag]

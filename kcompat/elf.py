@@ -89,11 +89,11 @@ def open_file(path: Path) -> Data:
     Raises Missing when it is not there or not readable, BadInput when it is no regular file with bytes in it.
     """
     try:
-        with path.open("rb") as file:
-            start = file.read(len(MAGIC))
-            if start == MAGIC:
+        with path.open("rb", buffering=0) as file:
+            if file.read(len(MAGIC)) == MAGIC:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            data = start + file.read()
+            file.seek(0)
+            data = file.readall()
     except FileNotFoundError as error:
         raise Missing(f"{path} does not exist") from error
     except PermissionError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dc_field
 
@@ -32,7 +32,7 @@ class Struct:
 
     name: str
     size: int
-    members: tuple[Member, ...] | None = dc_field(repr=False)
+    members: Collection[Member] | None = dc_field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +75,10 @@ class Opaque(KcompatError):
     """A path leads into a struct of which the debug information has no members: cannot tell."""
 
 
-def misfit(struct: Struct) -> str | None:
-    """The first member that does not lie inside its struct, as no compiler would lay it: a sign of corruption."""
-    limit = struct.size * 8
-    for member in struct.members or ():
+def misfit(members: Iterable[Member], size: int) -> str | None:
+    """The first member that does not lie inside a struct of `size` bytes, as no compiler would lay it: corruption."""
+    limit = size * 8
+    for member in members:
         if member.bit_position + (member.bit_size or member.type.size * 8) > limit:
             return member.name or "(anonymous)"
     return None
@@ -164,8 +164,10 @@ def _judge(field: Field, path: str, place: Place, source: str) -> Offset:
         expected = " or ".join(map(str, field.widths))
         return Offset.unknown(field, source, f"{source.upper()} has {path} at offset {place.offset} with "
                                              f"{place.width} bytes, not {expected}")
+    # Told only where the kernel calls the member otherwise: a database has this a hundred thousand times.
+    evidence = {} if path == field.member else {"path": path}
     return Offset.known(field, place.offset, source, width=place.width, bit_offset=place.bit_offset,
-                        bit_size=place.bit_size, evidence={"path": path})
+                        bit_size=place.bit_size, evidence=evidence)
 
 
 def agreed(field: Field, structs: Sequence[Struct], source: str) -> Offset:

@@ -118,9 +118,9 @@ def test_a_subtree_shared_by_many_anonymous_members_is_searched_once():
 
 
 def test_a_member_past_the_end_is_a_misfit():
-    assert misfit(struct(Member("a", 0, INT), size=4)) is None
-    assert misfit(struct(Member("a", 8, INT), size=4)) == "a"
-    assert misfit(struct(Member("b", 30, INT, 3), size=4)) == "b"
+    assert misfit([Member("a", 0, INT)], 4) is None
+    assert misfit([Member("a", 8, INT)], 4) == "a"
+    assert misfit([Member("b", 30, INT, 3)], 4) == "b"
 
 
 def test_real_layouts_of_kernels_before_btf():
@@ -133,5 +133,5 @@ def test_real_layouts_of_kernels_before_btf():
             places = {m: at for m, at in given["members"].items() if isinstance(at, int) and f"{name}.{m}" in wanted}
             real = Struct(name, given["size"], tuple(
                 Member(m, at * 8, Scalar(wanted[f"{name}.{m}"].width)) for m, at in places.items()))
-            assert misfit(real) is None, release
+            assert misfit(real.members, real.size) is None, release
             assert {m: offset_of(wanted[f"{name}.{m}"], real, "dwarf").offset for m in places} == places, release
