@@ -13,7 +13,7 @@ from kcompat.errors import BadInput, KcompatError, Missing
 from kcompat.fields import Field
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offset
-from offset_db import rows, trust
+from offset_db import inserts, rows, trust
 from offset_db.connection import (
     DEADLINE_S,
     Corrupt,
@@ -74,18 +74,13 @@ class Database:
     def record(self, kernel: Kernel, offsets: Iterable[Offset], windows: Iterable[Window] = ()) -> None:
         """Remember all of it, in one transaction: committed, flushed to disk, or not there at all."""
         at = rows.now()
-        new = [Stored(o, at, trust.module_build_id(kernel, o.field)) for o in offsets if o.source not in _NOT_SOURCES]
+        answers = [rows.answer_row(Stored(o, at, trust.module_build_id(kernel, o.field)))
+                   for o in offsets if o.source not in _NOT_SOURCES]
         samples = list(windows)
 
         def write() -> None:
-            kernel_id = self._remember_kernel(kernel, at)
-            held = {(s.offset.field, s.offset.source): s for s in self._stored(kernel)}
-            for stored in new:
-                key = stored.offset.field, stored.offset.source
-                held[key] = rows.merged(held.get(key), stored)
-            changed = dict.fromkeys((s.offset.field, s.offset.source) for s in new)
-            self._insert("INSERT OR REPLACE", "offset", [rows.offset_row(kernel_id, held[key]) for key in changed])
-            self._insert("INSERT", "window", [rows.window_row(kernel_id, w) for w in samples])
+            kernel_id = inserts.put_merged(self._connection, kernel, answers, at)
+            inserts.put_windows(self._connection, kernel_id, samples)
 
         self._write(write)
 
@@ -93,9 +88,9 @@ class Database:
         """Run a query of queries.py, guarded like every other one."""
         return self._guarded(lambda: work(self._select))
 
-    def change(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` in one write transaction: committed, flushed to disk, or not there at all."""
-        return self._write(lambda: work(self._connection))
+    def change(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
+        """Run `work` in one write transaction: committed, flushed to disk if `durable`, or not there at all."""
+        return self._write(lambda: work(self._connection), durable=durable)
 
     def vacuum(self) -> None:
         """Give back the room of what was deleted, and store what is left in order."""
@@ -175,23 +170,6 @@ class Database:
 
         if not self._write(write):
             raise KcompatError(f"{self.path}: holds no answer from {source!r} for {field} of {kernel.release}")
-
-    def _remember_kernel(self, kernel: Kernel, at: str) -> int:
-        self._insert("INSERT OR IGNORE", "kernel", [
-            {"build_id": kernel.key, "release": kernel.release, "version": kernel.version, "machine": kernel.machine,
-             "modules": "{}", "first_seen": at, "last_seen": at}])
-        (row,) = self._select("SELECT id, modules FROM kernel WHERE build_id = ?", kernel.key)
-        modules = rows.from_json(row["modules"]) | dict(kernel.modules)
-        self._connection.execute("UPDATE kernel SET modules = ?, last_seen = ? WHERE id = ?",
-                                 (rows.to_json(modules), at, row["id"]))
-        return int(row["id"])
-
-    def _insert(self, verb: str, table: str, values: Sequence[Mapping[str, Any]]) -> None:
-        """Plain SQL: to ask SQLite for the shape of the table first, as sqlite-utils does, takes twice the time."""
-        if values:
-            names = ", ".join(values[0])
-            places = ", ".join(f":{name}" for name in values[0])
-            self._connection.executemany(f'{verb} INTO "{table}" ({names}) VALUES ({places})', values)
 
     def _stored(self, kernel: Kernel) -> Sequence[Stored]:
         found = self._select(f'SELECT * FROM "offset" WHERE {_OF_KERNEL}', kernel.key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
@@ -11,11 +12,12 @@ from typing import Literal
 
 from kcompat.errors import BadInput
 from kcompat.kernel import Kernel
+from offset_db import inserts
 from offset_db.db import Database
 from offset_db.harvest_cluster import reports
-from offset_db.harvest_ledger import Ledger
+from offset_db.harvest_ledger import Ledger, put_done
 from offset_db.harvest_paths import Candidate, candidates
-from offset_db.harvest_report import Report
+from offset_db.harvest_report import Prepared
 
 Ending = Literal["done", "known", "skipped", "failed"]
 
@@ -66,7 +68,8 @@ def harvest(paths: Iterable[str], db: Path, jobs: int, scheduler: str | None = N
 
     Whoever stops listening stops the harvest; what was told of is kept.
     """
-    with Database.open(db) as memory, Ledger(memory.path) as ledger:
+    with Database.open(db) as memory:
+        ledger = Ledger(memory)
         unread: dict[Path, Candidate] = {}
         early = []
         for candidate in candidates(paths):
@@ -80,20 +83,32 @@ def harvest(paths: Iterable[str], db: Path, jobs: int, scheduler: str | None = N
         for count, outcome in enumerate(early, 1):
             yield Progress(total, count, outcome)
         for count, report in enumerate(reports(tuple(unread), jobs, scheduler), len(early) + 1):
-            for found in report.found:
-                memory.record(found.kernel, found.offsets)
             outcome = _outcome(report, named=unread[report.path].named)
-            if outcome.ending != "failed":
-                ledger.add(report)
+            _commit(memory, report, done=outcome.ending != "failed")
             yield Progress(total, count, outcome)
+
+
+def _commit(memory: Database, report: Prepared, *, done: bool) -> None:
+    """What a file gave and that it is done with, or neither.
+
+    Not flushed to disk each time: kill -9 loses nothing of it, and a machine that goes down loses the last kernels
+    together with their files' lines in the list, so that the next harvest reads those again.
+    """
+    def write(connection: sqlite3.Connection) -> None:
+        for kernel, answers in report.found:
+            inserts.put_merged(connection, kernel, answers, report.at)
+        if done:
+            put_done(connection, report)
+
+    memory.change(write, durable=False)
 
 
 def summed_up(outcomes: Iterable[Outcome], started: float) -> Summary:
     return Summary(tuple(sorted(outcomes, key=lambda o: o.path)), time.monotonic() - started)
 
 
-def _outcome(report: Report, *, named: bool) -> Outcome:
-    outcome = Outcome(str(report.path), "done", report.faults, tuple(f.kernel for f in report.found))
+def _outcome(report: Prepared, *, named: bool) -> Outcome:
+    outcome = Outcome(str(report.path), "done", report.faults, tuple(kernel for kernel, _ in report.found))
     # In a directory there may be anything; a file that was asked for by its name is asked to be of use.
     if report.faults or (report.foreign and named):
         return replace(outcome, ending="failed", reasons=report.faults or (report.nothing or "",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 from kcompat.errors import Missing
 from offset_db.harvest_file import MEMORY_LIMIT, read
-from offset_db.harvest_report import Report
+from offset_db.harvest_report import SHAPE, Prepared, Report, prepared
 
 # Below this many files, starting workers takes longer than reading them.
 _WORTH_A_CLUSTER = 3
@@ -35,24 +36,30 @@ _SETTINGS = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.pause": False,
-    # It would look every 10 ms where each worker's Python is.
+    # What wakes up many times a second to look after itself takes the processor from who reads, and the interpreter:
+    # where each worker's Python is, how late each event loop, how full the machine, who could take whose tasks.
     "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.tick.limit": "1h",
+    "distributed.admin.system-monitor.interval": "1m",
+    "distributed.scheduler.work-stealing": False,
+    "distributed.scheduler.active-memory-manager.start": False,
     # Its web pages would be there for every user of this machine.
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
 }
 
 
-def reports(paths: Sequence[Path], jobs: int, scheduler: str | None) -> Iterator[Report]:
-    """A report for each file, as they come. Raises Missing when that scheduler does not answer."""
+def reports(paths: Sequence[Path], jobs: int, scheduler: str | None) -> Iterator[Prepared]:
+    """The report of each file, as they come. Raises Missing when that scheduler does not answer."""
     if scheduler is None and len(paths) < _WORTH_A_CLUSTER:
-        yield from map(read, paths)
+        yield from (prepared(read(path)) for path in paths)
         return
     with _client(min(jobs, len(paths)), scheduler) as client:
         yield from _streamed(client, paths)
 
 
-def _streamed(client: Any, paths: Sequence[Path]) -> Iterator[Report]:
+def _streamed(client: Any, paths: Sequence[Path]) -> Iterator[Prepared]:
     distributed: Any = import_module("distributed")
     sent = {}
     threads = max(sum(client.nthreads().values()), 1)
@@ -73,8 +80,8 @@ def _streamed(client: Any, paths: Sequence[Path]) -> Iterator[Report]:
         batch = sent.pop(future.key)
         if (following := next(waiting, None)) is not None:
             results.add(send(following))
-        if isinstance(result, list):
-            yield from result
+        if isinstance(result, bytes):
+            yield from map(_ours, pickle.loads(result))
         elif len(batch) > 1:
             # One of them is to blame: which, shows when each is read alone.
             for path in batch:
@@ -83,16 +90,23 @@ def _streamed(client: Any, paths: Sequence[Path]) -> Iterator[Report]:
             yield _report(result, batch[0])
 
 
-def _read_all(reader: Callable[[Path], Report], paths: Sequence[Path]) -> list[Report]:
-    return [reader(path) for path in paths]
+def _read_all(reader: Callable[[Path], Report], paths: Sequence[Path]) -> bytes:
+    """Runs at a worker. Bytes, because Dask looks into whatever else it carries."""
+    return pickle.dumps([prepared(reader(path)) for path in paths])
 
 
-def _report(result: object, path: Path) -> Report:
-    """What is no list of reports is a bug, or a worker that is not like us; either way the rest goes on."""
+def _ours(found: Prepared) -> Prepared:
+    if found.shape != SHAPE:
+        return Prepared(found.path, faults=("the worker that read it runs another version of kcompat",))
+    return found
+
+
+def _report(result: object, path: Path) -> Prepared:
+    """What is no bytes of ours is a bug, or a worker that is not like us; either way the rest goes on."""
     error = result[1] if isinstance(result, tuple) else result
     if isinstance(error, import_module("distributed").KilledWorker):
-        return Report(path, faults=("the worker that read it died: out of memory, or killed",))
-    return Report(path, faults=(f"the worker failed: {type(error).__name__}: {error}",))
+        return Prepared(path, faults=("the worker that read it died: out of memory, or killed",))
+    return Prepared(path, faults=(f"the worker failed: {type(error).__name__}: {error}",))
 
 
 @contextmanager
@@ -119,7 +133,7 @@ def _client(jobs: int, scheduler: str | None) -> Iterator[Any]:
         distributed.LocalCluster(n_workers=jobs, threads_per_worker=1, processes=True, memory_limit=MEMORY_LIMIT,
                                  dashboard_address="127.0.0.1:0", local_directory=scratch, silence_logs=60,
                                  security=True) as cluster,
-        distributed.Client(cluster) as client,
+        distributed.Client(cluster, direct_to_workers=True) as client,
     ):
         yield client
 

@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from pathlib import Path
-from types import TracebackType
-from typing import Self
+import sqlite3
 
-from kcompat.fields import CATALOGUE
-from offset_db.connection import DEADLINE_S, connect_writable, told, transaction, until_free
+from offset_db.db import Database
 from offset_db.harvest_paths import Candidate
-from offset_db.harvest_report import Fingerprint, Report, fingerprint
-from offset_db.rows import now
-
-# A catalogue with other fields finds other things in the same file.
-_LOOKED_FOR = hashlib.sha256(repr(CATALOGUE).encode()).hexdigest()[:16]
+from offset_db.harvest_report import LOOKED_FOR, Fingerprint, Prepared, fingerprint
 
 
 class Ledger:
-    """One database's list of files. Writes are not flushed to disk: to lose one only costs reading the file again.
+    """The list of files of one database, as it was when this was made."""
 
-    That is why a file is written here after its kernels, which are: the list is never ahead of them.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._connection = until_free(DEADLINE_S, lambda: connect_writable(path))
+    def __init__(self, db: Database) -> None:
         sql = "SELECT path, size, mtime_ns, head FROM harvested WHERE catalogue = ?"
-        with told(path):
-            self._known = {name: Fingerprint(*rest) for name, *rest in self._connection.execute(sql, (_LOOKED_FOR,))}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
-        self._connection.close()
+        self._known = {row["path"]: Fingerprint(row["size"], row["mtime_ns"], row["head"])
+                       for row in db.read(lambda select: select(sql, LOOKED_FOR))}
 
     def knows(self, candidate: Candidate) -> bool:
         """Whether this very file was read before: same place, size, time and first bytes."""
@@ -48,16 +28,11 @@ class Ledger:
         except OSError:
             return False
 
-    def add(self, report: Report) -> None:
-        """Done with that file: the next harvest leaves it out."""
-        mark = report.fingerprint
-        if mark is None:
-            return
+
+def put_done(connection: sqlite3.Connection, report: Prepared) -> None:
+    """Done with that file: the next harvest leaves it out."""
+    mark = report.fingerprint
+    if mark is not None:
         # Bytes, because that is what a path is.
-        row = (os.fsencode(report.path), mark.size, mark.mtime_ns, mark.head, _LOOKED_FOR, report.nothing, now())
-
-        def write() -> None:
-            with told(self._path), transaction(self._connection, durable=False):
-                self._connection.execute("INSERT OR REPLACE INTO harvested VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-
-        until_free(DEADLINE_S, write)
+        row = (os.fsencode(report.path), mark.size, mark.mtime_ns, mark.head, LOOKED_FOR, report.nothing, report.at)
+        connection.execute("INSERT OR REPLACE INTO harvested VALUES (?, ?, ?, ?, ?, ?, ?)", row)

@@ -14,6 +14,14 @@ from kcompat.fields import Field, find
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offset, State, Verdict
 
+# The columns of an answer, besides the kernel's.
+ANSWER = ("field", "source", "module_build_id", "value", "width", "bit_offset", "bit_size", "state", "verdict",
+          "confidence", "candidates", "reason", "evidence", "recorded_at", "verified_at", "quarantined_at",
+          "quarantine_reason")
+
+Row = tuple[Any, ...]
+WINDOW = ("kernel_id", "run", "object", "hook", "bytes", "expected")
+
 
 class Unreadable(Exception):
     """A row that this schema cannot have produced."""
@@ -108,28 +116,15 @@ def united(held: Stored | None, theirs: Stored) -> tuple[Stored, ...]:
     return held, replace(theirs, offset=replace(theirs.offset, source=f"{theirs.offset.source} elsewhere"))
 
 
-def offset_row(kernel_id: int, stored: Stored) -> dict[str, Any]:
+def answer_row(stored: Stored) -> Row:
+    """The values of ANSWER."""
     offset = stored.offset
-    return {
-        "kernel_id": kernel_id,
-        "field": offset.field.name,
-        "source": offset.source,
-        "module_build_id": stored.module_build_id,
-        "value": offset.offset,
-        "width": offset.width,
-        "bit_offset": offset.bit_offset,
-        "bit_size": offset.bit_size,
-        "state": str(offset.state),
-        "verdict": str(offset.verdict),
-        "confidence": offset.confidence,
-        "candidates": json.dumps(offset.candidates),
-        "reason": offset.reason,
-        "evidence": to_json(offset.evidence),
-        "recorded_at": stored.recorded_at,
-        "verified_at": stored.verified_at,
-        "quarantined_at": stored.quarantined_at,
-        "quarantine_reason": stored.quarantine_reason,
-    }
+    return (
+        offset.field.name, offset.source, stored.module_build_id, offset.offset, offset.width, offset.bit_offset,
+        offset.bit_size, str(offset.state), str(offset.verdict), offset.confidence, json.dumps(offset.candidates),
+        offset.reason, to_json(offset.evidence), stored.recorded_at, stored.verified_at, stored.quarantined_at,
+        stored.quarantine_reason,
+    )
 
 
 def stored_of(row: Mapping[str, Any]) -> Stored | None:
@@ -153,9 +148,9 @@ def kernel_of(row: Mapping[str, Any]) -> Kernel:
     return unnamed if unnamed.key == row["build_id"] else replace(unnamed, build_id=row["build_id"])
 
 
-def window_row(kernel_id: int, window: Window) -> dict[str, Any]:
-    return {"kernel_id": kernel_id, "run": window.run, "object": window.object, "hook": window.hook,
-            "bytes": window.data, "expected": to_json(window.expected)}
+def window_row(kernel_id: int, window: Window) -> Row:
+    """The values of WINDOW."""
+    return kernel_id, window.run, window.object, window.hook, window.data, to_json(window.expected)
 
 
 def window_of(row: Mapping[str, Any]) -> Window:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kcompat.errors import Missing
-from kcompat.fields import find
+from kcompat.fields import CATALOGUE, find
 from offset_db import harvest_cluster
 from offset_db.db import Database
 from offset_db.harvest import harvest
@@ -99,9 +99,35 @@ def test_what_was_harvested_is_known_until_it_changes(tmp_path):
 def test_another_catalogue_looks_again(tmp_path, monkeypatch):
     files, db = fleet(tmp_path / "f", 1), tmp_path / "db"
     run(db, files)
-    monkeypatch.setattr("offset_db.harvest_ledger._LOOKED_FOR", "other fields")
+    monkeypatch.setattr("offset_db.harvest_ledger.LOOKED_FOR", "other fields")
 
     assert run(db, files) == {"5.0.0.x86_64.btf": ("done", ())}
+
+
+def test_what_an_event_refuted_stays_refuted_when_its_file_is_read_again(tmp_path):
+    files, db = fleet(tmp_path / "f", 1), tmp_path / "db"
+    run(db, files)
+    with Database.open(db) as memory:
+        (kernel,) = memory.kernels()
+        memory.quarantine(kernel, DPORT, "btf", "an event saw another")
+    os.utime(files / "5.0.0.x86_64.btf", (1, 1))
+
+    assert run(db, files) == {"5.0.0.x86_64.btf": ("done", ())}
+    with Database.open(db) as memory:
+        assert {s.offset.field.name: s.quarantine_reason for s in memory.offsets(kernel)} == {
+            "sock_common.skc_daddr": None, "sock_common.skc_dport": "an event saw another"} | dict.fromkeys(
+                f.name for f in CATALOGUE if f.struct == "sock_common" and f.member not in ("skc_daddr", "skc_dport"))
+
+
+def test_rows_of_another_kcompat_are_not_written(tmp_path, monkeypatch):
+    files, db = fleet(tmp_path / "f", 3), tmp_path / "db"
+    monkeypatch.setattr(harvest_cluster, "SHAPE", "another")
+
+    outcomes = run(db, files)
+
+    assert {ending for ending, _ in outcomes.values()} == {"failed"} and recorded(db) == {}
+    assert {reason for _, reasons in outcomes.values() for reason in reasons} == {
+        "the worker that read it runs another version of kcompat"}
 
 
 def test_a_failed_file_is_tried_again(tmp_path):
