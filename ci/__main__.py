@@ -83,9 +83,11 @@ def list_kernels() -> None:
 @click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N",
               help="VMs at once. Default: as many as this machine has processors for.")
 @click.option("--scheduler", metavar="ADDRESS",
-              help="A Dask scheduler whose workers boot the kernels, like tcp://HOST:8786. They need this repository, "
-                   "QEMU and virtme-ng.")
+              help="A Dask scheduler whose workers boot the kernels, like tcp://HOST:8786. They need this repository "
+                   "and QEMU.")
 @click.option("--dwarf", is_flag=True, help="Fetch Debian's debug packages too, up to a gigabyte each: a second judge.")
+@click.option("--thorough", is_flag=True,
+              help="Also the tests marked thorough, of which the kernel decides little: minutes more each.")
 @click.option("--deadline", type=click.FloatRange(min=1), default=900.0, show_default=True, help="Seconds per kernel.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Results, offset database and logs. Default: matrix in the cache.")
@@ -98,13 +100,15 @@ def list_kernels() -> None:
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(
     pattern: str | None, kernel: Path | None, modules: Path | None, vmlinux: Path | None, kernel_dir: Path | None,
-    jobs: int | None, scheduler: str | None, dwarf: bool, deadline: float, output: Path | None, as_json: bool,
-    verbose: bool, append: tuple[str, ...], memory: str, cpus: int, logs: Path | None, command: tuple[str, ...],
+    jobs: int | None, scheduler: str | None, dwarf: bool, thorough: bool, deadline: float, output: Path | None,
+    as_json: bool, verbose: bool, append: tuple[str, ...], memory: str, cpus: int, logs: Path | None,
+    command: tuple[str, ...],
 ) -> None:
     """Boot kernels and make every check of each: offsets guessed and judged, tests, a collector's flows.
 
-    With COMMAND run that instead, as root in the repository's directory; it sees this machine's files, read-only
-    or as a copy. Exit status: 0 everything passed, 1 something failed, 3 something could not be told.
+    With COMMAND run that instead, as root in the repository's directory; it sees Debian, the repository and
+    the kernel's modules, nothing else of this machine. Exit status: 0 everything passed, 1 something failed,
+    3 something could not be told.
 
     \b
     Examples:
@@ -129,7 +133,7 @@ def run(
             sys.exit(INTERRUPTED)
     spread = Spread(jobs or default_jobs(cpus), scheduler)
     try:
-        limits = Limits(deadline, append, memory, cpus, dwarf)
+        limits = Limits(deadline, append, memory, cpus, dwarf, thorough)
         result = run_matrix(chosen, limits, spread, store, logs, Console(stderr=True))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

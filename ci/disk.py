@@ -1,4 +1,4 @@
-"""Boots a kernel that cannot share this machine's files: its root is an image, its machine may be another."""
+"""What QEMU is told to boot a kernel with: disks made here, whatever this machine is and whatever the kernel's is."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def obstacle(kernel: Kernel) -> str | None:
             file.seek(offset)
             if file.read(len(magic)) != magic:
                 return f"{kernel.vmlinuz} is no {kernel.machine} kernel image"
-        initramfs.boot_modules(modules_of(kernel))
+        initramfs.boot_modules(kernel.modules)
         root_image(kernel.machine, cache_dir())
     except OSError as error:
         return f"cannot read {error.filename}: {error.strerror}"
@@ -87,23 +87,13 @@ def obstacle(kernel: Kernel) -> str | None:
     return None
 
 
-def modules_of(kernel: Kernel) -> Path:
-    """The directory of the kernel's modules, below the same root as its image. Raises FetchError."""
-    directory = kernel.vmlinuz.parent.parent / "lib/modules"
-    found = [path for path in directory.glob(kernel.release or "*") if (path / "modules.dep").is_file()]
-    if len(found) != 1:
-        raise FetchError(f"expected the modules of {kernel.release or 'one kernel'} in {directory}, "
-                         f"found {sorted(path.name for path in found)}")
-    return found[0]
-
-
 def command(kernel: Kernel, job: Job, work: Path, report: Path, nonce: str) -> list[str]:
     """QEMU's command line; the guest's first disk is the root of its machine, the second all that is its own."""
-    machine, root, modules = MACHINES[kernel.machine], root_image(kernel.machine, cache_dir()), modules_of(kernel)
+    machine, root = MACHINES[kernel.machine], root_image(kernel.machine, cache_dir())
     own, first = work / "own.ext4", work / "initramfs"
-    _stage(job, modules, nonce, work / "own")
+    _stage(job, kernel.modules, nonce, work / "own")
     ext4.make(work / "own", own)
-    initramfs.make(modules, root.busybox, f"/{INIT}", work / "first", first)
+    initramfs.make(kernel.modules, root.busybox, f"/{INIT}", work / "first", first)
     arguments = [f"console={machine.console}", "panic=-1", "loglevel=6", *job.kernel_arguments]
     return [
         machine.emulator,
@@ -127,9 +117,10 @@ def _quoted(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
-def _stage(job: Job, modules: Path, nonce: str, tree: Path) -> None:
+def _stage(job: Job, modules: Path | None, nonce: str, tree: Path) -> None:
     """The guest's own files: its modules, the project as it is now, and Python where the job expects it."""
-    _copy(modules, tree / "usr/lib/modules" / modules.name, NOT_FOR_VMS)
+    if modules:
+        _copy(modules, tree / "usr/lib/modules" / modules.name, NOT_FOR_VMS)
     project = tree / job.directory.relative_to("/")
     _copy(job.directory, project, NOT_FOR_GUESTS)
     compile_python(tree, [project])
@@ -138,7 +129,7 @@ def _stage(job: Job, modules: Path, nonce: str, tree: Path) -> None:
     python.symlink_to("/usr/bin/python3")
     _install_project(job.directory, python.parent, tree / SITE)
     (tree / INIT).write_text(GUEST_INIT)
-    (tree / SCRIPT).write_text(guest_script(job, nonce, "", PORT))
+    (tree / SCRIPT).write_text(guest_script(job, nonce, PORT))
 
 
 def _copy(source: Path, destination: Path, ignored: Callable[[str, list[str]], set[str]]) -> None:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Image:
-    """An unpacked kernel: ``vmlinuz`` below the same root as ``lib/modules/RELEASE``, as virtme-ng wants it."""
+    """An unpacked kernel: ``vmlinuz`` below the same root as ``lib/modules/RELEASE``, if it has modules."""
 
     package: str
     version: str

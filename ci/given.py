@@ -39,7 +39,7 @@ def given_kernels(directory: Path) -> list[Given]:
 
 
 def obtain(given: Given, cache: Path) -> Image:
-    """The layout virtme-ng wants, made of links to the user's files, which stay as they are. Raises FetchError."""
+    """The layout of all our kernels, made of links to the user's files, which stay as they are. Raises FetchError."""
     try:
         release = release_of(given.vmlinuz)
         modules = _modules(given.modules, release) if given.modules else None

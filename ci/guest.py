@@ -97,7 +97,8 @@ class Guest:
         environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         # The guest's root is read-only: pytest's cache and compiled files have nowhere to go.
         # A name per line: the console's last one is the test that hung.
-        options = ["-p", "no:cacheprovider", "--color=no", "--verbose", "-m", "not thorough",
+        options = ["-p", "no:cacheprovider", "--color=no", "--verbose",
+                   *(() if os.environ.get("KCOMPAT_CI_THOROUGH") else ("-m", "not thorough")),
                    "-p", "pytest_timeout", "--junitxml", str(report)]
         wanted = shlex.split(os.environ.get("KCOMPAT_CI_TESTS", "")) or ALL_TESTS
         overdue = None

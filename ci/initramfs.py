@@ -27,6 +27,10 @@ INIT = """\
 #!/bin/busybox sh
 PATH=/bin
 /bin/busybox --install -s /bin
+no_root() {{
+    echo "kcompat: no root: the kernel does not $1; it needs virtio_pci, virtio_blk, ext4, overlay, built in or modules"
+    exit 1
+}}
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
@@ -39,12 +43,12 @@ until [ -b {disks[0]} ] && [ -b {disks[1]} ] || [ $tries = 100 ]; do
     sleep 0.1
     tries=$((tries + 1))
 done
-mount -t ext4 -o ro {disks[0]} /base || exit 1
-mount -t ext4 -o ro {disks[1]} /own || exit 1
-mount -t tmpfs tmpfs /written || exit 1
+mount -t ext4 -o ro {disks[0]} /base && mount -t ext4 -o ro {disks[1]} /own || no_root "mount its disks"
+mount -t tmpfs tmpfs /written
 mkdir /written/upper /written/work
 # The guest's own files before those of the root that all guests of its machine share.
-mount -t overlay -o lowerdir=/own:/base,upperdir=/written/upper,workdir=/written/work root /root || exit 1
+mount -t overlay -o lowerdir=/own:/base,upperdir=/written/upper,workdir=/written/work root /root ||
+    no_root "lay one over the other"
 for directory in proc sys dev; do
     mkdir -p "/root/$directory"
     mount -o move "/$directory" "/root/$directory"
@@ -53,7 +57,7 @@ exec switch_root /root /bin/sh {script}
 """
 
 
-def make(modules: Path, busybox: Path, script: str, work: Path, initramfs: Path) -> None:
+def make(modules: Path | None, busybox: Path, script: str, work: Path, initramfs: Path) -> None:
     """Writes a cpio archive that hands over to ``script`` in the root. Raises FetchError."""
     tree = work / "initramfs"
     for name in ("base", "bin", "dev", "modules", "own", "proc", "root", "sys", "written"):
@@ -69,8 +73,12 @@ def make(modules: Path, busybox: Path, script: str, work: Path, initramfs: Path)
     apt.run(["sh", "-c", pack, "sh", str(tree), str(initramfs)])
 
 
-def boot_modules(modules: Path) -> list[Path]:
-    """The modules to load, each after those it needs, from a directory ``lib/modules/RELEASE``."""
+def boot_modules(modules: Path | None) -> list[Path]:
+    """The modules to load, each after those it needs, from a directory ``lib/modules/RELEASE``. Raises FetchError."""
+    if modules is None:
+        return []
+    if not (modules / "modules.dep").is_file():
+        raise FetchError(f"{modules} is no directory of modules: it has no modules.dep")
     command = ["modprobe", "--config", "/dev/null", "--dirname", str(modules.parent.parent.parent)]
     said = apt.run([*command, "--set-version", modules.name, "--show-depends", "--all", *WANTED])
     lines = (line.split() for line in said.splitlines())

@@ -10,18 +10,14 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from ci.verdict import Step, Verdict
-
-Root: TypeAlias = Literal["9p", "disk"]
 
 GUEST_SCRIPT = """\
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 # What a booted host has and a guest's init leaves out.
 [ -d /sys/fs/bpf ] && mount -t bpf bpf /sys/fs/bpf 2>/dev/null
 mkdir -p /run/netns
-{prepare}
 {unpack}
 cd {directory} || exit 1
 read -r uptime idle </proc/uptime
@@ -36,13 +32,13 @@ exit "$status"
 
 @dataclass(frozen=True)
 class Kernel:
-    """What to boot; ``uname -r`` in the guest must then say ``release``, unless that is None."""
+    """What to boot; ``uname -r`` in the guest must then say ``release``."""
 
     vmlinuz: Path
-    release: str | None = None
+    release: str
+    modules: Path | None = None
+    """lib/modules/RELEASE; None for a kernel that has in itself what it takes to boot."""
     machine: str = "x86_64"
-    root: Root = "9p"
-    """Where the guest's files come from: this machine's own over 9p, or a disk image for a kernel that has no 9p."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +68,13 @@ class Run:
     steps: Sequence[Step] = ()
 
 
-def guest_script(job: Job, nonce: str, prepare: str, port: str) -> str:
+def guest_script(job: Job, nonce: str, port: str) -> str:
     """The script the guest runs: the report goes to a serial port of its own, where no kernel message can cut in.
 
     The command is told the port and the nonce, so that it may report steps of its own (``ci.guest``).
     """
     environment = {**job.environment, "KCOMPAT_CI_PORT": port, "KCOMPAT_CI_NONCE": nonce}
     return GUEST_SCRIPT.format(
-        prepare=prepare.strip(),
         unpack=_unpack(job.files),
         directory=shlex.quote(str(job.directory)),
         nonce=nonce,
@@ -90,7 +85,7 @@ def guest_script(job: Job, nonce: str, prepare: str, port: str) -> str:
 
 
 def _unpack(files: Mapping[str, bytes]) -> str:
-    """Shell that writes the files. They travel in the script, the one thing that reaches every kind of root."""
+    """Shell that writes the files. They travel in the script."""
     if not files:
         return ""
     packed = io.BytesIO()

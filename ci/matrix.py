@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import platform
 import shlex
 import sys
 import time
@@ -22,7 +21,7 @@ from ci.fetch import Image, cache_dir, fetch
 from ci.given import Given
 from ci.given import obtain as take
 from ci.guest import STEPS
-from ci.job import Job, Kernel, Root, Run
+from ci.job import Job, Kernel, Run
 from ci.judge import Dwarf, build_id, exported, judge
 from ci.kernels import ALL_TESTS, Built, Entry
 from ci.product import read_dwarf
@@ -55,6 +54,8 @@ class Limits:
     cpus: int = 2
     dwarf: bool = False
     """Whether Debian's debug packages are fetched too, to judge what BTF judges once more."""
+    thorough: bool = False
+    """Whether the tests marked so run in guests too, which takes minutes for each kernel."""
 
 
 @dataclass(frozen=True)
@@ -81,19 +82,9 @@ def obtain(kernel: Kind, cache: Path, progress: Callable[[str], None]) -> Image:
 
 
 def bootable(kernel: Kind, image: Image) -> Kernel:
-    modules = image.vmlinuz.parent.parent / "lib/modules" / image.release
-    return Kernel(image.vmlinuz, image.release, kernel.machine, root_for(kernel.machine, modules))
-
-
-def root_for(machine: str, modules: Path) -> Root:
-    """This machine's own files where the kernel can run them and has 9p, as its modules say; else a disk image.
-
-    A kernel without modules is one that needs none: ours have 9p built in.
-    """
-    lists = (modules / "modules.builtin", modules / "modules.dep")
-    has_9p = any("/9p.ko" in path.read_text() for path in lists if path.is_file())
-    own = machine == platform.machine() == "x86_64"
-    return "9p" if own and (has_9p or not modules.is_dir()) else "disk"
+    none_needed = isinstance(kernel, Built) or (isinstance(kernel, Given) and kernel.modules is None)
+    modules = None if none_needed else image.vmlinuz.parent.parent / "lib/modules" / image.release
+    return Kernel(image.vmlinuz, image.release, modules, kernel.machine)
 
 
 def unknown(entry: Kind, first: str, reason: str) -> KernelResult:
@@ -156,6 +147,8 @@ def _job(kernel: Kind, limits: Limits, dwarf: Dwarf | None, ahead: Ahead) -> Job
     environment = {**GUEST_ENVIRONMENT, "KCOMPAT_CACHE": GUEST_CACHE,
                    "KCOMPAT_CI_TESTS": shlex.join(wanted_tests(kernel)),
                    "KCOMPAT_CI_SECONDS": f"{limits.deadline_s - SHUTDOWN_S:.0f}"}
+    if limits.thorough:
+        environment["KCOMPAT_CI_THOROUGH"] = "1"
     if dwarf and dwarf.said:
         oracle = json.dumps(dwarf.said).encode()
         environment["KCOMPAT_CI_ORACLE"] = base64.b64encode(gzip.compress(oracle, mtime=0)).decode()

@@ -25,7 +25,7 @@ SUITE, PYTHON, GLIBC = "bookworm", "3.11", 36
 PACKAGES = (
     *("?essential", "busybox-static", "iproute2", "kmod", "mount", "python3", "python3-bpfcc"),
     # tests/kernel compiles a CO-RE program and its loader.
-    *("clang", "gcc", "libbpf-dev", "libc6-dev", "libelf-dev"),
+    *("bpftool", "clang", "gcc", "libbpf-dev", "libc6-dev", "libelf-dev"),
 )
 # Of the project's test extra only what tests/kernel imports: the rest has no wheels for every machine.
 TEST_REQUIREMENTS = frozenset({"hypothesis", "pytest", "pytest-timeout"})

@@ -1,17 +1,15 @@
-"""Where programs of other people are found: our interpreter's directory first, then PATH, then what only root has."""
+"""Where programs of other people are found: in PATH, then where those are that only root has."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 
 def tool_path() -> str:
-    """Our interpreter's directory first: vng finds its own helpers through PATH."""
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    """A user's PATH may leave out what only root has: mke2fs, modprobe."""
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 
 def find_tool(tool: str) -> str | None:

@@ -46,7 +46,8 @@ class Report:
 
 
 _PANIC = re.compile(r"(Kernel panic - not syncing.*)")
-_STUCK = re.compile(r"Failed to mount real root|VFS: Unable to mount root fs")
+# ci/initramfs.py says so before it gives up.
+_NO_ROOT = re.compile(r"^kcompat: (no root: .*)", re.MULTILINE)
 # A process the kernel killed takes its test down, but a kernel thread that oopses does not.
 _OOPS = re.compile(r"^\[ *\d+\.\d+\] ((?:BUG: unable to handle|Oops: |general protection fault).*)", re.MULTILINE)
 
@@ -92,8 +93,8 @@ def judge(report: Report, console: str, release: str | None, deadline_passed_s: 
         return Verdict(Outcome.UNKNOWN, f"deadline of {deadline_passed_s:g} s passed {phase}")
     panic = _PANIC.search(console)
     if panic:
-        hint = ": are its modules there?" if _STUCK.search(console) else ""
-        return Verdict(Outcome.UNKNOWN, f"{printable(panic[1]).strip()}{hint}")
+        why = _NO_ROOT.search(console) or panic
+        return Verdict(Outcome.UNKNOWN, printable(why[1]).strip())
     if report.release is None:
         return Verdict(Outcome.UNKNOWN, f"the VM ended before the command started: {_last_line(console)}")
     if release is not None and report.release != release:

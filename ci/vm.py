@@ -13,39 +13,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
-from ci import disk, vng
+from ci import disk
 from ci.console import Console
-from ci.job import Job, Kernel, Root, Run
+from ci.job import Job, Kernel, Run
 from ci.tools import missing, tool_path
 from ci.verdict import Outcome, Verdict, judge, last_lines, parse_report
-
-
-class Launcher(Protocol):
-    """How a kernel with one kind of root is booted; a module, such as ``ci.vng``."""
-
-    TOOLS: tuple[str, ...]
-
-    def obstacle(self, kernel: Kernel) -> str | None:
-        """Why this boot need not be tried; None if nothing speaks against it."""
-
-    def command(self, kernel: Kernel, job: Job, work: Path, report: Path, nonce: str) -> list[str]:
-        """The command line of a VM whose console is its standard output and which ends with its job.
-
-        What the guest writes to its report port goes to ``report``. Temporary files go below ``work``.
-        """
-
-
-LAUNCHERS: dict[Root, Launcher] = {"9p": vng, "disk": disk}
 
 
 def boot(kernel: Kernel, job: Job, log: Path, progress: Callable[[str], None] = lambda text: None) -> Run:
     """Runs a job to its end, its console going to ``log``; ``progress`` is handed the console as it comes."""
     begun = time.monotonic()
-    launcher = LAUNCHERS[kernel.root]
-    obstacle = missing(launcher.TOOLS) or launcher.obstacle(kernel)
-    if obstacle:
+    if obstacle := missing(disk.TOOLS) or disk.obstacle(kernel):
         return Run(Verdict(Outcome.UNKNOWN, obstacle), "", None, 0.0)
     with tempfile.TemporaryDirectory(prefix="kcompat-vm-") as temporary:
         work = Path(temporary)
@@ -53,7 +33,7 @@ def boot(kernel: Kernel, job: Job, log: Path, progress: Callable[[str], None] = 
         report_file.touch()
         console = Console(_open_log(log))
         try:
-            command = launcher.command(kernel, job, work, report_file, nonce)
+            command = disk.command(kernel, job, work, report_file, nonce)
             in_time = _run(command, job.deadline_s, work, console, progress)
         finally:
             console.close()
@@ -81,8 +61,8 @@ def _run(command: list[str], deadline_s: float, work: Path, console: Console, pr
     deadline = time.monotonic() + deadline_s
     # Should we be killed outright, setpriv has the kernel end timeout, and timeout ends its whole group.
     guarded = ["setpriv", "--pdeathsig", "TERM", "timeout", "-k", "5", f"{deadline_s + 30:.0f}", *command]
-    # vng's own temporary files go where they are removed even if it is killed.
-    environment = {**os.environ, "TMPDIR": str(work), "PATH": tool_path(), "TERM": "dumb"}
+    # QEMU's own temporary files go where they are removed even if it is killed.
+    environment = {**os.environ, "TMPDIR": str(work), "PATH": tool_path()}
     process = subprocess.Popen(
         guarded,
         cwd=work,

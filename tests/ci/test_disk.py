@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def kernel(tmp_path):
     vmlinuz = tmp_path / "kernel/boot/vmlinuz"
     vmlinuz.parent.mkdir()
     vmlinuz.write_bytes(bytes(0x202) + b"HdrS")
-    return Kernel(vmlinuz, RELEASE, "x86_64", "disk")
+    return Kernel(vmlinuz, RELEASE, modules)
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_an_image_holds_the_tree_and_is_whole(tmp_path):
 
 
 def test_modules_come_after_those_they_need_and_those_they_ask_for(kernel):
-    names = [path.name for path in initramfs.boot_modules(disk.modules_of(kernel))]
+    names = [path.name for path in initramfs.boot_modules(kernel.modules)]
     assert sorted(names) == ["crc32c_generic.ko", "ext4.ko", "overlay.ko", "virtio.ko", "virtio_pci.ko"]
     assert names.index("virtio.ko") < names.index("virtio_pci.ko")
     assert names.index("crc32c_generic.ko") < names.index("ext4.ko")
@@ -108,7 +109,7 @@ def test_a_damaged_module_is_named(tmp_path, suffix):
 
 
 def test_the_initramfs_has_all_in_it_and_an_init_that_is_valid_shell(kernel, root, tmp_path):
-    initramfs.make(disk.modules_of(kernel), root.busybox, "/start.sh", tmp_path / "work", tmp_path / "cpio")
+    initramfs.make(kernel.modules, root.busybox, "/start.sh", tmp_path / "work", tmp_path / "cpio")
     names = tool("cpio", "-it", "--quiet", "-F", tmp_path / "cpio").split()
     assert {"init", "bin/busybox", "modules/order", "modules/ext4.ko", "modules/virtio.ko", "base", "own"} <= {*names}
     init = tool("cpio", "-i", "--quiet", "--to-stdout", "-F", tmp_path / "cpio", "init")
@@ -137,7 +138,7 @@ def test_the_guests_own_disk_has_its_modules_the_project_and_its_python(kernel, 
 
 def test_what_cannot_boot_is_refused_with_its_reason(kernel, root, tmp_path):
     assert disk.obstacle(kernel) is None
-    assert disk.obstacle(Kernel(kernel.vmlinuz, RELEASE, "s390x", "disk")) == "no emulator is known for s390x"
+    assert disk.obstacle(replace(kernel, machine="s390x")) == "no emulator is known for s390x"
     kernel.vmlinuz.write_bytes(b"garbage" * 100)
     assert disk.obstacle(kernel) == f"{kernel.vmlinuz} is no x86_64 kernel image"
     kernel.vmlinuz.unlink()
@@ -145,12 +146,14 @@ def test_what_cannot_boot_is_refused_with_its_reason(kernel, root, tmp_path):
 
 
 def test_missing_modules_are_a_reason(kernel, root):
-    modules = disk.modules_of(kernel)
+    modules = kernel.modules
     (modules / "kernel/overlay.ko").unlink()
     tool("depmod", "-b", kernel.vmlinuz.parent.parent, RELEASE)
     assert "overlay not found" in disk.obstacle(kernel)
     shutil.rmtree(modules)
-    assert disk.obstacle(kernel) == f"expected the modules of {RELEASE} in {modules.parent}, found []"
+    assert disk.obstacle(kernel) == f"{modules} is no directory of modules: it has no modules.dep"
+    # One that has all it needs in itself.
+    assert disk.obstacle(replace(kernel, modules=None)) is None
 
 
 def test_the_recipe_is_the_machine_and_what_is_installed():
@@ -192,7 +195,8 @@ def test_a_command_runs_as_root_on_a_disk(machine, pattern, tmp_path):
     made = cache_dir() / "roots" / f"{machine}-{rootfs.recipe(machine, requirements)}"
     if not found or not made.is_dir() or missing([disk.MACHINES[machine].emulator]):
         pytest.skip(f"no kernel or no root for {machine} in {cache_dir()}: `python -m ci` has not been here")
-    kernel = Kernel(found[-1], found[-1].name.removeprefix("vmlinuz-"), machine, "disk")
+    release = found[-1].name.removeprefix("vmlinuz-")
+    kernel = Kernel(found[-1], release, found[-1].parent.parent / "lib/modules" / release, machine)
     code = ("import os, platform, kcompat; open('new', 'w'); assert os.geteuid() == 0; "
             f"assert platform.machine() == {machine!r}; assert os.path.isdir('/sys/kernel/tracing/events')")
     job = Job((sys.executable, "-c", code), rootfs.PROJECT.parent, 240)

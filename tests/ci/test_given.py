@@ -22,7 +22,7 @@ def bzimage(path, version=f"{RELEASE} (me@here) #1 SMP\0"):
 def modules(root, release=RELEASE):
     directory = root / release
     directory.mkdir(parents=True)
-    (directory / "modules.dep").write_text("kernel/fs/9p/9p.ko:\n")
+    (directory / "modules.dep").write_text("kernel/fs/ext4/ext4.ko:\n")
     return directory
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from guessers.guess import guess
 from guessers.memory import KernelMemory, compiled
 from kcompat.bpf import Object
 from kcompat.btf import BtfResolver
@@ -90,6 +91,18 @@ def read_oracle(path, build_id):
         raise ValueError(f"{path} is of kernel {told['kernel']['build_id']}, and {build_id} is running")
     return Offsets(Offset(find(f"{a['struct']}.{a['member']}"), State(a["state"]), a["source"], a["offset"], a["width"],
                           a["bit_offset"], verdict=Verdict(a["verdict"]), reason=a["reason"]) for a in told["fields"])
+
+
+@pytest.fixture(scope="session")
+def guessed():
+    """One guess, and what the kernel said while it was made."""
+    with open("/dev/kmsg", "rb", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as log:
+        os.lseek(log.fileno(), 0, os.SEEK_END)
+        found, said = guess(), []
+        # None: there is no more.
+        while (line := log.read(8192)) is not None:
+            said.append(line)
+    return found, said
 
 
 @pytest.fixture

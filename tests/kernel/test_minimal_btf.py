@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from guessers.guess import guess
 from kcompat.btf import RUNNING, BtfResolver
 from kcompat.fields import CATALOGUE, find
 from kcompat.kernel import Kernel
@@ -42,9 +41,9 @@ def built():
 
 
 @pytest.fixture(scope="module")
-def guessed(tmp_path_factory):
+def made(guessed, tmp_path_factory):
     """The BTF made of a guess of this kernel; BTF was not asked."""
-    offsets = guess().offsets
+    offsets = guessed[0].offsets
     path = tmp_path_factory.mktemp("btf") / "guessed.btf"
     path.write_bytes(btf_of(offsets.values()))
     return path, offsets
@@ -73,8 +72,8 @@ def values(process):
     return dict(zip(NAMES, map(int, out.split()), strict=True))
 
 
-def test_it_says_what_was_guessed(guessed):
-    path, offsets = guessed
+def test_it_says_what_was_guessed(made):
+    path, offsets = made
 
     again = Offsets(BtfResolver(path).resolve(Kernel.running(), CATALOGUE))
 
@@ -83,8 +82,8 @@ def test_it_says_what_was_guessed(guessed):
     assert known and all(again[o.field].same_place(o) and again[o.field].width == o.width for o in known)
 
 
-def test_bpftool_reads_it(guessed, tmp_path):
-    path, _ = guessed
+def test_bpftool_reads_it(made, tmp_path):
+    path, _ = made
 
     header = tmp_path / "vmlinux.h"
     header.write_text(run("bpftool", "btf", "dump", "file", path, "format", "c") + """
@@ -111,9 +110,9 @@ def observed(built, *btfs):
         return [*map(values, loaders), here, there]
 
 
-def test_core_reads_the_same_with_it_as_with_the_kernels_own_and_what_the_socket_says(built, guessed):
+def test_core_reads_the_same_with_it_as_with_the_kernels_own_and_what_the_socket_says(built, made):
     """On a kernel without BTF, for which this BTF is made, what the socket says is the judge."""
-    btfs = (guessed[0], *([RUNNING] if RUNNING.exists() else []))
+    btfs = (made[0], *([RUNNING] if RUNNING.exists() else []))
 
     seen, *true, here, there = observed(built, *btfs)
 
@@ -129,9 +128,9 @@ def test_core_reads_the_same_with_it_as_with_the_kernels_own_and_what_the_socket
     assert seen["srtt_us"] and seen["snd_nxt"]
 
 
-def test_it_is_this_btf_that_core_goes_by(built, guessed, tmp_path):
+def test_it_is_this_btf_that_core_goes_by(built, made, tmp_path):
     """The two addresses exchanged in the BTF are exchanged in what is read: nothing falls back on the kernel's own."""
-    path, offsets = guessed
+    path, offsets = made
     one, other = offsets[find("skc_daddr")], offsets[find("skc_rcv_saddr")]
     exchanged = tmp_path / "exchanged.btf"
     exchanged.write_bytes(btf_of([*(o for o in offsets.values() if o not in (one, other)),
