@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from collector.addresses import Address, describe, star_ports
@@ -55,9 +55,13 @@ _Key = tuple[bytes, str, bytes, str, str, int, int, str, str]
 _Sums = list[int]
 
 
+# The name behind (netns, 16-byte address), if any is known.
+NameOf = Callable[[int, bytes], str | None]
+
+
 def aggregate(deltas: Iterable[FlowDelta], options: NetflowOptions, time_ns: int,
-              dropped: Counter[str] | None = None) -> list[Record]:
-    """One netflow record per flow key, all stamped `time_ns`.
+              dropped: Counter[str] | None = None, name_of: NameOf | None = None) -> list[Record]:
+    """One netflow record per flow key, all stamped `time_ns`; `name_of` fills `dst_domain`.
 
     `dropped`, if given, is added to: deltas left out per reason (`unchanged`, `port`, `address`, `loopback`,
     `excluded`, `overflow`). Only `overflow` is a loss: flows past `options.max_flows`, in the order they came.
@@ -99,7 +103,7 @@ def aggregate(deltas: Iterable[FlowDelta], options: NetflowOptions, time_ns: int
             sums[5] += rtt_us
             sums[6] += rtt_var_us
             sums[7] += rtt_samples
-    return [Record(MEASUREMENT, _tags(key, ends, options.host), _fields(key[4], sums), time_ns)
+    return [Record(MEASUREMENT, _tags(key, ends, options.host, name_of), _fields(key[4], sums), time_ns)
             for key, sums in flows.items()]
 
 
@@ -123,9 +127,10 @@ class _Ends(dict[bytes, tuple[Address, str]]):
         return end
 
 
-def _tags(key: _Key, ends: _Ends, host: str) -> dict[str, str]:
-    local, src_port, remote, dst_port, transport, _, pid, process_name, direction = key
+def _tags(key: _Key, ends: _Ends, host: str, name_of: NameOf | None) -> dict[str, str]:
+    local, src_port, remote, dst_port, transport, netns, pid, process_name, direction = key
     src, dst = ends[local][0], ends[remote][0]
+    name = name_of(netns, remote) if name_of else None
     return {
         "host": host,
         "source": MEASUREMENT,
@@ -142,6 +147,7 @@ def _tags(key: _Key, ends: _Ends, host: str) -> dict[str, str]:
         "process_name": process_name or NOT_KNOWN,
         "transport": transport,
         "family": dst.family,
+        **({"dst_domain": name} if name else {}),
     }
 
 

@@ -6,64 +6,73 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from collector.canary import Refuted, prove
 from collector.config import NetflowOptions
-from collector.datasets import netflow
+from collector.dataset import Dataset, Running, Setup
+from collector.datasets import netflow_running
 from collector.datasets.netflow_hooks import BACKENDS, Backend
-from collector.flows import FlowDelta, aggregate
 from collector.sinks.sink import Sink
 from kcompat.errors import KcompatError
-from kcompat.fields import Field, find
+from kcompat.fields import Field
 from kcompat.kernel import Kernel
-from kcompat.offsets import Offsets, State
+from kcompat.offsets import Offsets
 from kcompat.version import running_version_code
 
 log = logging.getLogger(__name__)
 
-DATASETS = (netflow.NAME,)
-_PROOFS = 2
+# A new dataset is a row here (and a word in kcompat.cli, whose help imports nothing).
+DATASETS: dict[str, Dataset] = {row.name: row for row in (netflow_running.DATASET,)}
+DEFAULT = (netflow_running.DATASET.name,)
 
 
 @dataclass(slots=True)
 class Summary:
-    """What one run did: for the last line a user reads."""
+    """What one run did: for the last line a user reads. `how` is each dataset's, `lost` and `left_out` are theirs."""
 
     flushes: int = 0
     records: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     lost: dict[str, int] = field(default_factory=dict)
-    backend: str = ""
+    how: dict[str, str] = field(default_factory=dict)
 
 
-def wanted() -> Sequence[Field]:
-    """The fields the datasets use."""
-    return netflow.wanted()
+def wanted(datasets: Iterable[str] = tuple(DATASETS)) -> Sequence[Field]:
+    """The fields these datasets use; none at all where all of them do without."""
+    return tuple(dict.fromkeys(wants for name in datasets for wants in DATASETS[name].wanted()))
 
 
 def render(dataset: str, offsets: Offsets, options: NetflowOptions) -> str:
-    """A dataset's C as it will be compiled. Raises UnknownField, or KcompatError for a dataset there is not."""
-    if dataset not in DATASETS:
-        raise KcompatError(f"there is no dataset {dataset!r}: {', '.join(DATASETS)}")
-    return netflow.render(offsets, options)
+    """A dataset's C as it will be compiled. Raises UnknownField, or KcompatError for a dataset that has none."""
+    row = DATASETS.get(dataset)
+    if row is None or row.render is None:
+        raise KcompatError(f"there is no C of a dataset {dataset!r}: only of {', '.join(programmed())}")
+    return row.render(offsets, options)
 
 
-def collect(options: NetflowOptions, offsets: Offsets, sink: Sink, *, duration_s: float | None = None,
-            stop: threading.Event | None = None, backends: Sequence[Backend] = BACKENDS,
-            ready: threading.Event | None = None) -> Summary:
+def programmed() -> tuple[str, ...]:
+    """The datasets that load programs compiled from C."""
+    return tuple(name for name, row in DATASETS.items() if row.render)
+
+
+def collect(options: NetflowOptions, offsets: Offsets, sink: Sink, *, datasets: Iterable[str] = DEFAULT,
+            duration_s: float | None = None, stop: threading.Event | None = None,
+            backends: Sequence[Backend] = BACKENDS, ready: threading.Event | None = None,
+            off: Callable[[str, KcompatError], None] | None = None) -> Summary:
     """Collects until `stop` is set or `duration_s` is over, then flushes once more.
 
-    `ready` is set once everything is attached and has proved itself. Raises UnknownField, Missing or Unsupported
-    before anything is attached, Refuted before anything is published, BrokenPipeError when the only reader has left.
+    A dataset that cannot run is told to `off` and the others go on; when none is left, what was wrong with the first
+    is raised: UnknownField, Missing, Unsupported, or Refuted. `ready` is set once everything is attached and has
+    proved itself. Raises BrokenPipeError when the only reader has left.
     """
     stop = stop or threading.Event()
     summary = Summary()
-    with netflow.Netflow(offsets, options, running_version_code(Kernel.running().release), backends) as dataset:
-        summary.backend = dataset.backend
-        log.info("netflow attached: %s", ", ".join(dataset.hooks))
-        waiting = _proved(dataset, offsets)
+    setup = Setup(options, offsets, running_version_code(Kernel.running().release), backends)
+    with ExitStack() as stack:
+        running = _started(setup, datasets, off, stack)
+        summary.how = {name: one.how for name, one in running.items()}
         if ready:
             ready.set()
         started = time.monotonic()
@@ -73,31 +82,40 @@ def collect(options: NetflowOptions, offsets: Offsets, sink: Sink, *, duration_s
             # Against drift: the next flush is due an interval after the last was due, not after it was done.
             due = max(due + options.interval_s, time.monotonic())
             stop.wait((due if end is None else min(due, end)) - time.monotonic())
-            _flush(dataset, options, sink, summary, waiting)
+            _flush(running.values(), sink, summary)
         if not summary.flushes:
-            _flush(dataset, options, sink, summary, waiting)
-        summary.lost = dict(dataset.losses)
+            _flush(running.values(), sink, summary)
     return summary
 
 
-def _proved(dataset: netflow.Netflow, offsets: Offsets) -> list[FlowDelta]:
-    """What others did while the dataset proved itself: once more if need be, for a full map or a slow machine."""
-    has_ipv6 = all(offsets[find(name)].state is State.KNOWN for name in ("skc_v6_daddr", "skc_v6_rcv_saddr"))
-    others: list[FlowDelta] = []
-    for _ in range(_PROOFS):
-        proof = prove(dataset.flush, has_ipv6)
-        others += proof.others
-        if not proof.faults:
-            return others
-    raise Refuted(netflow.NAME, proof.faults)
+def _started(setup: Setup, datasets: Iterable[str], off: Callable[[str, KcompatError], None] | None,
+             stack: ExitStack) -> dict[str, Running]:
+    running: dict[str, Running] = {}
+    failed: list[KcompatError] = []
+    for name in datasets:
+        try:
+            running[name] = DATASETS[name].start(setup)
+        except KcompatError as error:
+            failed.append(error)
+            if off:
+                off(name, error)
+        else:
+            stack.callback(running[name].close)
+    if failed and not running:
+        raise failed[0]
+    for why in failed:
+        log.warning("%s", why)
+    return running
 
 
-def _flush(dataset: netflow.Netflow, options: NetflowOptions, sink: Sink, summary: Summary,
-           waiting: list[FlowDelta]) -> None:
-    deltas = [*waiting, *dataset.flush()]
-    waiting.clear()
-    records = aggregate(deltas, options, time.time_ns(), summary.left_out)
+def _flush(running: Iterable[Running], sink: Sink, summary: Summary) -> None:
+    left_out: Counter[str] = Counter()
+    for one in running:
+        records = one.flush(time.time_ns())
+        summary.records += len(records)
+        summary.lost |= one.losses
+        left_out += one.left_out
+        if records:
+            sink.write(records)
+    summary.left_out = left_out
     summary.flushes += 1
-    summary.records += len(records)
-    if records:
-        sink.write(records)

@@ -258,7 +258,7 @@ def collect(db: Path | None, /, datasets: str, source: str, vmlinux: Path | None
     """
     from kcompat.cli_collect import run
 
-    names = [name.strip() for name in datasets.split(",")]
+    names = tuple(dict.fromkeys(name.strip() for name in datasets.split(",")))
     if unknown := [name for name in names if name not in DATASETS]:
         raise click.BadParameter(f"no dataset {unknown[0]!r}; there is {', '.join(DATASETS)}", param_hint="--datasets")
-    sys.exit(run(Request(source, vmlinux, db, running_only=True), os.uname().nodename, **settings))
+    sys.exit(run(Request(source, vmlinux, db, running_only=True), os.uname().nodename, datasets=names, **settings))

@@ -1,7 +1,8 @@
-"""`kcompat collect` and `kcompat render`: offsets in, flows or C out, with signals turned into a last flush."""
+"""`kcompat collect` and `kcompat render`: offsets in, records or C out, with signals turned into a last flush."""
 
 from __future__ import annotations
 
+import logging
 import signal
 import textwrap
 import threading
@@ -17,14 +18,27 @@ from kcompat.bpf import compile_source
 from kcompat.cli_errors import say
 from kcompat.cli_sources import Request, answer, quarantine
 from kcompat.dialect import check
+from kcompat.errors import KcompatError
+from kcompat.kernel import Kernel
+from kcompat.offsets import Offsets
 from kcompat.probe import require_bpf
+
+log = logging.getLogger(__name__)
 
 
 def rendered(dataset: str, request: Request, nodename: str) -> str:
     """The C of the dataset with this kernel's offsets; where they came from goes to standard error."""
-    got = answer(request, pipeline.wanted())
+    return pipeline.render(dataset, _offsets(request, (dataset,))[1], NetflowOptions(nodename))
+
+
+def _offsets(request: Request, datasets: tuple[str, ...]) -> tuple[Kernel, Offsets]:
+    """What these datasets need of this kernel: nobody is asked where they need nothing."""
+    wanted = pipeline.wanted(datasets)
+    if not wanted:
+        return Kernel.running(), Offsets()
+    got = answer(request, wanted)
     say(got.origin)
-    return pipeline.render(dataset, got.offsets, NetflowOptions(nodename))
+    return got.kernel, got.offsets
 
 
 def rendered_for(dialect: str, source: str) -> tuple[str, bool]:
@@ -43,8 +57,9 @@ def rendered_for(dialect: str, source: str) -> tuple[str, bool]:
     return "\n".join(lines) + source, all(fit.loads for fit in fits if fit.program.startswith(("kprobe", "kretprobe")))
 
 
-def run(request: Request, nodename: str, *, interval: float, duration: float | None, outputs: tuple[str, ...],
-        loopback: bool, exclude: tuple[str, ...], ephemeral_port: int, hostname: str | None) -> int:
+def run(request: Request, nodename: str, *, datasets: tuple[str, ...], interval: float, duration: float | None,
+        outputs: tuple[str, ...], loopback: bool, exclude: tuple[str, ...], ephemeral_port: int,
+        hostname: str | None) -> int:
     """Collects until the duration, SIGTERM (exit status 0) or Ctrl-C (130)."""
     # Everything a user may have got wrong comes before anything that takes time or needs root.
     options = NetflowOptions(hostname if hostname is not None else nodename, interval, ephemeral_port, loopback,
@@ -54,17 +69,29 @@ def run(request: Request, nodename: str, *, interval: float, duration: float | N
     try:
         require_bpf()
         with _signals(stop) as caught:
-            got = answer(request, pipeline.wanted())
-            say(got.origin)
-            summary = pipeline.collect(options, got.offsets, sinks, duration_s=duration, stop=stop,
-                                       ready=_Announced(f"collecting every {interval:g} s"))
-    except Refuted as refuted:
-        quarantine(request, got.kernel, refuted.fields, "the collector's own connections came out wrong")
-        raise
+            kernel, offsets = _offsets_of_any(request, datasets)
+
+            def off(name: str, error: KcompatError) -> None:
+                if isinstance(error, Refuted):
+                    quarantine(request, kernel, error.fields, "the collector's own connections came out wrong")
+
+            summary = pipeline.collect(options, offsets, sinks, datasets=datasets, duration_s=duration, stop=stop,
+                                       ready=_Announced(f"collecting every {interval:g} s"), off=off)
     finally:
         sinks.close()
     say(_told(summary, sinks.dropped))
     return 130 if signal.SIGINT in caught else 0
+
+
+def _offsets_of_any(request: Request, datasets: tuple[str, ...]) -> tuple[Kernel, Offsets]:
+    """As `_offsets`; when they cannot be had, a dataset that does without them still runs."""
+    try:
+        return _offsets(request, datasets)
+    except KcompatError as error:
+        if all(pipeline.wanted((name,)) for name in datasets):
+            raise
+        log.warning("%s", error)
+        return Kernel.running(), Offsets()
 
 
 class _Announced(threading.Event):
@@ -87,7 +114,7 @@ def _told(summary: pipeline.Summary, dropped: int) -> str:
     if dropped:
         lost["not delivered"] = dropped
     words = (f"{summary.records} record{'s' * (summary.records != 1)} in {summary.flushes} "
-             f"interval{'s' * (summary.flushes != 1)} with {summary.backend} hooks")
+             f"interval{'s' * (summary.flushes != 1)} with {', '.join(summary.how.values())}")
     return f"{words}; lost: {', '.join(f'{count} {name}' for name, count in lost.items()) or 'nothing'}"
 
 

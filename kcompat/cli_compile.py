@@ -43,7 +43,7 @@ def compile_all(db_path: Path | None, machine: str | None) -> list[Program]:
     programs = {memory.source(machine): Program("guess", [])}
     refused = []
     for kernel, offsets in _remembered(db_path, machine):
-        for dataset in pipeline.DATASETS:
+        for dataset in pipeline.programmed():
             try:
                 source = pipeline.render(dataset, offsets, NetflowOptions("any"))
             except UnknownField as error:

@@ -87,6 +87,15 @@ def test_one_point_per_key_and_order_does_not_matter(given_deltas):
     assert max(Counter(frozenset(record.tags.items()) for record in records).values(), default=0) <= max(namespaces, 1)
 
 
+def test_a_name_is_asked_for_in_the_namespace_of_the_flow():
+    asked = []
+    records = aggregate([CURL, CURL._replace(netns=8)], OPTIONS, 1,
+                        name_of=lambda netns, address: asked.append((netns, address)) or (netns == 7 and "example.com"))
+
+    assert asked == [(7, CURL.remote), (8, CURL.remote)]
+    assert [r.tags.get("dst_domain") for r in records] == ["example.com", None]
+
+
 def test_a_record_in_full():
     delta = CURL._replace(retransmits=1, rtt_us=1500, rtt_var_us=70, rtt_samples=1, established=1, closed=1)
     (record,) = aggregate([delta], OPTIONS, 42)

@@ -61,7 +61,7 @@ def test_the_datasets_and_dialects_are_those_there_are():
     from collector import pipeline
     from kcompat import dialect
 
-    assert cli.DATASETS == pipeline.DATASETS
+    assert tuple(pipeline.DATASETS) == cli.DATASETS
     assert cli.DIALECTS == dialect.DIALECTS
 
 

@@ -1,0 +1,66 @@
+"""What a dataset is to the pipeline: a row of its table, and what the row starts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from collector.config import NetflowOptions
+from collector.datasets.netflow_hooks import BACKENDS, Backend
+from collector.enrich.domains import Domains
+from collector.record import Record
+from kcompat.fields import Field
+from kcompat.offsets import Offsets
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What datasets are started with; `domains` is what they have in common: one fills it, another asks it."""
+
+    options: NetflowOptions
+    offsets: Offsets
+    version_code: int
+    backends: Sequence[Backend] = BACKENDS
+    domains: Domains = field(default_factory=Domains)
+
+
+class Running(Protocol):
+    """A started dataset: it collects until `close`."""
+
+    @property
+    def how(self) -> str:
+        """How it sees what it counts, in two words for the last line of a run."""
+
+    @property
+    def losses(self) -> Mapping[str, int]:
+        """What was not counted, by what it is: numbers that only grow."""
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """What was seen and is in no record, by reason; only `overflow` is a loss."""
+
+    def flush(self, time_ns: int) -> list[Record]:
+        """Everything since the last flush, once; `time_ns` since the epoch stamps what has no time of its own."""
+
+    def close(self) -> None: ...
+
+
+def no_fields() -> Sequence[Field]:
+    """Of a dataset that needs no offsets, so that it runs where no field is known."""
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """One row. `start` raises KcompatError where it cannot run; `wanted` are the fields its programs can use.
+
+    `render` is its C as it will be compiled, None where it has none: it raises UnknownField when an indispensable
+    offset is not known.
+    """
+
+    name: str
+    start: Callable[[Setup], Running]
+    wanted: Callable[[], Sequence[Field]] = no_fields
+    render: Callable[[Offsets, NetflowOptions], str] | None = None

@@ -1,0 +1,66 @@
+"""Netflow for the pipeline: proved by a canary when it starts, its deltas made into records."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+
+from collector.canary import Refuted, prove
+from collector.dataset import Dataset, Setup
+from collector.datasets import netflow
+from collector.flows import FlowDelta, aggregate
+from collector.record import Record
+from kcompat.fields import find
+from kcompat.offsets import State
+
+log = logging.getLogger(__name__)
+
+_PROOFS = 2
+
+
+class NetflowRunning:
+    """Attached and proved; what others did during the proof is in the first flush."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Raises UnknownField, Missing or Unsupported before anything is attached, else Refuted."""
+        self.left_out: Counter[str] = Counter()
+        self._setup = setup
+        self._dataset = netflow.Netflow(setup.offsets, setup.options, setup.version_code, setup.backends)
+        log.info("netflow attached: %s", ", ".join(self._dataset.hooks))
+        try:
+            self._waiting = self._proved()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def how(self) -> str:
+        return f"{self._dataset.backend} hooks"
+
+    @property
+    def losses(self) -> Mapping[str, int]:
+        return self._dataset.losses
+
+    def flush(self, time_ns: int) -> list[Record]:
+        deltas = [*self._waiting, *self._dataset.flush()]
+        self._waiting.clear()
+        return aggregate(deltas, self._setup.options, time_ns, self.left_out, self._setup.domains.name)
+
+    def close(self) -> None:
+        self._dataset.close()
+
+    def _proved(self) -> list[FlowDelta]:
+        """What others did meanwhile: once more if need be, for a full map or a slow machine."""
+        offsets = self._setup.offsets
+        has_ipv6 = all(offsets[find(name)].state is State.KNOWN for name in ("skc_v6_daddr", "skc_v6_rcv_saddr"))
+        others: list[FlowDelta] = []
+        for _ in range(_PROOFS):
+            proof = prove(self._dataset.flush, has_ipv6)
+            others += proof.others
+            if not proof.faults:
+                return others
+        raise Refuted(netflow.NAME, proof.faults)
+
+
+DATASET = Dataset(netflow.NAME, NetflowRunning, netflow.wanted, netflow.render)

@@ -1,0 +1,1 @@
+"""What records are told beside what was counted: names for addresses."""
