@@ -6,13 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collector.enrich.domains import LONGEST_S, SHORTEST_S, Domains
+from tests.collector.wire import question
 
 ONE, TWO = bytes(15) + b"\1", bytes(15) + b"\2"
 
 
 def test_a_name_is_known_in_its_namespace_only():
     domains = Domains()
-    domains.learn(7, "example.org", [(ONE, 300)], now_s=0)
+    domains.learn(7, question("example.org"), [(ONE, 300)], now_s=0)
 
     assert domains.name(7, ONE, 1) == "example.org"
     assert domains.name(8, ONE, 1) is None and domains.name(7, TWO, 1) is None
@@ -21,7 +22,7 @@ def test_a_name_is_known_in_its_namespace_only():
 def test_ttls_are_kept_between_a_minute_and_an_hour():
     domains = Domains()
     for ttl_s, kept_s in ((0, SHORTEST_S), (300, 300), (2**32 - 1, LONGEST_S)):
-        domains.learn(7, "example.org", [(ONE, ttl_s)], now_s=1000)
+        domains.learn(7, question("example.org"), [(ONE, ttl_s)], now_s=1000)
 
         assert domains.name(7, ONE, 1000 + kept_s - 0.1) == "example.org"
         assert domains.name(7, ONE, 1000 + kept_s) is None
@@ -29,8 +30,8 @@ def test_ttls_are_kept_between_a_minute_and_an_hour():
 
 def test_the_last_name_wins():
     domains = Domains()
-    domains.learn(7, "a.example", [(ONE, 300)], now_s=0)
-    domains.learn(7, "b.example", [(ONE, 300)], now_s=1)
+    domains.learn(7, question("a.example"), [(ONE, 300)], now_s=0)
+    domains.learn(7, question("b.example"), [(ONE, 300)], now_s=1)
 
     assert domains.name(7, ONE, 2) == "b.example"
 
@@ -40,7 +41,7 @@ def test_the_last_name_wins():
 def test_never_more_than_the_bound_and_the_longest_unheard_goes_first(learnt, bound):
     domains, model = Domains(bound), OrderedDict()
     for netns, address, name in learnt:
-        domains.learn(netns, name, [(address, 300)], now_s=0)
+        domains.learn(netns, question(name), [(address, 300)], now_s=0)
         model[netns, address] = name
         model.move_to_end((netns, address))
         while len(model) > bound:
