@@ -1,4 +1,4 @@
-"""What a user may set for netflow, checked once, with messages that name the value that was wrong."""
+"""What a user may set for the datasets, checked once, with messages that name the value that was wrong."""
 
 from __future__ import annotations
 
@@ -64,6 +64,8 @@ class NetflowOptions:
     loopback: bool = False
     exclude: Exclusions = Exclusions()
     max_flows: int = 1 << 16
+    dns_queries: bool = False
+    """Whether dnsflow tells names and types apart."""
 
     def __post_init__(self) -> None:
         if not self.host:

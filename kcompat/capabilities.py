@@ -83,6 +83,7 @@ _TRIALS: tuple[tuple[str, Callable[[], str], str], ...] = (
     ("batch_ops", probe.batch_ops, "Linux 5.6 or later; maps are read entry by entry without"),
     ("probe_read", probe.probe_read, "no lockdown in confidentiality mode"),
     ("probe_read_kernel", probe.probe_read_kernel, "Linux 5.5 or later; bpf_probe_read does without"),
+    ("packet_socket", probe.packet_socket, "a kernel with CONFIG_PACKET; in a container: CAP_NET_RAW"),
     ("net_namespaces", probe.net_namespace, "CAP_SYS_ADMIN and CONFIG_NET_NS; without, guesses run in this namespace"),
 )
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 BACKENDS = ("kprobe", "rawtp")
 # Named here too, because `--help` must import neither the collector nor what judges BPF; a test holds them together.
-DATASETS = ("netflow",)
+DATASETS = ("netflow", "dnsflow")
+PROGRAMMED = ("netflow",)
 MACHINES = ("x86_64", "aarch64")
 DIALECTS = ("4.4", "4.9", "4.14", "4.19", "5.4", "5.10", "current")
 
@@ -176,7 +177,7 @@ main.add_command(harvest)
 
 
 @main.command()
-@click.argument("dataset", type=click.Choice(DATASETS))
+@click.argument("dataset", type=click.Choice(PROGRAMMED))
 @click.option("--dialect", type=click.Choice(DIALECTS), help="Judge every program by what that kernel takes of BPF.")
 @_sources
 @click.pass_obj
@@ -241,17 +242,22 @@ def compile_ahead(db: Path | None, machine: str | None, as_json: bool) -> None:
                    "May be repeated.")
 @click.option("--ephemeral-port", type=int, default=32768, show_default=True, metavar="PORT",
               help="Client ports from here on are reported as *.")
+@click.option("--dns-queries", is_flag=True, help="dnsflow: tell names and types of queries apart.")
 @click.option("--hostname", metavar="NAME", help="The host tag. Default: this machine's name.")
 @_sources
 @click.pass_obj
 def collect(db: Path | None, /, datasets: str, source: str, vmlinux: Path | None, **settings: Any) -> None:
-    """Collect network flows of every process until stopped. Needs root.
+    """Collect what every process does on the network until stopped. Needs root.
+
+    netflow is TCP and UDP flows, dnsflow is DNS queries and how they were answered, which also gives netflow's
+    addresses their names.
 
     SIGTERM ends it with a last flush and exit status 0, Ctrl-C with a last flush and 130.
 
     \b
     Examples:
       sudo kcompat collect --interval 10
+      sudo kcompat collect --datasets netflow,dnsflow
       sudo kcompat collect --output jsonl:/var/log/flows.jsonl --output table
       sudo kcompat collect --output http://127.0.0.1:9529/v1/write/network
       sudo kcompat collect --exclude port=22 --exclude cidr=10.0.0.0/8

@@ -59,11 +59,11 @@ def rendered_for(dialect: str, source: str) -> tuple[str, bool]:
 
 def run(request: Request, nodename: str, *, datasets: tuple[str, ...], interval: float, duration: float | None,
         outputs: tuple[str, ...], loopback: bool, exclude: tuple[str, ...], ephemeral_port: int,
-        hostname: str | None) -> int:
+        dns_queries: bool, hostname: str | None) -> int:
     """Collects until the duration, SIGTERM (exit status 0) or Ctrl-C (130)."""
     # Everything a user may have got wrong comes before anything that takes time or needs root.
     options = NetflowOptions(hostname if hostname is not None else nodename, interval, ephemeral_port, loopback,
-                             Exclusions.parse(exclude))
+                             Exclusions.parse(exclude), dns_queries=dns_queries)
     sinks = open_sinks(outputs or ("table",))
     stop = threading.Event()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -144,6 +145,16 @@ def _helper(number: int, name: str) -> str:
         except OSError as error:
             refused = error
     raise OSError(errno.EINVAL, f"no program may call {name}") from refused
+
+
+def packet_socket() -> str:
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0).close()
+    except PermissionError as error:
+        if os.geteuid() != 0:
+            raise Denied(error.errno, "packet sockets are for root here") from error
+        raise OSError(error.errno, "packet sockets are forbidden: no CAP_NET_RAW, or a seccomp profile") from error
+    return "packets can be looked at"
 
 
 def net_namespace() -> str:

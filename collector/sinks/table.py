@@ -22,13 +22,17 @@ MAX_ROWS = 100
 
 
 class Column(NamedTuple):
-    """One column: a cell is `show(record)`. Only columns that may fold give way when the table is too wide."""
+    """One column: a cell is `show(record)`. Only columns that may fold give way when the table is too wide.
+
+    An optional one is there when there is something in it.
+    """
 
     title: str
     show: Callable[[Record], str]
     justify: Literal["left", "right"] = "left"
     folds: bool = False
     style: str = ""
+    optional: bool = False
 
 
 class TableSink:
@@ -61,10 +65,11 @@ class TableSink:
 
 
 def _show(console: Console, measurement: str, records: list[Record]) -> None:
-    busiest = sorted(records, key=_bytes, reverse=True)
+    busiest = sorted(records, key=_weight, reverse=True)
     when = datetime.fromtimestamp(records[0].time / 1e9).strftime("%H:%M:%S")
     console.print(Text(f"{when} {measurement}: {len(records)}", style="bold"))
     columns = _COLUMNS.get(measurement) or tuple(_field_column(name) for name in records[0].fields)
+    columns = tuple(c for c in columns if not c.optional or any(map(c.show, records)))
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column.title, justify=column.justify, no_wrap=not column.folds, style=column.style,
@@ -73,7 +78,8 @@ def _show(console: Console, measurement: str, records: list[Record]) -> None:
         table.add_row(*(Text(_printable(column.show(record))) for column in columns))
     console.print(table)
     if hidden := busiest[MAX_ROWS:]:
-        console.print(Text(f"and {len(hidden)} more, {_scaled(sum(map(_bytes, hidden)))} bytes in all", style="dim"))
+        of = "bytes" if "bytes_read" in records[0].fields else "counted"
+        console.print(Text(f"and {len(hidden)} more, {_scaled(sum(map(_weight, hidden)))} {of} in all", style="dim"))
 
 
 def _end(side: str) -> Callable[[Record], str]:
@@ -93,8 +99,9 @@ def _number(record: Record, name: str) -> float:
     return 0 if isinstance(value, str) else value
 
 
-def _bytes(record: Record) -> float:
-    return _number(record, "bytes_read") + _number(record, "bytes_written")
+def _weight(record: Record) -> float:
+    """What makes a record busy: its bytes, or how often it was."""
+    return _number(record, "bytes_read") + _number(record, "bytes_written") + _number(record, "count")
 
 
 def _scaled(count: float) -> str:
@@ -108,7 +115,23 @@ def _scaled(count: float) -> str:
 
 def _rtt(record: Record) -> str:
     rtt_us = _number(record, "rtt")
-    return "" if not rtt_us else f"{rtt_us:.0f}us" if rtt_us < 1000 else f"{rtt_us / 1000:.1f}ms"
+    return _duration(rtt_us) if rtt_us else ""
+
+
+def _latency(name: str) -> Callable[[Record], str]:
+    return lambda record: "" if record.fields["rcode"] == -1 else _duration(_number(record, name) / 1000)
+
+
+def _duration(us: float) -> str:
+    return f"{us:.0f}us" if us < 1000 else f"{us / 1000:.1f}ms"
+
+
+def _rcode(record: Record) -> str:
+    """As dnspython writes it; no answer at all has a number of its own."""
+    from dns.rcode import Rcode, to_text
+
+    rcode = int(_number(record, "rcode"))
+    return "no reply" if rcode < 0 else to_text(Rcode.make(rcode))
 
 
 def _printable(text: str) -> str:
@@ -116,15 +139,26 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
+_ENDS = (
+    Column("local", _end("src"), folds=True),
+    Column("", lambda record: "<-" if record.tags["direction"] == "incoming" else "->", style="dim"),
+    Column("remote", _end("dst"), folds=True),
+    Column("", lambda record: record.tags["transport"], style="dim"),
+)
 _COLUMNS = {
     "netflow": (
-        Column("local", _end("src"), folds=True),
-        Column("", lambda record: "<-" if record.tags["direction"] == "incoming" else "->", style="dim"),
-        Column("remote", _end("dst"), folds=True),
-        Column("", lambda record: record.tags["transport"], style="dim"),
+        *_ENDS,
         Column("process", lambda record: record.tags["process_name"], folds=True, style="cyan"),
         Column("read", lambda record: _scaled(_number(record, "bytes_read")), "right", style="green"),
         Column("written", lambda record: _scaled(_number(record, "bytes_written")), "right", style="green"),
         Column("rtt", _rtt, "right"),
+    ),
+    "dnsflow": (
+        *_ENDS,
+        Column("answer", _rcode, style="cyan"),
+        Column("name", lambda record: str(record.fields.get("query_name", "")), folds=True, optional=True),
+        Column("count", lambda record: _scaled(_number(record, "count")), "right", style="green"),
+        Column("latency", _latency("latency"), "right"),
+        Column("longest", _latency("latency_max"), "right"),
     ),
 }

@@ -64,6 +64,22 @@ def test_a_file_is_appended_to(kind, tmp_path):
     assert (sink.name, sink.written, sink.dropped) == (f"{kind}:{path}", 3, 0)
 
 
+def test_a_table_of_dns_says_how_it_was_answered(capsys):
+    def answered(rcode, count, latency_ns, **more):
+        return Record("dnsflow", {**TAGS, "dst_port": "53"}, {
+            "rcode": rcode, "count": count, "latency": latency_ns, "latency_max": latency_ns * 2} | more, 1)
+
+    sink = open_sink("table")
+    sink.write([answered(3, 7, 1_500_000), answered(-1, 1, 0), answered(0, 900, 80_000)])
+    busiest, second, last = capsys.readouterr().out.splitlines()[2:]
+    assert busiest.split()[-4:] == ["NOERROR", "900", "80us", "160us"]
+    assert second.split()[-4:] == ["NXDOMAIN", "7", "1.5ms", "3.0ms"]
+    assert last.split()[-3:] == ["no", "reply", "1"]
+
+    sink.write([answered(0, 1, 1000, query_name="example.org")])
+    assert "example.org" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("spec", ["jsonl", "jsonl:-", "lineproto", "table"])
 def test_standard_output(spec, capsys):
     sink = open_sink(spec)

@@ -16,8 +16,8 @@ from kcompat.probe import Denied
 
 RELEASE = os.uname().release
 NAMES = ["bpf", "kprobe", "raw_tracepoint", "tracepoint", "uprobe", "perf_buffer", "ring_buffer", "lru_hash",
-         "batch_ops", "probe_read", "probe_read_kernel", "net_namespaces", "no_lockdown", "btf", "btf_conntrack",
-         "kernel_headers", "kallsyms", "bcc", "compiled_cache"]
+         "batch_ops", "probe_read", "probe_read_kernel", "packet_socket", "net_namespaces", "no_lockdown", "btf",
+         "btf_conntrack", "kernel_headers", "kallsyms", "bcc", "compiled_cache"]
 
 
 def open_files():

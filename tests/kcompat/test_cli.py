@@ -62,6 +62,7 @@ def test_the_datasets_and_dialects_are_those_there_are():
     from kcompat import dialect
 
     assert tuple(pipeline.DATASETS) == cli.DATASETS
+    assert pipeline.programmed() == cli.PROGRAMMED
     assert cli.DIALECTS == dialect.DIALECTS
 
 

@@ -1,0 +1,232 @@
+"""DNS queries and their answers, seen as packets on port 53 in every network namespace: no BPF program, no offsets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from collector.dataset import Dataset, Setup
+from collector.dns_exchanges import PORT, Exchange, Exchanges
+from collector.dns_flows import MEASUREMENT, DnsFlows
+from collector.namespaces import ONLY, doors
+from collector.packet_ring import BLOCK, RETIRE_MS, PacketRing
+from collector.port_filter import port_filter
+from collector.protocols import packets
+from collector.record import Record
+from collector.routes import Routes
+from guessers.namespace import Netns, enter
+from kcompat import probe
+from kcompat.errors import KcompatError, Missing, Unsupported
+
+log = logging.getLogger(__name__)
+
+NAME = MEASUREMENT
+# The first namespaces, the machine's own before all, get rings for bursts of 90,000 packets; many others smaller ones.
+_LARGE_RINGS, _LARGE, _SMALL = 2, 256 * BLOCK, 8 * BLOCK
+_MAX_NAMESPACES = 512
+_RESCAN_S = 1.0
+# Looking for namespaces takes a stat of every process: never more than this share of the time.
+_RESCAN_SHARE = 0.01
+# Until every packet of now has been handed over: the kernel's timer of a block runs up to twice.
+_SETTLE_S = 2.5 * RETIRE_MS / 1000
+_POLL_S = 0.25
+
+
+class _Namespace:
+    """One namespace's ring and routes."""
+
+    def __init__(self, door: Path, home: Netns, code: bytes, size: int) -> None:
+        """Made by going there and coming back: only for a thread of our own. Raises OSError."""
+        fd = os.open(door, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            enter(fd)
+            try:
+                self.ring = PacketRing(code, size)
+                try:
+                    self.routes = Routes()
+                except OSError:
+                    self.ring.close()
+                    raise
+            finally:
+                home.enter()
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        self.ring.close()
+        self.routes.close()
+
+
+class Dnsflow:
+    """The running dataset: a thread of its own takes packets out of the rings and looks for new namespaces."""
+
+    how = "packet sockets"
+
+    def __init__(self, setup: Setup, only: Iterable[int] | None = None) -> None:
+        """`only` these namespaces, by number. Raises Missing or Unsupported where there are no packet sockets."""
+        try:
+            probe.packet_socket()
+        except probe.Denied as error:
+            raise Missing(f"{NAME} is off: {error.strerror}: run it with sudo") from error
+        except OSError as error:
+            raise Unsupported(f"{NAME} is off: {error.strerror}") from error
+        self._domains = setup.domains
+        self._only = None if only is None else set(only)
+        self._code = port_filter(PORT)
+        self._namespaces: dict[int, _Namespace] = {}
+        self._refused: set[int] = set()
+        self._exchanges = Exchanges()
+        self._flows = DnsFlows(setup.options, lambda netns, address: self._namespaces[netns].routes.is_local(address))
+        self._packets_lost = 0
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._ready = threading.Event()
+        self._failed: BaseException | None = None
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._poll = select.epoll()
+        self._poll.register(self._wake_read, select.EPOLLIN)
+        self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
+        self._thread.start()
+        self._ready.wait()
+        if self._failed or not self._namespaces:
+            self.close()
+            raise self._failed or Unsupported(f"{NAME} is off: no network namespace lets a packet socket in")
+
+    @property
+    def losses(self) -> Mapping[str, int]:
+        return {"packets": self._packets_lost, "tcp streams": self._exchanges.gaps,
+                "dns queries": 0, "dns queries replaced": 0} | self._exchanges.lost
+
+    @property
+    def left_out(self) -> Counter[str]:
+        return self._flows.left_out + Counter(unasked=self._exchanges.unasked)
+
+    def flush(self, time_ns: int) -> list[Record]:
+        """What was finished until now. Queries still waiting for their answer are of a later flush."""
+        time.sleep(_SETTLE_S)
+        with self._lock:
+            self._drain()
+            return self._flows.take(time_ns, self._domains.name)
+
+    def close(self) -> None:
+        self._stop.set()
+        with suppress(BlockingIOError):
+            os.write(self._wake_write, b"\0")
+        self._thread.join()
+        with self._lock:
+            while self._namespaces:
+                self._namespaces.popitem()[1].close()
+        self._poll.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _run(self) -> None:
+        try:
+            self._collect()
+        except BaseException as error:
+            if self._ready.is_set():
+                log.exception("%s has ended", NAME)
+            self._failed = error if isinstance(error, KcompatError) else Unsupported(f"{NAME} is off: {error}")
+        finally:
+            self._ready.set()
+
+    def _collect(self) -> None:
+        home = Netns() if Path("/proc/self/ns/net").exists() else None
+        rescan_at_s = 0.0
+        while not self._stop.is_set():
+            begun_s = time.monotonic()
+            if begun_s >= rescan_at_s:
+                self._rescan(home)
+                self._ready.set()
+                took_s = time.monotonic() - begun_s
+                rescan_at_s = begun_s + max(_RESCAN_S, took_s / _RESCAN_SHARE)
+            self._poll.poll(_POLL_S)
+            with self._lock:
+                self._drain()
+        if home:
+            home.close()
+
+    def _rescan(self, home: Netns | None) -> None:
+        """Joins namespaces that are new. Lets go of those nobody is in any more: our socket would keep them alive."""
+        there = {netns: door for netns, door in doors().items() if self._only is None or netns in self._only}
+        for netns in self._namespaces.keys() - there.keys():
+            with self._lock:
+                self._drain()
+                gone = self._namespaces.pop(netns)
+                self._poll.unregister(gone.ring.fileno())
+                gone.close()
+        self._refused &= there.keys()
+        own = home.inode if home else ONLY
+        new = there.keys() - self._namespaces.keys() - self._refused
+        for netns in sorted(new, key=lambda netns: (netns != own, netns)):
+            if len(self._namespaces) >= _MAX_NAMESPACES:
+                self._refuse(netns, f"{_MAX_NAMESPACES} are watched already")
+                continue
+            try:
+                made = self._open(there[netns], home)
+            except FileNotFoundError:
+                continue  # its process has ended
+            except OSError as error:
+                self._refuse(netns, str(error.strerror))
+                continue
+            with self._lock:
+                self._namespaces[netns] = made
+            self._poll.register(made.ring.fileno(), select.EPOLLIN)
+
+    def _open(self, door: Path, home: Netns | None) -> _Namespace:
+        size = _LARGE if len(self._namespaces) < _LARGE_RINGS else _SMALL
+        if home is None:
+            return _Here(self._code, size)
+        return _Namespace(door, home, self._code, size)
+
+    def _refuse(self, netns: int, reason: str) -> None:
+        self._refused.add(netns)
+        log.warning("%s sees nothing of network namespace %d: %s", NAME, netns, reason)
+
+    def _drain(self) -> None:
+        """Takes everything out of the rings, then finds what has waited too long: in this order, or an answer that is
+        there already would come too late.
+        """
+        done = self._done
+        for netns, namespace in self._namespaces.items():
+            saw = partial(self._exchanges.saw, netns)
+            for time_ns, data, is_whole in namespace.ring.packets():
+                segment = packets.parse(data)
+                if segment is None:
+                    continue
+                if not is_whole and segment.is_whole:
+                    segment = segment._replace(is_whole=False)
+                for exchange in saw(segment, time_ns):
+                    done(exchange)
+            if lost := namespace.ring.count_losses():
+                self._packets_lost += lost
+                log.warning("%s lost %d packets: the ring of network namespace %d was full", NAME, lost, netns)
+        # Packets of the last moment may not have been handed over yet.
+        for exchange in self._exchanges.expired(time.time_ns() - int(_SETTLE_S * 1e9)):
+            done(exchange)
+
+    def _done(self, exchange: Exchange) -> None:
+        if exchange.netns not in self._namespaces:
+            return
+        self._flows.add(exchange)
+        if exchange.addresses:
+            self._domains.learn(exchange.netns, exchange.question, exchange.addresses)
+
+
+class _Here(_Namespace):
+    """The only namespace of a kernel without namespaces."""
+
+    def __init__(self, code: bytes, size: int) -> None:
+        self.ring = PacketRing(code, size)
+        self.routes = Routes()
+
+
+DATASET = Dataset(NAME, Dnsflow)

@@ -1,0 +1,146 @@
+"""Exchanges merged into dnsflow records: one per flow key and rcode."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+from collector.addresses import describe
+from collector.config import NetflowOptions
+from collector.dns_exchanges import PORT, Exchange
+from collector.flows import NameOf
+from collector.protocols.dns import question_text
+from collector.protocols.packets import TCP
+from collector.record import FieldValue, Record
+
+MEASUREMENT = "dnsflow"
+# Whether the 16-byte address is this network namespace's own.
+IsLocal = Callable[[int, bytes], bool]
+_MAX_WAYS = 1 << 13
+
+
+class _Key(NamedTuple):
+    """The namespace is in no tag and not in the key: two namespaces that see the same make one point."""
+
+    local: bytes
+    src_port: str
+    remote: bytes
+    dst_port: str
+    transport: int
+    direction: str
+    rcode: int
+    question: bytes
+
+
+# Namespace, client, whether it asks from port 53, server.
+_Way = tuple[int, bytes, bool, bytes]
+
+
+class _Ends(NamedTuple):
+    tags: tuple[bytes, str, bytes, str]
+    direction: str
+    fault: str
+
+
+class DnsFlows:
+    """Sums since the last `take`. `left_out` says how many exchanges are in no record and why, for good.
+
+    `forwarded` ones have neither end here: they are of the namespaces, or the machines, at their ends.
+    """
+
+    def __init__(self, options: NetflowOptions, is_local: IsLocal) -> None:
+        self.left_out: Counter[str] = Counter()
+        self._options = options
+        self._is_local = is_local
+        # Count, sum and maximum of latencies in ns, and a namespace it was seen in.
+        self._sums: dict[_Key, list[int]] = {}
+        self._ends: dict[_Way, _Ends] = {}
+
+    def add(self, exchange: Exchange) -> None:
+        netns, client, client_port, server, _, transport, rcode, latency_ns, question, _ = exchange
+        way = (netns, client, client_port == PORT, server)
+        ends = self._ends.get(way)
+        if ends is None:
+            ends = self._told(exchange, way)
+        reason = ends.fault or (client_port in self._options.exclude.ports and "excluded")
+        if reason:
+            self.left_out[reason] += 1
+            return
+        key = _Key(*ends.tags, transport, ends.direction, rcode, question if self._options.dns_queries else b"")
+        sums = self._sums.get(key)
+        if sums is None:
+            if len(self._sums) >= self._options.max_flows:
+                self.left_out["overflow"] += 1
+                return
+            sums = self._sums[key] = [0, 0, 0, netns]
+        sums[0] += 1
+        sums[1] += latency_ns
+        if latency_ns > sums[2]:
+            sums[2] = latency_ns
+
+    def take(self, time_ns: int, name_of: NameOf) -> list[Record]:
+        sums, self._sums = self._sums, {}
+        self._ends.clear()  # addresses come and go
+        return [Record(MEASUREMENT, self._tags(key, values[3], name_of), self._fields(key, values), time_ns)
+                for key, values in sums.items()]
+
+    def _told(self, exchange: Exchange, way: _Way) -> _Ends:
+        """What is the same for every query on this way, worked out once an interval."""
+        netns, client, client_port, server, server_port, *_ = exchange
+        direction = "incoming" if self._is_local(netns, server) else (
+            "outgoing" if self._is_local(netns, client) else "")
+        ends = (client, _starred(client_port), server, _starred(server_port))
+        if direction == "incoming":
+            ends = (*ends[2:], *ends[:2])
+        if len(self._ends) >= _MAX_WAYS:
+            self._ends.clear()
+        made = self._ends[way] = _Ends(ends, direction, self._fault(client, server, direction))
+        return made
+
+    def _fault(self, client: bytes, server: bytes, direction: str) -> str:
+        """Why it is in no record; empty if it is."""
+        exclude = self._options.exclude
+        ends = describe(client), describe(server)
+        if any(end.is_zero for end in ends):
+            return "address"
+        if not self._options.loopback and any(end.type == "loopback" for end in ends):
+            return "loopback"
+        if not direction:
+            return "forwarded"
+        if (direction in exclude.directions or PORT in exclude.ports
+                or any(cidr.holds(client) or cidr.holds(server) for cidr in exclude.cidrs)):
+            return "excluded"
+        return ""
+
+    def _tags(self, key: _Key, netns: int, name_of: NameOf) -> dict[str, str]:
+        src, dst = describe(key.local), describe(key.remote)
+        name = name_of(netns, key.remote)
+        return {
+            "host": self._options.host,
+            "source": MEASUREMENT,
+            "direction": key.direction,
+            "src_ip": src.text,
+            "src_port": key.src_port,
+            "src_ip_type": src.type,
+            "dst_ip": dst.text,
+            "dst_port": key.dst_port,
+            "dst_ip_type": dst.type,
+            "transport": "tcp" if key.transport == TCP else "udp",
+            "family": dst.family,
+            **({"dst_domain": name} if name else {}),
+        }
+
+    def _fields(self, key: _Key, sums: list[int]) -> dict[str, FieldValue]:
+        count, latency_ns, longest_ns, _ = sums
+        fields: dict[str, FieldValue] = {"rcode": key.rcode, "latency": latency_ns // count, "latency_max": longest_ns,
+                                         "count": count}
+        if self._options.dns_queries:
+            fields["query_name"], fields["query_type"] = question_text(key.question)
+        return fields
+
+
+def _starred(port: int) -> str:
+    return str(port) if port == PORT else "*"
+
+

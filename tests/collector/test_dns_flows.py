@@ -1,0 +1,103 @@
+"""Exchanges merged into records: sums are right, the direction is, and what is left out is counted."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from collector.config import Exclusions, NetflowOptions
+from collector.dns_exchanges import Exchange
+from collector.dns_flows import DnsFlows
+from tests.collector.wire import TCP, UDP, packed, question
+
+HERE, THERE, LOOP = packed("10.0.0.1"), packed("8.8.8.8"), packed("127.0.0.53")
+ASKED = Exchange(7, HERE, 40000, THERE, 53, UDP, 0, 100, question("x.org"))
+OPTIONS = NetflowOptions("box")
+
+
+def flows(options=OPTIONS):
+    return DnsFlows(options, lambda netns, address: address in (HERE, LOOP))
+
+
+def taken(*exchanges, options=OPTIONS):
+    made = flows(options)
+    for exchange in exchanges:
+        made.add(exchange)
+    return made.take(42, lambda netns, address: "dns.google" if address == THERE else None), made.left_out
+
+
+def test_a_record_in_full():
+    (record,), left_out = taken(ASKED, ASKED._replace(latency_ns=201))
+
+    assert record.measurement == "dnsflow" and record.time == 42 and not left_out
+    assert record.tags == {
+        "host": "box", "source": "dnsflow", "direction": "outgoing", "src_ip": "10.0.0.1", "src_port": "*",
+        "src_ip_type": "private", "dst_ip": "8.8.8.8", "dst_port": "53", "dst_ip_type": "other", "transport": "udp",
+        "family": "IPv4", "dst_domain": "dns.google"}
+    assert record.fields == {"rcode": 0, "latency": 150, "latency_max": 201, "count": 2}
+
+
+def test_as_the_server_we_are_the_source():
+    (record,), _ = taken(ASKED._replace(client=THERE, server=HERE, transport=TCP))
+
+    told = {name: record.tags[name] for name in ("direction", "src_ip", "src_port", "dst_ip", "dst_port", "transport")}
+    assert told == {"direction": "incoming", "src_ip": "10.0.0.1", "src_port": "53", "dst_ip": "8.8.8.8",
+                    "dst_port": "*", "transport": "tcp"}
+
+
+def test_both_ends_on_53_are_both_told():
+    (record,), _ = taken(ASKED._replace(client_port=53))
+
+    assert (record.tags["src_port"], record.tags["dst_port"]) == ("53", "53")
+
+
+def test_names_and_types_only_when_asked_for():
+    other = ASKED._replace(question=question("y.org", 28))
+    assert len(taken(ASKED, other)[0]) == 1
+
+    records, _ = taken(ASKED, other, options=NetflowOptions("box", dns_queries=True))
+    assert {(r.fields["query_name"], r.fields["query_type"]) for r in records} == {("x.org", "A"), ("y.org", "AAAA")}
+
+
+@pytest.mark.parametrize("exchange, options, reason", [
+    (ASKED._replace(server=LOOP), OPTIONS, "loopback"),
+    (ASKED._replace(client=packed("10.9.9.9")), OPTIONS, "forwarded"),
+    (ASKED._replace(client=packed("0.0.0.0")), OPTIONS, "address"),
+    (ASKED, NetflowOptions("box", exclude=Exclusions.parse(["cidr=8.8.0.0/16"])), "excluded"),
+    (ASKED, NetflowOptions("box", exclude=Exclusions.parse(["direction=outgoing"])), "excluded"),
+    (ASKED, NetflowOptions("box", exclude=Exclusions.parse(["port=40000"])), "excluded"),
+])
+def test_what_nobody_wants_is_left_out_and_counted(exchange, options, reason):
+    assert taken(exchange, options=options) == ([], Counter({reason: 1}))
+
+
+def test_loopback_is_kept_when_asked_for():
+    (record,), _ = taken(ASKED._replace(server=LOOP), options=NetflowOptions("box", loopback=True))
+
+    assert record.tags["src_ip_type"] == "loopback" and record.tags["direction"] == "incoming"
+
+
+exchanges = st.lists(st.builds(lambda client, rcode, latency, transport, port: ASKED._replace(
+    client=packed(client), rcode=rcode, latency_ns=latency, transport=transport, client_port=port),
+    st.sampled_from(["10.0.0.1", "10.9.9.9", "127.0.0.1"]), st.sampled_from([-1, 0, 3]), st.integers(0, 10**9),
+    st.sampled_from([UDP, TCP]), st.sampled_from([53, 40000, 50000])), max_size=40)
+
+
+@given(exchanges, st.integers(1, 3))
+def test_counts_out_are_counts_in_less_what_was_left_out(given_exchanges, max_flows):
+    records, left_out = taken(*given_exchanges, options=NetflowOptions("box", max_flows=max_flows))
+
+    assert sum(r.fields["count"] for r in records) + left_out.total() == len(given_exchanges)
+    assert len(records) <= max_flows
+    assert all(r.fields["latency"] <= r.fields["latency_max"] for r in records)
+    if not left_out["overflow"]:
+        longest = max((e.latency_ns for e in given_exchanges if e.client == HERE), default=0)
+        assert max((r.fields["latency_max"] for r in records), default=0) == longest
+
+
+def test_taken_is_gone():
+    made = flows()
+    made.add(ASKED)
+    assert len(made.take(1, lambda *_: None)) == 1
+    assert made.take(2, lambda *_: None) == []
