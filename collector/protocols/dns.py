@@ -10,10 +10,6 @@ import struct
 from functools import lru_cache
 from typing import NamedTuple
 
-import dns.exception
-import dns.name
-import dns.rdatatype
-
 _HEADER = struct.Struct("!6H")
 _QR = 0x8000
 _A, _AAAA, _OPT = 1, 28, 41
@@ -109,6 +105,11 @@ def question_text(question: bytes) -> tuple[str, str]:
 
     Two empty texts for a question that cannot be written, as a pointer cannot, having nothing before it to point at.
     """
+    # Here, for it takes longer to import than all the rest of a collector that asks for no name.
+    import dns.exception
+    import dns.name
+    import dns.rdatatype
+
     try:
         name, used = dns.name.from_wire(question, 0)
     except dns.exception.DNSException:
