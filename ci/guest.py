@@ -51,9 +51,14 @@ class Guest:
         return self._kcompat("info", "--json")
 
     def guess(self) -> Found:
-        """With BTF out of sight: what the guess finds, it cannot have read there."""
+        """With BTF out of sight: what the guess finds, it cannot have read there. What it saw is kept."""
         hide = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {BTF} && exec "$@"', "sh"]
-        return self._kcompat("guess", "--json", prefix=hide if BTF.is_dir() else ())
+        recording = self._work / "recording"
+        found = self._kcompat("guess", "--json", "--record", str(recording), "--mask-pointers",
+                              prefix=hide if BTF.is_dir() else ())
+        if recording.exists():
+            found["recording"] = base64.b64encode(recording.read_bytes()).decode()
+        return found
 
     def collect(self) -> Found:
         """The collector on the guessed offsets alone, and traffic whose bytes are known."""

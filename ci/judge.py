@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -56,6 +57,22 @@ def build_id(run: Run) -> str | None:
             identity: str | None = step.found["said"]["kernel"]["build_id"]
             return identity
     return None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a guess was drawn from, for ``kcompat guess --replay``, and what a judge says of that kernel."""
+
+    data: bytes
+    answers: Mapping[str, Any]
+
+
+def recorded(run: Run, dwarf: Dwarf | None) -> Recording | None:
+    """The guest's recording, if there is one and anybody to judge it."""
+    found = {step.name: step.found for step in run.steps}
+    said = found.get("btf", {}).get("said") or (dwarf and dwarf.said)
+    data = found.get("guess", {}).get("recording")
+    return Recording(base64.b64decode(data), said) if data and said else None
 
 
 def exported(run: Run) -> str | None:

@@ -22,7 +22,7 @@ from ci.given import Given
 from ci.given import obtain as take
 from ci.guest import STEPS
 from ci.job import Job, Kernel, Run
-from ci.judge import Dwarf, build_id, exported, judge
+from ci.judge import Dwarf, Recording, build_id, exported, judge, recorded
 from ci.kernels import ALL_TESTS, Built, Entry
 from ci.product import read_dwarf
 from ci.results import CHECKS, Check, KernelResult
@@ -60,10 +60,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Yield:
-    """All that one kernel gave: its result, and what was learnt of its offsets as JSON Lines."""
+    """All that one kernel gave: its result, what was learnt of its offsets as JSON Lines, and its guess, recorded."""
 
     result: KernelResult
     exports: tuple[str, ...] = ()
+    recording: Recording | None = None
 
 
 def origin(kernel: Kind) -> str:
@@ -117,7 +118,7 @@ def check_kernel(entry: Kind, limits: Limits, log: Path, progress: Progress) -> 
     result = _described(entry, image, run, (fetched, *checks))
     result = replace(result, fields=fields, build_id=build_id(run), steps_s=steps_s,
                      notes=(*result.notes, *ahead.notes, *_left_out(entry)))
-    return Yield(result, tuple(export for export in (exported(run), dwarf_export) if export))
+    return Yield(result, tuple(export for export in (exported(run), dwarf_export) if export), recorded(run, dwarf))
 
 
 def _left_out(kernel: Kind) -> Iterator[str]:

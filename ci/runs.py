@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,8 +63,18 @@ def run_matrix(
         # An interrupted run keeps what it found; one that never began leaves an older run's results alone.
         if given:
             save(result, store.results)
+            keep(store.recordings, given.values())
             remember(store.database, [export for one in given.values() for export in one.exports])
     return result
+
+
+def keep(directory: Path, given: Iterable[Yield]) -> None:
+    """The recorded guesses with the judges' answers beside them, as ``tests/data/recordings`` takes them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for one in given:
+        if one.recording:
+            (directory / f"{one.result.name}.guess").write_bytes(one.recording.data)
+            (directory / f"{one.result.name}.json").write_text(json.dumps(one.recording.answers, indent=1) + "\n")
 
 
 def host() -> dict[str, str]:

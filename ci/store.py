@@ -1,4 +1,4 @@
-"""Where a run leaves what it found: results as JSON, an offset database and a log per kernel."""
+"""Where a run leaves what it found: results as JSON, an offset database, a log and a recorded guess per kernel."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ class Store:
     @property
     def database(self) -> Path:
         return self.directory / "offsets.db"
+
+    @property
+    def recordings(self) -> Path:
+        return self.directory / "recordings"
 
     @property
     def logs(self) -> Path:

@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from ci.job import Run
-from ci.judge import Dwarf, build_id, exported, judge
+from ci.judge import Dwarf, Recording, build_id, exported, judge, recorded
 from ci.results import CHECKS, worst
 from ci.verdict import Outcome, Step, Verdict
 
@@ -158,3 +158,15 @@ def test_what_the_guest_said_of_itself():
     run = Run(PASSED, "", 8.5, 60.0, None, [Step(name, 1.0, told) for name, told in FOUND.items()])
     assert (build_id(run), exported(run)) == ("abc", "{}\n")
     assert (build_id(Run(LOST, "", None, 1.0)), exported(Run(LOST, "", None, 1.0))) == (None, None)
+
+
+def test_a_recording_comes_with_what_a_judge_says_or_not_at_all(found):
+    def of(found, dwarf=None):
+        return recorded(Run(PASSED, "", 8.5, 60.0, None, [Step(n, 1.0, told) for n, told in found.items()]), dwarf)
+
+    assert of(found) is None
+    found["guess"]["recording"] = "YWJj"
+    assert of(found) == Recording(b"abc", {"fields": FIELDS})
+    found["btf"] = {"there": False}
+    assert of(found) is None
+    assert of(found, Dwarf({"fields": FIELDS[:1]}, "", 1.0)) == Recording(b"abc", {"fields": FIELDS[:1]})

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from ci import runs
 from ci.given import Given
+from ci.judge import Recording
 from ci.live import Progress
 from ci.matrix import Limits, Yield
 from ci.product import ProductError, kcompat, read_dwarf, remember
@@ -78,6 +79,13 @@ def test_every_kernels_offsets_are_in_one_database(run, tmp_path):
     told = json.loads(kcompat("--db", str(tmp_path / "out/offsets.db"), "db", "kernels", "--json"))
     assert {k["build_id"] for k in told["kernels"]} == {"a" * 40, "b" * 40}
     assert "samples" in kcompat("--db", str(tmp_path / "out/offsets.db"), "db", "export")
+
+
+def test_recorded_guesses_lie_beside_what_a_judge_says(run, tmp_path):
+    run(Yield(kernel("one"), (), Recording(b"abc", {"fields": []})), Yield(kernel("two")))
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "out/recordings").iterdir()}
+    assert kept.pop("one.guess") == b"abc" and json.loads(kept.pop("one.json")) == {"fields": []}
+    assert not kept
 
 
 def test_an_interrupted_run_keeps_what_it_found_and_the_rest_is_untold(run, tmp_path):
