@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,9 +13,9 @@ from pathlib import Path
 from guessers.facts import exact
 from guessers.memory import Copy, KernelMemory, ReadFault
 from guessers.nfnetlink import Netfilter, Tuple
-from guessers.pointers import search_netns
-from guessers.sampling import SockSample
-from guessers.search import Encodings, Found, Sample, is_pointer, search
+from guessers.pointers import SockSample, search_netns
+from guessers.search import MACHINE, Encodings, Found, Sample, is_pointer, search
+from guessers.tape import Reader
 from kcompat.fields import CATALOGUE, Field, find
 
 _WINDOW = 384  # struct nf_conn is 248 to 320 bytes; less where SLUB tells
@@ -255,7 +255,7 @@ def ticks_per_second() -> int:
     return round(1 / time.clock_getres(_CLOCK_MONOTONIC_COARSE))
 
 
-def search_owner(tracked: Sequence[Tracked], read: Callable[[int, int], bytes]) -> Found:
+def search_owner(tracked: Sequence[Tracked], read: Reader, machine: str = MACHINE) -> Found:
     """``ct_net``: found as a sock's namespace is."""
-    net, _ = search_netns([SockSample(t.sample, t.address, t.netns, 0) for t in tracked], read)
+    net, _ = search_netns([SockSample(t.sample, t.address, t.netns, 0) for t in tracked], read, machine)
     return Found(find("ct_net"), net.candidates, net.evidence)

@@ -11,29 +11,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from guessers.files import (
-    TABLE_SIZE,
-    OurSocket,
-    Table,
-    Way,
-    Ways,
-    cut,
-    flipped,
-    found_ways,
-    is_his,
-    samples_of,
-    search_inode,
-    search_ops,
-    table_sample,
-    table_samples,
-    the_way,
-)
+from guessers.files import End as FileEnd
+from guessers.files import Files, Memory, Table, Walk, Ways, conclude_files
 from guessers.memory import KernelMemory
 from guessers.namespace import in_own_thread, own_name, rename, unshare_files
-from guessers.sampling import Haul, Sampler, slab_object_size
+from guessers.sampling import Sampler, slab_object_size
 from guessers.search import lowest_pointer
+from guessers.sockets import FILE_SIZE
 from guessers.stimulus import UNASSIGNED, End
-from kcompat.fields import find
+from guessers.tape import Tape
 
 _TASK_SIZE = 16384  # struct task_struct, with every debug option
 _STATUS = Path("/proc/thread-self/status")
@@ -42,15 +28,14 @@ _limits = (0, 0)
 _guesses = 0
 
 
-def collect_files(sampler: Sampler, rng: random.Random, families: Sequence[int], *, tables: int = 2,
-                  growths: int = 4) -> None:
+def collect_files(sampler: Sampler, rng: random.Random, families: Sequence[int], sk_socket: Sequence[int], *,
+                  tables: int = 2, growths: int = 4) -> None:
     """Sockets of every kind, and `tables` file tables that grow `growths` times, while all are alive.
 
-    Needs ``sk_socket``. A table doubles when it grows: as often as the limit on open files lets it.
+    Needs the one place of ``sk_socket``. A table doubles when it grows: as often as the limit on open files lets it.
     """
     haul, memory = sampler.haul, sampler.memory
-    places = haul.reached[find("sk_socket")].candidates
-    if len(places) != 1 or not memory.has("task"):
+    if len(sk_socket) != 1 or not memory.has("task"):
         haul.miss("nothing leads from a descriptor to its socket")
         return
     with ExitStack() as stack:
@@ -59,26 +44,24 @@ def collect_files(sampler: Sampler, rng: random.Random, families: Sequence[int],
         if not socks:
             haul.miss("no hook named a sock to look for behind a descriptor")
             return
-        lowest = lowest_pointer(next(iter(socks.values())), os.uname().machine)
-        searches: list[Ways] = []
-        kernel = Ways(memory.read, lowest)
-        sockets = {fd: kernel.word(sock + places[0]) for fd, sock in socks.items()}
+        lowest = lowest_pointer(next(iter(socks.values())))
+        live = Memory(memory.read, lowest)
+        sockets = {fd: live.pointer(sock + sk_socket[0], 8, 0) for fd, sock in socks.items()}
+        walks: list[Walk] = []
         with _many_descriptors():
             for _ in range(tables):
-                searches.append(Ways(memory.read, lowest))
-                in_own_thread(lambda name: _walk(memory, name, searches[-1], sockets, growths, rng), own_name())
-        for found in found_ways(searches):
-            haul.reached[found.field] = found
+                walk = in_own_thread(lambda name: _walk(memory, lowest, name, sockets, growths, rng), own_name())
+                walks += [walk] if walk else []
         task = _task(memory, own_name())
-        if task and (way := the_way(searches)):
-            haul.flows["fdtable"] = table_samples(searches, way)
-            size = _table_size()
-            fdtable = kernel.word(kernel.word(task + way.files) + way.fdt)
-            window = kernel.window(fdtable, TABLE_SIZE)
-            # The table this thread shares with its process is of one size more; others may make it grow meanwhile.
-            if window and size == _table_size():
-                haul.flows["fdtable"].append(table_sample(window, size))
-            _follow(haul, kernel, kernel.word(fdtable + way.fd), way, ends, socks)
+        if task is None or not walks:
+            return
+        facts = [FileEnd((end.sock.family, end.sock.type), os.fstat(fd).st_ino, fd, socks.get(fd))
+                 for end in ends for fd in [end.sock.fileno()]]
+        haul.files = files = Files(walks, task, _table_size(), facts, _task_size(),
+                                   slab_object_size("filp") or FILE_SIZE, Tape.of(memory.read))
+        conclude_files(files)  # for the tape: all it leads to is alive now, and gone later
+        files.tape.stop()
+        files.size = files.size if files.size == _table_size() else None
 
 
 @contextmanager
@@ -103,48 +86,36 @@ def _many_descriptors() -> Iterator[None]:
                 resource.setrlimit(resource.RLIMIT_NOFILE, _limits)
 
 
-def _walk(memory: KernelMemory, name: bytes, ways: Ways, sockets: dict[int, int], growths: int,
-          rng: random.Random) -> None:
+def _walk(memory: KernelMemory, lowest: int, name: bytes, sockets: dict[int, int], growths: int,
+          rng: random.Random) -> Walk | None:
     """In a thread that ends with its table: stops sharing it, then lets it grow, with our sockets in the new part."""
     task = _task(memory, name)
     if task is None:
-        return
-    size = slab_object_size("task_struct") or _TASK_SIZE
-    before, again = ways.window(task, size), ways.window(task, size)
+        return None
+    live, size = Memory(memory.read, lowest), _task_size()
+    before, again = live.window(task, size), live.window(task, size)
     unshare_files()
-    after = ways.window(task, size)
-    files = {at: int.from_bytes(after[at:at + 8], "little") for at in flipped(before, again, after, ways.lowest)}
-    ways.observe(Table(files, _table_size(), {}))
+    walk = Walk(lowest, before, again, live.window(task, size))
+    ways = Ways(walk)
+
+    def look(planted: dict[int, int]) -> None:
+        tape = Tape.of(memory.read)
+        ways.observe(table := Table(_table_size(), {fd: sockets[source] for fd, source in planted.items()}, tape))
+        tape.stop()
+        walk.tables.append(table)
+
+    look({})
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     for _ in range(growths):
         room = range(_table_size(), min(2 * _table_size(), limit))
         if len(room) < 3:
-            return
-        planted = {fd: rng.choice(list(sockets)) for fd in rng.sample(room, 3)}
+            break
+        sources = rng.sample(list(sockets), min(3, len(sockets)))
+        planted = dict(zip(rng.sample(room, len(sources)), sources, strict=True))
         for fd, source in planted.items():
             os.dup2(source, fd, inheritable=False)
-        ways.observe(Table(files, _table_size(), {fd: sockets[source] for fd, source in planted.items()}))
-
-
-def _follow(haul: Haul, kernel: Ways, array: int, way: Way, ends: Sequence[End], socks: dict[int, int]) -> None:
-    """From every descriptor to its file and its socket, and what stands in those."""
-    ours = []
-    for end in ends:
-        fd = end.sock.fileno()
-        file = kernel.entry(array, fd)
-        one = OurSocket((end.sock.family, end.sock.type), os.fstat(fd).st_ino, socks.get(fd),
-                        kernel.word(file + way.private_data), file)
-        if is_his(one, kernel.window):
-            ours.append(one)
-        else:
-            haul.miss("a descriptor led to another socket than ours: its table grew meanwhile")
-    if not ours:
-        return
-    sockets, files = samples_of(ours, kernel.window, slab_object_size("filp"))
-    inode, end_of_socket = search_inode(ours, sockets, files)
-    haul.flows |= {"file": files, "socket": [cut(sample, end_of_socket) for sample in sockets]}
-    for found in (inode, search_ops(ours, haul.flows["socket"])):
-        haul.reached[found.field] = found
+        look(planted)
+    return walk
 
 
 def _open(sampler: Sampler, rng: random.Random, families: Sequence[int], stack: ExitStack) -> list[End]:
@@ -181,6 +152,10 @@ def _task(memory: KernelMemory, name: bytes) -> int | None:
     memory.clear()
     rename(name)
     return next((call.args[0] for call in memory.calls() if call.hook.object == "task"), None)
+
+
+def _task_size() -> int:
+    return slab_object_size("task_struct") or _TASK_SIZE
 
 
 def _table_size() -> int:

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from guessers.absence import has_ipv6
+from guessers.conclusions import DEVICE, NAMESPACE, OWNER, SOCKET, follow_now
 from guessers.descriptors import collect_files
 from guessers.facts import TCP_CLOSE, TCP_SYN_RECV
+from guessers.haul import Haul
 from guessers.memory import KernelMemory
 from guessers.namespace import NETNS, Netns
-from guessers.packets import collect_packets, conclude
-from guessers.pointers import search_netns, search_socket
-from guessers.sampling import Haul, Sampler
+from guessers.packets import collect_packets
+from guessers.sampling import Sampler
 from guessers.sending import collect_messages
 from guessers.stimulus import Addresses, End, Stimulus
 from kcompat.fields import find
@@ -39,9 +40,10 @@ def collect(memory: KernelMemory, rng: random.Random, haul: Haul, *, whole: bool
                 _collect_bare(memory, rng, haul, second, packets=True)
             home.enter()
             _collect_bare(memory, rng, haul, home)
-            for found in search_netns(haul.socks, memory.read):
-                haul.reached[found.field] = found
-        conclude(haul, memory.read if whole else None)
+            follow_now(haul, NAMESPACE, memory.read)
+        if whole:
+            follow_now(haul, DEVICE, memory.read)
+            follow_now(haul, OWNER, memory.read)
     finally:
         if home:
             home.enter()
@@ -74,9 +76,9 @@ def _collect_here(memory: KernelMemory, rng: random.Random, haul: Haul, private:
         if ipv6 and not private:
             collect_unrouted(sampler)
         if follow:
-            haul.reached[find("sk_socket")] = search_socket(haul.socks, memory.read)
+            found, = follow_now(haul, SOCKET, memory.read)
             with _tolerant(haul, "a file table of our own"):
-                collect_files(sampler, rng, families)
+                collect_files(sampler, rng, families, found.candidates)
             with _tolerant(haul, "a message"):
                 collect_messages(sampler, rng)
         collect_packets(sampler, rng, private=private is not None)

@@ -9,31 +9,23 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from guessers.absence import why_absent, why_untold
+from guessers.conclusions import FOLLOWED, Findings, conclude
 from guessers.experiments import collect
-from guessers.files import FILE_FAMILY
+from guessers.haul import Haul
 from guessers.hooks import BACKENDS, Backend
 from guessers.memory import KernelMemory, compiled
-from guessers.messages import ITER, MESSAGE_FAMILY
 from guessers.namespace import in_own_thread
-from guessers.sampling import Haul
-from guessers.search import Found, Sample, search
+from guessers.recording import Recording
+from guessers.search import Found, search
+from guessers.setting import Setting
 from guessers.verdicts import SOURCE, judge
-from kcompat.fields import CATALOGUE, Field, find
+from kcompat.fields import CATALOGUE, Field
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offset, Offsets, State
 from kcompat.version import running_version_code
 
 log = logging.getLogger(__name__)
 
-# Pointers, proved by following them instead of by their value.
-FOLLOWED = FILE_FAMILY | MESSAGE_FAMILY | frozenset(map(find, (
-    "sk_socket", "skc_net", "net.ns.inum", "sk_buff.dev", "ct_net")))
-_NF_CONN = ("nf_conn", "sk_buff")
-# The objects of hooks.py that lead to a base object, where that is not the sock.
-_LED_BY = {"flowi4": ("flowi4",), "flowi6": ("flowi6",), "sk_buff": ("sk_buff",), "nf_conn": _NF_CONN,
-           "nf_conntrack_tuple": _NF_CONN, "msghdr": ("msghdr",),
-           **dict.fromkeys(("task_struct", "files_struct", "fdtable", "file", "socket"), ("task",))}
 # Objects only the first round looks at.
 _ONCE = frozenset({"socket", "file", "fdtable", "msghdr"})
 _ROUNDS = 4  # ambiguity is answered by more experiments, up to so many rounds
@@ -59,8 +51,13 @@ class Stats:
 class Guess:
     offsets: Offsets
     stats: Stats
-    hooks: dict[str, tuple[str, ...]]
-    """What was hooked, by object: the evidence's first line."""
+    recording: Recording
+    """All that went into it: `replay` makes the same guess of it."""
+
+    @property
+    def hooks(self) -> dict[str, tuple[str, ...]]:
+        """What was hooked, by program: the evidence's first line."""
+        return self.recording.setting.programs
 
 
 def guess(wanted: Sequence[Field] = CATALOGUE, *, backends: tuple[Backend, ...] = BACKENDS, use_cache: bool = True,
@@ -88,45 +85,51 @@ def _experiment(memory: KernelMemory, nonce: bytes, wanted: Sequence[Field], com
             collect(memory, rng, haul, whole=number == 1)
             sampling_s += time.monotonic() - clock
             clock = time.monotonic()
-            offsets = solve(wanted, haul, memory)
+            setting = Setting.of(memory)
+            findings, offsets = solve(wanted, haul, setting)
             solving_s += time.monotonic() - clock
             if number == _ROUNDS or not any(map(_worth_another_round, offsets)):
                 break
-        hooks = {h.program: symbols for h, symbols in memory.attached.items()}
         silent = [h.program for h, (_, ours) in memory.hits().items() if not ours and h.object != "trigger"]
     if silent:
         log.debug("attached but never fired for us: %s", ", ".join(silent))
-    stats = Stats(haul.connections, haul.samples, number, compile_s, sampling_s, solving_s, time.monotonic() - started)
-    return Guess(Offsets(offsets), stats, hooks)
+    stats = Stats(haul.connections, _count(findings), number, compile_s, sampling_s, solving_s,
+                  time.monotonic() - started)
+    return Guess(Offsets(offsets), stats, Recording(Kernel.running(), haul, setting, number))
 
 
-def solve(wanted: Sequence[Field], haul: Haul, memory: KernelMemory) -> list[Offset]:
+def replay(recording: Recording, wanted: Sequence[Field] = CATALOGUE) -> Guess:
+    """The guess that was recorded, made again: no kernel, no root, the same verdicts and evidence."""
+    started = time.monotonic()
+    findings, offsets = solve(wanted, recording.haul, recording.setting)
+    solving_s = time.monotonic() - started
+    stats = Stats(recording.haul.connections, _count(findings), recording.rounds, 0.0, 0.0, solving_s, solving_s)
+    return Guess(Offsets(offsets), stats, recording)
+
+
+def _count(findings: Findings) -> int:
+    return sum(map(len, findings.samples.values()))
+
+
+def solve(wanted: Sequence[Field], haul: Haul, setting: Setting) -> tuple[Findings, list[Offset]]:
     """Verdicts with what the solver cannot know: why there is no sample, what was hooked, what is not there at all."""
-    verdicts = deduce(wanted, haul, {f: _why_no_sample(f, haul, memory) for f in wanted})
-    return [_completed(verdicts[field], haul, memory) for field in wanted]
+    findings = conclude(haul)
+    verdicts = deduce(wanted, findings, {f: _why_no_sample(f, haul, setting) for f in wanted})
+    absent = findings.absent | setting.absent
+    return findings, [_completed(verdicts[field], absent.get(field), setting) for field in wanted]
 
 
-def deduce(wanted: Sequence[Field], haul: Haul, missing: Mapping[Field, str]) -> dict[Field, Offset]:
-    """Candidates for every wanted field, then verdicts: no I/O. The haul may hold several rounds."""
-    samples: dict[str, list[Sample]] = {"sock": [s.sample for s in haul.socks], **haul.flows}
-    found = [haul.reached.get(field) or (Found(field, (), {"samples": 0}) if field in FOLLOWED
-             else search(field, samples.get(field.base, ()))) for field in wanted]
-    return judge(found, samples, missing)
+def deduce(wanted: Sequence[Field], findings: Findings, missing: Mapping[Field, str]) -> dict[Field, Offset]:
+    """Candidates for every wanted field, then verdicts. The findings may be of several rounds."""
+    found = [findings.reached.get(field) or (Found(field, (), {"samples": 0}) if field in FOLLOWED
+             else search(field, findings.samples.get(field.base, ()))) for field in wanted]
+    return judge(found, findings.samples, missing)
 
 
-def _completed(offset: Offset, haul: Haul, memory: KernelMemory) -> Offset:
-    reason = why_absent(offset.field) or haul.absent.get(offset.field)
-    if offset.state is State.UNKNOWN and not offset.candidates and reason:
-        return Offset.absent(offset.field, SOURCE, reason, evidence=offset.evidence)
-    objects = _objects(offset.field)
-    hooks = [f"{h.backend} {symbol}" for h, symbols in memory.attached.items() if h.object in objects
-             for symbol in symbols]
-    return replace(offset, evidence={**offset.evidence, "hooks": hooks})
-
-
-def _objects(field: Field) -> tuple[str, ...]:
-    """The objects of hooks.py that lead to a field."""
-    return ("iov_iter",) if field is ITER else _LED_BY.get(field.base, ("sk", "socket"))
+def _completed(offset: Offset, absent: str | None, setting: Setting) -> Offset:
+    if offset.state is State.UNKNOWN and not offset.candidates and absent:
+        return Offset.absent(offset.field, SOURCE, absent, evidence=offset.evidence)
+    return replace(offset, evidence={**offset.evidence, "hooks": setting.hooks_of(offset.field)})
 
 
 def _worth_another_round(offset: Offset) -> bool:
@@ -136,11 +139,8 @@ def _worth_another_round(offset: Offset) -> bool:
             and offset.field.base not in _ONCE)
 
 
-def _why_no_sample(field: Field, haul: Haul, memory: KernelMemory) -> str:
-    missing = [memory.missing[o] for o in _objects(field) if o in memory.missing]
-    if len(missing) == len(_objects(field)):
-        return f"no hook for it here: {missing[0]}"
-    if reason := haul.obstacles.get(field) or why_untold(field):
+def _why_no_sample(field: Field, haul: Haul, setting: Setting) -> str:
+    if reason := setting.why_unhooked(field) or haul.obstacles.get(field) or setting.untold.get(field):
         return reason
     told = "; ".join(f"{why} ({count} times)" for why, count in haul.missed.items())
     return told or "no socket told its value"

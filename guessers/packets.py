@@ -11,13 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from guessers.conntrack import TRACKED, Tracker, nfct, search_owner, search_timeout, search_tuples, ticks_per_second
+from guessers.conntrack import TRACKED, Tracker, nfct
 from guessers.facts import SO_MARK, SO_PROTOCOL, TCP_CLOSE, exact
 from guessers.memory import Copy, KernelMemory, ReadFault
 from guessers.nfnetlink import Netfilter, Tuple, unavailable
-from guessers.sampling import Haul, Sampler
-from guessers.search import Encodings, Sample, pointers
-from guessers.skbuff import BUFFER, ETHERTYPES, SIZE, Packet, Wire, lowest, samples, search_device, search_head
+from guessers.sampling import Sampler
+from guessers.search import Encodings, Sample, is_object, lowest_pointer, pointers
+from guessers.skbuff import BUFFER, ETHERTYPES, SIZE, Packet, Wire
 from guessers.stimulus import End
 from kcompat.fields import Field, find
 
@@ -130,7 +130,7 @@ class Post:
         protocol = end.sock.getsockopt(socket.SOL_SOCKET, SO_PROTOCOL)
         entry, address = self.tracker.insert(Tuple(wire.family, protocol, wire.source, wire.destination, *ports))
         copy = self._sent(end, lambda: end.sock.sendto(b"kcompat", target))
-        address = address or self.tracker.behind(copy, entry, lowest(copy.address))
+        address = address or self.tracker.behind(copy, entry, lowest_pointer(copy.address))
         known = _mark(end) | self._protocol(wire)
         if address is None:
             self.sampler.haul.miss("no packet led to the entry of its connection")
@@ -173,7 +173,7 @@ class Post:
         if not select.select([receiver], [], [], _PATIENCE_S)[0]:
             raise OSError(0, "it did not arrive")
         waiting = self.sampler.memory.read(copy.address, SIZE)
-        behind = _follow(self.sampler.memory, waiting, lowest(copy.address))
+        behind = _follow(self.sampler.memory, waiting, lowest_pointer(copy.address))
         self._keep(copy, known, end, wire, waiting, behind)
 
 
@@ -202,17 +202,6 @@ def collect_packets(sampler: Sampler, rng: random.Random, *, private: bool, whol
             post.send_frames(2 * each)
 
 
-def conclude(haul: Haul, read: Callable[[int, int], bytes] | None) -> None:
-    """What all packets so far show together. With `read`, what their pointers lead to is still alive."""
-    head = search_head(haul.packets)
-    haul.flows["sk_buff"] = samples(haul.packets, head.candidates[0] if len(head.candidates) == 1 else None)
-    haul.flows["nf_conn"] = [t.sample for t in haul.tracked]
-    found = [head, *search_tuples(haul.tracked), search_timeout(haul.tracked, ticks_per_second())]
-    if read:
-        found += [search_device(haul.packets, read), search_owner(haul.tracked, read)]
-    haul.reached |= {one.field: one for one in found}
-
-
 def _mark(end: End) -> dict[Field, Encodings]:
     return {find("sk_buff.mark"): exact(end.sock.getsockopt(socket.SOL_SOCKET, SO_MARK) & 0xFFFF_FFFF, 4)}
 
@@ -228,9 +217,11 @@ def _wire(sock: socket.socket, remote: tuple[str, int]) -> Wire:
 
 
 def _follow(memory: KernelMemory, window: bytes, lowest: int) -> tuple[tuple[int, bytes], ...]:
-    """What every pointer of the window leads to."""
+    """What every pointer of the window to something allocated leads to: a packet's buffer is, what is in it is not."""
     found = []
     for at in pointers([window], len(window), lowest):
+        address = int.from_bytes(window[at:at + 8], "little")
         with suppress(ReadFault):
-            found.append((at, memory.read(int.from_bytes(window[at:at + 8], "little"), BUFFER)))
+            if is_object(address, lowest):
+                found.append((at, memory.read(address, BUFFER)))
     return tuple(found)

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from guessers.memory import ReadFault
-from guessers.sampling import SockSample
-from guessers.search import Found, is_pointer, lowest_pointer, pointers
+from guessers.search import MACHINE, Found, Sample, by_chance, exchanged, is_object, lowest_pointer, pointers
+from guessers.tape import Reader
 from kcompat.fields import find
 
+G = TypeVar("G", bound=Hashable)
 T = TypeVar("T")
-Reader = Callable[[int, int], bytes]
 
 _SOCKET_WINDOW = 1024  # struct socket_alloc: a struct socket and the inode of its file, under 900 bytes everywhere
 _NET_WINDOW = 4096  # ns_common is near the head of struct net, but do not count on it
 _PAIRS = 6
 
 
-def search_socket(socks: Sequence[SockSample], read: Reader) -> Found:
+@dataclass(frozen=True, slots=True)
+class SockSample:
+    """A socket's window with what else tells about the pointers in it."""
+
+    sample: Sample
+    address: int
+    netns: int
+    inode: int
+    """Inode number of the socket's file: it stands in the struct socket_alloc that sk_socket points into."""
+
+
+def search_socket(socks: Sequence[SockSample], read: Reader, machine: str = MACHINE) -> Found:
     """``sk_socket``: it leads to an object that holds the sock's address and the inode number fstat(2) gives.
 
     Both stand at the same two offsets for every sample: struct socket.sk, and i_ino of the inode embedded behind it.
@@ -28,62 +39,76 @@ def search_socket(socks: Sequence[SockSample], read: Reader) -> Found:
     if not socks:
         return Found(field, (), {"samples": 0})
     chosen = _spread(socks, _PAIRS)
+    others = exchanged(chosen)
+    lowest = lowest_pointer(chosen[0].address, machine)
     end = min(s.sample.end for s in chosen)
     proved: dict[int, set[tuple[int, int]]] = {}
-    tried = 0
-    for at in pointers([s.sample.window for s in chosen], end, _lowest(chosen[0])):
+    tried = passed = null = 0
+    for at in pointers([s.sample.window for s in chosen], end, lowest):
         tried += 1
-        if places := shared(_socket_proofs(s, at, read) for s in chosen):
+        passed += bool(_socket_proofs(chosen[0], at, read, lowest))
+        null += bool(shared(_socket_proofs(s, at, read, lowest, of=o) for s, o in zip(chosen, others, strict=True)))
+        if places := shared(_socket_proofs(s, at, read, lowest) for s in chosen):
             proved[at] = places
     rest = [s for s in socks if s not in chosen]
     held = _spread(rest, _PAIRS) if rest else []
-    kept = tuple(at for at in proved if shared([proved[at], *(_socket_proofs(s, at, read) for s in held)]))
+    kept = tuple(at for at in proved if shared([proved[at], *(_socket_proofs(s, at, read, lowest) for s in held)]))
     return Found(field, kept, {
         "samples": len(chosen) + len(held), "held_out": len(held), "distinct_values": len(chosen),
         "candidates_by_sample": [tried, len(proved)], "refuted_by_held_out": sorted(set(proved) - set(kept)),
-        "expected_false_positives": 0.0, "null_survivors": 0, "method": "pointer to our inode and back to our sock",
+        "expected_false_positives": by_chance(tried, passed, len(chosen) + len(held), _SOCKET_WINDOW // 8),
+        "null_survivors": null if len(chosen) > 1 else -1, "method": "pointer to our inode and back to our sock",
+        "chance": f"{passed} of {tried} pointers of one sock pass; an address of its own stands behind each",
     })
 
 
-def search_netns(socks: Sequence[SockSample], read: Reader) -> tuple[Found, Found]:
+def search_netns(socks: Sequence[SockSample], read: Reader, machine: str = MACHINE) -> tuple[Found, Found]:
     """``skc_net`` and ``net.ns.inum``, together: one pointer per namespace, each leading to its inode number.
 
     The pointer is the same for all sockets of a namespace and differs between namespaces; behind it, at one offset
     for all, stands the number stat(2) gives for /proc/.../ns/net.
     """
     net, inum = find("skc_net"), find("net.ns.inum")
-    by_namespace: dict[int, list[SockSample]] = {}
-    for sock in socks:
-        by_namespace.setdefault(sock.netns, []).append(sock)
-    evidence: dict[str, Any] = {"samples": len(socks), "distinct_values": len(by_namespace)}
+    namespaces = [s.netns for s in socks]
+    evidence: dict[str, Any] = {"samples": len(socks), "distinct_values": len(set(namespaces))}
     if not socks:
         return Found(net, (), evidence), Found(inum, (), evidence)
+    lowest = lowest_pointer(socks[0].address, machine)
     end = min(s.sample.end for s in socks)
-    pairs: set[tuple[int, int]] = set()
-    split = 0
-    for at in pointers([s.sample.window for s in socks], end, _lowest(socks[0])):
-        leads = {ns: {_word(s, at) for s in group} for ns, group in by_namespace.items()}
-        if any(len(found) != 1 for found in leads.values()):
-            continue
-        if len(set().union(*leads.values())) != len(leads):
-            continue
-        split += 1
-        pairs |= {(at, proof) for proof in shared(_inode_places(g[0], at, read) for g in by_namespace.values())}
+    numbers = list(dict.fromkeys(namespaces))
+    split, pairs, null = 0, set(), set()
+    for at in pointers([s.sample.window for s in socks], end, lowest):
+        if leads := parted([s.sample.window for s in socks], namespaces, at):
+            split += 1
+            pairs |= {(at, proof) for proof in shared(_inode_places(leads[n], n, read, lowest) for n in numbers)}
+            null |= shared(_inode_places(leads[n], other, read, lowest)
+                           for n, other in zip(numbers, exchanged(numbers), strict=True))
     evidence |= {"held_out": 0, "candidates_by_sample": [split, len(pairs)],
-                 "expected_false_positives": _chance(len(by_namespace), split), "null_survivors": 0,
-                 "method": "pointer shared in a namespace, leading to its inode number"}
+                 "expected_false_positives": _chance(len(numbers), split),
+                 "null_survivors": len(null) if len(numbers) > 1 else -1,
+                 "method": "pointer shared in a namespace, leading to its inode number",
+                 "chance": f"24 random bits for each namespace, behind {split} pointers"}
     return (Found(net, tuple(sorted({p for p, _ in pairs})), evidence),
             Found(inum, tuple(sorted({i for _, i in pairs})), evidence))
 
 
+def parted(windows: Sequence[bytes], groups: Sequence[G], at: int) -> dict[G, int] | None:
+    """The word at `at` of each group, if it is the same throughout the group and another one in every other."""
+    leads: dict[G, int] = {}
+    for window, group in zip(windows, groups, strict=True):
+        if leads.setdefault(group, _word(window, at)) != _word(window, at):
+            return None
+    return leads if len(set(leads.values())) == len(leads) else None
+
+
 def leads_to_socket(sock: SockSample, at: int, read: Reader) -> bool:
     """Whether the pointer at `at` leads to this socket's struct socket."""
-    return bool(_socket_proofs(sock, at, read))
+    return bool(_socket_proofs(sock, at, read, lowest_pointer(sock.address)))
 
 
 def leads_to_netns(sock: SockSample, at: int, inum: int | None, read: Reader) -> bool:
     """Whether the pointer at `at` leads to something that holds this socket's namespace number, at `inum` if given."""
-    places = _inode_places(sock, at, read)
+    places = _inode_places(_word(sock.sample.window, at), sock.netns, read, lowest_pointer(sock.address))
     return bool(places) if inum is None else inum in places
 
 
@@ -96,30 +121,29 @@ def _chance(namespaces: int, split: int) -> float:
     return float(split * (_NET_WINDOW // 4) * 2.0 ** (-24 * namespaces))
 
 
-def _socket_proofs(sock: SockSample, at: int, read: Reader) -> set[tuple[int, int]]:
-    target = _behind(sock, at, _SOCKET_WINDOW, read)
-    backs = places_of(target, sock.address.to_bytes(8, "little"), 8)
-    inodes = places_of(target, sock.inode.to_bytes(8, "little"), 8)
+def _socket_proofs(sock: SockSample, at: int, read: Reader, lowest: int,
+                   of: SockSample | None = None) -> set[tuple[int, int]]:
+    """Where, behind the pointer at `at`, the sock and the inode stand: its own, or those of another one."""
+    of = of or sock
+    target = behind(_word(sock.sample.window, at), _SOCKET_WINDOW, read, lowest)
+    backs = places_of(target, of.address.to_bytes(8, "little"), 8)
+    inodes = places_of(target, of.inode.to_bytes(8, "little"), 8)
     return {(b, i) for b in backs for i in inodes if b < i}
 
 
-def _inode_places(sock: SockSample, at: int, read: Reader) -> set[int]:
-    """Where the number of the socket's namespace stands behind the pointer at `at`."""
-    return set(places_of(_behind(sock, at, _NET_WINDOW, read), sock.netns.to_bytes(4, "little"), 4))
+def _inode_places(address: int, number: int, read: Reader, lowest: int) -> set[int]:
+    """Where the number of a namespace stands behind an address."""
+    return set(places_of(behind(address, _NET_WINDOW, read, lowest), number.to_bytes(4, "little"), 4))
 
 
-def _behind(sock: SockSample, at: int, size: int, read: Reader) -> bytes:
-    """What the pointer at `at` leads to; nothing when it is none or leads nowhere."""
-    if not is_pointer(_word(sock, at), _lowest(sock)):
+def behind(address: int, size: int, read: Reader, lowest: int) -> bytes:
+    """What stands there; nothing when it is no address of an object, or cannot be read."""
+    if not is_object(address, lowest):
         return b""
     try:
-        return read(_word(sock, at), size)
+        return read(address, size)
     except ReadFault:
         return b""
-
-
-def _lowest(sock: SockSample) -> int:
-    return lowest_pointer(sock.address, platform.machine())
 
 
 def places_of(window: bytes, code: bytes, step: int) -> list[int]:
@@ -141,8 +165,8 @@ def shared(sets: Iterable[set[T]]) -> set[T]:
     return common or set()
 
 
-def _word(sock: SockSample, at: int) -> int:
-    return int.from_bytes(sock.sample.window[at:at + 8], "little")
+def _word(window: bytes, at: int) -> int:
+    return int.from_bytes(window[at:at + 8], "little")
 
 
 def _spread(socks: Sequence[SockSample], count: int) -> list[SockSample]:

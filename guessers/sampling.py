@@ -6,21 +6,16 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from dataclasses import field as dc_field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from guessers.facts import SO_MARK, SO_PROTOCOL, Facts, exact, facts, settled
+from guessers.haul import Haul
 from guessers.memory import KernelMemory, ReadFault
-from guessers.search import Found, Sample
+from guessers.pointers import SockSample
+from guessers.search import Sample
 from guessers.stimulus import End, Stimulus
 from kcompat.fields import Field, find
-
-if TYPE_CHECKING:
-    from guessers.conntrack import Tracked
-    from guessers.skbuff import Packet
 
 WINDOW = 4096
 _HEAD = 1024  # struct sock, without what protocols add to it
@@ -31,41 +26,6 @@ _SLABS = {
     (socket.AF_INET, socket.SOCK_RAW): "RAW", (socket.AF_INET6, socket.SOCK_RAW): "RAWv6",
     (socket.AF_UNIX, socket.SOCK_DGRAM): "UNIX",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class SockSample:
-    """A socket's window with what else tells about the pointers in it."""
-
-    sample: Sample
-    address: int
-    netns: int
-    inode: int
-    """Inode number of the socket's file: it stands in the struct socket_alloc that sk_socket points into."""
-
-
-@dataclass(slots=True)
-class Haul:
-    """Everything one run collected."""
-
-    socks: list[SockSample] = dc_field(default_factory=list)
-    flows: dict[str, list[Sample]] = dc_field(default_factory=lambda: {"flowi4": [], "flowi6": []})
-    reached: dict[Field, Found] = dc_field(default_factory=dict)
-    packets: list[Packet] = dc_field(default_factory=list)
-    tracked: list[Tracked] = dc_field(default_factory=list)
-    missed: dict[str, int] = dc_field(default_factory=dict)
-    absent: dict[Field, str] = dc_field(default_factory=dict)
-    """What an experiment proved not to be there, and how."""
-    obstacles: dict[Field, str] = dc_field(default_factory=dict)
-    """Why nothing could be seen of a field."""
-    connections: int = 0
-
-    def miss(self, why: str) -> None:
-        self.missed[why] = self.missed.get(why, 0) + 1
-
-    @property
-    def samples(self) -> int:
-        return len(self.socks) + sum(map(len, self.flows.values()))
 
 
 class Sampler:

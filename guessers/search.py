@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import platform
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dc_field
 from math import exp, lgamma
-from typing import Any
+from typing import Any, TypeVar
 
 from kcompat.fields import Field
 
+T = TypeVar("T")
 # A value and all the encodings it may have in memory: srtt_us of a TCP_INFO rtt of 57 is one of eight numbers.
 Encodings = tuple[bytes, ...]
 
+FOUR_LEVELS = 0xFFFF_8000_0000_0000
+_ERRORS = 0xFFFF_FFFF_FFFF_F000  # from here on it is no address but an error number: IS_ERR()
+MACHINE = platform.machine()
 HOLD_OUT = 4  # every fourth sample is kept back from the search and used only to check its answer
 _STARTS = 6  # values the search may begin with: the rarest of them leaves least to check
 _VALUES, _ALIKE = 12, 8  # enough values, and samples of a value, to measure how common it is
@@ -120,7 +125,7 @@ def expected_false_positives(field: Field, known: Sequence[Knowing]) -> float:
         some = group[::max(1, len(group) // _ALIKE)][:_ALIKE]
         chance *= min(1.0, (len(_agreeing(some, codes, step)) + 0.5) / places)
     if field.member in TOSSED:
-        chance = min(chance, _chance_of_pattern([codes for _, codes in known]))
+        chance = min(chance, chance_of_pattern([codes for _, codes in known]))
     return places * (chance if len(by_value) > 1 else 1.0)
 
 
@@ -132,10 +137,20 @@ def _agreeing(samples: Sequence[Sample], codes: Encodings, step: int) -> set[int
     return survivors
 
 
-def _chance_of_pattern(values: Sequence[Encodings]) -> float:
+def chance_of_pattern(values: Sequence[Hashable]) -> float:
     """The chance that a place which has nothing to do with the coin shows just this sequence of heads and tails."""
     orders = lgamma(len(values) + 1) - sum(lgamma(values.count(v) + 1) for v in set(values))
     return exp(-orders)
+
+
+def by_chance(tried: int, passed: int, samples: int, words: int) -> float:
+    """How many of the pointers `tried` would lead, in so many samples, to just our object's address by accident.
+
+    Measured as in `expected_false_positives`: `passed` of them, the true one among them, pass the first sample. Of a
+    few pointers that says little; but then the address of an object is one of 2^24 at the least, in a gigabyte of
+    cache lines, and as many `words` are looked at behind each pointer.
+    """
+    return tried * min((passed + 0.5) / tried, words * 2.0**-24) ** samples if tried else 0.0
 
 
 def null_survivors(known: Sequence[Knowing], step: int) -> int:
@@ -164,6 +179,11 @@ def _rotated(values: Sequence[Encodings], by: int) -> list[Encodings]:
     return [*values[by:], *values[:by]]
 
 
+def exchanged(values: Sequence[T]) -> list[T]:
+    """Each one's value given to its neighbour: what a null asks for."""
+    return [*values[1:], *values[:1]]
+
+
 def pointers(windows: Sequence[bytes], end: int, lowest: int) -> Iterator[int]:
     """Offsets at which every window holds something that can be a kernel pointer, at a place aligned for one."""
     for at in range(0, min([end, *map(len, windows)]) - 7, 8):
@@ -173,14 +193,22 @@ def pointers(windows: Sequence[bytes], end: int, lowest: int) -> Iterator[int]:
 
 def is_pointer(value: int, lowest: int) -> bool:
     """Whether a 64-bit value lies in the kernel's part of the address space, small negative numbers aside."""
-    return lowest <= value < 0xFFFF_FFFF_FFFF_F000
+    return lowest <= value < _ERRORS
 
 
-def lowest_pointer(witness: int, machine: str) -> int:
+def is_object(value: int, lowest: int) -> bool:
+    """Whether it can be the address of something allocated, or on a stack: those are aligned for a pointer."""
+    return is_pointer(value, lowest) and value % 8 == 0
+
+
+def lowest_pointer(witness: int, machine: str = MACHINE) -> int:
     """Where the kernel's addresses begin, told by one of them.
 
     Exact where it matters: x86 faults in another way on addresses that no page table can map (not canonical), and
     5.3 to 5.15 write a warning with a backtrace to the log when a probe reads one. Four levels of page tables begin at
     ffff8000..., five at ff000000...; a sock of a kernel with five lies at ff11... or above, below that of four.
+    arm64 has 52 bits at most.
     """
-    return 0xFFFF_8000_0000_0000 if machine == "x86_64" and witness >= 0xFFFF_8000_0000_0000 else 0xFF00_0000_0000_0000
+    if machine == "aarch64":
+        return 0xFFF0_0000_0000_0000
+    return FOUR_LEVELS if machine == "x86_64" and witness >= FOUR_LEVELS else 0xFF00_0000_0000_0000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import os
 import random
@@ -10,18 +11,7 @@ import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from guessers.messages import (
-    IOV,
-    UBUF,
-    Received,
-    Seen,
-    Sent,
-    near,
-    samples,
-    search_iter,
-    search_messages,
-    wraps_single_buffers,
-)
+from guessers.messages import Messages, Received, Seen, Sent, near
 from guessers.sampling import Sampler
 
 _SPACE = 1 << 16
@@ -39,6 +29,11 @@ CALLS: Mapping[str, Call] = {
     "sendto an address": lambda sock, buffers, peer: sock.sendto(buffers[0], peer),
     "sendmsg of pieces to an address": lambda sock, buffers, peer: sock.sendmsg(buffers, (), 0, peer),
 }
+READS: Mapping[str, Callable[[socket.socket], object]] = {
+    "recv": lambda sock: sock.recv(_SPACE),
+    "recvmsg": lambda sock: sock.recvmsg(_SPACE),
+    "read": lambda sock: os.read(sock.fileno(), _SPACE),
+}
 
 
 def collect_messages(sampler: Sampler, rng: random.Random, *, turns: int = 2) -> None:
@@ -54,12 +49,7 @@ def collect_messages(sampler: Sampler, rng: random.Random, *, turns: int = 2) ->
         followed = [seen for at in sorted(several | named) for call in CALLS for _ in range(turns)
                     if (seen := postman.send(call, at))]
         memory.follow(None)
-    haul.flows["msghdr"] = samples([*plain, *followed])
-    for found in (*search_messages([*plain, *followed]), search_iter(postman.received)):
-        haul.reached[found.field] = found
-    iov = haul.reached[IOV].candidates
-    if len(iov) == 1 and wraps_single_buffers(followed, iov[0]):
-        haul.absent[UBUF] = "this kernel wraps the one buffer of write(2) in an iovec"
+    haul.messages = Messages(plain, followed, postman.received)
 
 
 class Postman:
@@ -71,22 +61,24 @@ class Postman:
         self._view = view
         self._start = ctypes.addressof(ctypes.c_char.from_buffer(view))
         stimulus = sampler.stimulus
+        self._addresses = stimulus.addresses
         local, remote = stimulus.addresses.pair(socket.AF_INET)
         server = stimulus.bind(stimulus.open(socket.AF_INET, socket.SOCK_STREAM), remote)
         client = stimulus.bind(stimulus.open(socket.AF_INET, socket.SOCK_STREAM), local)
         server.sock.listen()
         self._reader = stimulus.connect(client, server).sock
         self._sock = client.sock
-        self._peer = server.sock.getsockname()
         self.received: list[Received] = []
+        self._turns = itertools.cycle(READS)
 
     def send(self, call: str, follow: int | None) -> Seen | None:
         """One message by that call, and what was seen of it; None when nothing was."""
+        peer = self._addresses.local(socket.AF_INET), self._rng.randrange(1024, 65536)
         pieces = [self._piece() for _ in range(self._rng.randint(2, _MOST_PIECES) if "pieces" in call else 1)]
         self._memory.follow(follow)
         self._memory.clear()
         try:
-            CALLS[call](self._sock, [self._view[at:at + length] for at, length in pieces], self._peer)
+            CALLS[call](self._sock, [self._view[at:at + length] for at, length in pieces], peer)
         finally:
             messages = self._memory.messages()
             self._receive()
@@ -94,18 +86,19 @@ class Postman:
             return None
         first = messages[0]
         sent = Sent(call, tuple((self._start + at, length) for at, length in pieces),
-                    _sockaddr(self._peer) if "address" in call else None)
+                    _sockaddr(peer) if "address" in call else None)
         return Seen(sent, first.address, first.data, follow, first.lead)
 
     def _receive(self) -> None:
         """Takes what was sent from the other end, in one message where a hook shows how it is filled."""
         self._memory.clear()
+        call = next(self._turns)
         with suppress(BlockingIOError):
-            self._reader.recv(_SPACE)
+            READS[call](self._reader)
         messages = [m for m in self._memory.messages() if m.hook.name == "receive"]
         iterators = tuple(c.args[c.hook.argument] for c in self._memory.calls() if c.hook.object == "iov_iter")
         if messages and iterators:
-            self.received.append(Received(messages[0].address, iterators))
+            self.received.append(Received(call, messages[0].address, iterators))
 
     def _piece(self) -> tuple[int, int]:
         """A random part of the space: offset and length."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from guessers.facts import exact
-from guessers.memory import ReadFault
-from guessers.search import Encodings, Found, Sample, lowest_pointer, pointers
+from guessers.pointers import behind, parted, places_of
+from guessers.search import MACHINE, Encodings, Found, Sample, exchanged, lowest_pointer, pointers
+from guessers.tape import Reader
 from kcompat.fields import Field, find
 
 SIZE = 256  # struct sk_buff is 232 bytes or less
@@ -63,11 +62,6 @@ class Packet:
     behind: tuple[tuple[int, bytes], ...] = ()
 
 
-def lowest(witness: int) -> int:
-    """Where the kernel's addresses begin on this machine, told by one of them."""
-    return lowest_pointer(witness, platform.machine())
-
-
 def search_head(packets: Sequence[Packet]) -> Found:
     """``head``: of all pointers of a waiting packet the one from which its own Ethernet and IP headers lie ahead.
 
@@ -81,13 +75,15 @@ def search_head(packets: Sequence[Packet]) -> Found:
     held = seen[3::4]
     found = set.intersection(*(s for i, s in enumerate(seen) if i % 4 != 3))
     kept = found.intersection(*held)
-    exchanged = [_leading(p, waiting[n - 1].wire) for n, p in enumerate(waiting)] if len(waiting) > 1 else [set()]
+    wires = exchanged([p.wire for p in waiting])
+    others = [_leading(p, wire) for p, wire in zip(waiting, wires, strict=True)] if len(waiting) > 1 else []
     return Found(field, tuple(sorted(kept)), {
         "samples": len(waiting), "held_out": len(held), "distinct_values": len({p.waiting for p in waiting}),
         "candidates_by_sample": [len(waiting[0].behind), len(found)], "refuted_by_held_out": sorted(found - kept),
         # The addresses alone are random in 40 bits and more, and so many bytes are looked at behind each pointer.
         "expected_false_positives": (len(waiting[0].behind) or 1) * (BUFFER * 2.0**-40) ** len(waiting),
-        "null_survivors": len(set.intersection(*exchanged)), "method": "pointer to our own headers",
+        "null_survivors": len(set.intersection(*others)) if others else -1, "method": "pointer to our own headers",
+        "chance": "40 random bits of addresses in each packet, at any byte behind each pointer",
     })
 
 
@@ -132,37 +128,30 @@ def samples(packets: Sequence[Packet], head: int | None) -> list[Sample]:
     return made
 
 
-def search_device(packets: Sequence[Packet], read: Callable[[int, int], bytes]) -> Found:
+def search_device(packets: Sequence[Packet], read: Reader, machine: str = MACHINE) -> Found:
     """``dev``: one pointer for all packets of a namespace, another in another, and each leads to a device named lo."""
     field = find("sk_buff.dev")
-    by_namespace: dict[int, list[Packet]] = {}
-    for packet in packets:
-        by_namespace.setdefault(packet.netns, []).append(packet)
-    evidence: dict[str, Any] = {"samples": len(packets), "held_out": 0, "distinct_values": len(by_namespace)}
+    namespaces = [p.netns for p in packets]
+    evidence: dict[str, Any] = {"samples": len(packets), "held_out": 0, "distinct_values": len(set(namespaces))}
     if not packets:
         return Found(field, (), evidence)
-    kept, split = [], 0
-    for at in pointers([p.sent.window for p in packets], SIZE, lowest(packets[0].address)):
-        leads = [{int.from_bytes(p.sent.window[at:at + 8], "little") for p in group}
-                 for group in by_namespace.values()]
-        if all(len(found) == 1 for found in leads) and len(set().union(*leads)) == len(leads):
+    windows, lowest = [p.sent.window for p in packets], lowest_pointer(packets[0].address, machine)
+    kept, split, null = [], 0, 0
+    for at in pointers(windows, SIZE, lowest):
+        if leads := parted(windows, namespaces, at):
             split += 1
-            if all(_is_loopback(next(iter(found)), read) for found in leads):
+            if all(_is_loopback(address, read, lowest) for address in leads.values()):
                 kept.append(at)
+        if len(set(namespaces)) > 1 and (leads := parted(windows, exchanged(namespaces), at)):
+            null += all(_is_loopback(address, read, lowest) for address in leads.values())
     return Found(field, tuple(kept), evidence | {
         # A name of two letters and fourteen zeros; 24 bits of it are counted on, at every fourth byte.
-        "candidates_by_sample": [split, len(kept)], "null_survivors": 0,
-        "expected_false_positives": split * (_DEVICE / 4 * 2.0**-24) ** len(by_namespace),
+        "candidates_by_sample": [split, len(kept)], "null_survivors": null if len(set(namespaces)) > 1 else -1,
+        "expected_false_positives": split * (_DEVICE / 4 * 2.0**-24) ** len(set(namespaces)),
         "method": "pointer shared in a namespace, leading to a device of the name lo",
+        "chance": f"24 bits of a name for each namespace, behind {split} pointers",
     })
 
 
-def _is_loopback(address: int, read: Callable[[int, int], bytes]) -> bool:
-    with suppress(ReadFault):
-        window = read(address, _DEVICE)
-        at = window.find(_LOOPBACK)
-        while at >= 0:
-            if at % 4 == 0:
-                return True
-            at = window.find(_LOOPBACK, at + 1)
-    return False
+def _is_loopback(address: int, read: Reader, lowest: int) -> bool:
+    return bool(places_of(behind(address, _DEVICE, read, lowest), _LOOPBACK, 4))

@@ -10,17 +10,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from guessers.absence import has_ipv6
+from guessers.conclusions import SOCKET, Findings, conclude, follow_now
 from guessers.descriptors import collect_files
 from guessers.experiments import collect_tcp, netns_inode
 from guessers.files import FILE_FAMILY
+from guessers.haul import Haul
 from guessers.hooks import BACKENDS, Backend
 from guessers.memory import KernelMemory, compiled
 from guessers.messages import MESSAGE_FAMILY
 from guessers.namespace import Netns, in_own_thread
 from guessers.packets import Post
-from guessers.pointers import leads_to_netns, leads_to_socket, search_socket
-from guessers.sampling import Haul, Sampler
-from guessers.search import Found, stands
+from guessers.pointers import leads_to_netns, leads_to_socket
+from guessers.sampling import Sampler
+from guessers.search import stands
 from guessers.sending import collect_messages
 from guessers.skbuff import leads_to_bytes, samples
 from guessers.stimulus import Addresses, Stimulus
@@ -31,7 +33,7 @@ from kcompat.version import running_version_code
 
 log = logging.getLogger(__name__)
 
-_SK_SOCKET = find("sk_socket")
+_SK_SOCKET, _HEAD = find("sk_socket"), find("sk_buff.head")
 _PACKETS = 1  # datagrams, and TCP segments, a family
 _CONNECTIONS = 3  # a family: enough for neighbours with the same value to part ways
 
@@ -67,10 +69,11 @@ def _observe(memory: KernelMemory, nonce: bytes, offsets: Offsets) -> dict[Field
                 collect_tcp(sampler, rng, family, _CONNECTIONS)
             if memory.has("sk_buff") and any(field.base == "sk_buff" for field in offsets):
                 Post(sampler, rng, families if stimulus.addresses.native_ipv6 else families[:1]).send(_PACKETS, 0)
-                head = offsets.get(find("sk_buff.head"))
-                haul.flows["sk_buff"] = samples(haul.packets, head.offset if head else None)
             _follow(sampler, rng, offsets)
-            held = {o.field: _holds(o, offsets, haul, memory) for o in offsets.known().values()}
+            findings = conclude(haul)
+            head = offsets.get(_HEAD)
+            findings.samples["sk_buff"] = samples(haul.packets, head.offset if head else None)
+            held = {o.field: _holds(o, offsets, haul, findings, memory) for o in offsets.known().values()}
             return {field: true for field, true in held.items() if true is not None}
         finally:
             stimulus.close()
@@ -85,24 +88,24 @@ def _follow(sampler: Sampler, rng: random.Random, offsets: Offsets) -> None:
     if bases & {"task_struct", "files_struct", "fdtable", "file", "socket"} and haul.socks:
         at = told.offset if told else None
         if at is not None and all(leads_to_socket(s, at, sampler.memory.read) for s in haul.socks):
-            haul.reached[_SK_SOCKET] = Found(_SK_SOCKET, (at,))
+            places: Sequence[int] = (at,)
         else:
-            haul.reached[_SK_SOCKET] = search_socket(haul.socks, sampler.memory.read)
+            places = follow_now(haul, SOCKET, sampler.memory.read)[0].candidates
         with suppress(OSError):
-            collect_files(sampler, rng, (socket.AF_INET,), tables=1, growths=1)
+            collect_files(sampler, rng, (socket.AF_INET,), places, tables=1, growths=1)
     if "msghdr" in bases:
         with suppress(OSError):
             collect_messages(sampler, rng, turns=1)
 
 
-def _holds(offset: Offset, offsets: Offsets, haul: Haul, memory: KernelMemory) -> bool | None:
+def _holds(offset: Offset, offsets: Offsets, haul: Haul, findings: Findings, memory: KernelMemory) -> bool | None:
     """Whether all samples that know the field agree; None when there is no such sample."""
     field, at = offset.field, offset.offset
     assert at is not None
     if field.base == "sock" and not haul.socks:
         return None
     if field in FILE_FAMILY | MESSAGE_FAMILY:
-        found = haul.reached.get(field)
+        found = findings.reached.get(field)
         return at in found.candidates if found and found.evidence.get("samples") else None
     if field == _SK_SOCKET:
         return all(leads_to_socket(s, at, memory.read) for s in haul.socks)
@@ -113,10 +116,9 @@ def _holds(offset: Offset, offsets: Offsets, haul: Haul, memory: KernelMemory) -
         if net is None or net.state is not State.KNOWN or net.offset is None:
             return None
         return all(leads_to_netns(s, net.offset, at, memory.read) for s in haul.socks[:2])
-    if field == find("sk_buff.head"):
+    if field == _HEAD:
         return leads_to_bytes(haul.packets, at)
-    shown = [s.sample for s in haul.socks] if field.base == "sock" else haul.flows.get(field.base, [])
-    telling = [s for s in shown if field in s.values]
+    telling = [s for s in findings.samples.get(field.base, ()) if field in s.values]
     if not telling:
         log.debug("%s: nothing here can show it", field)
         return None

@@ -145,32 +145,52 @@ def resolve(db: Path | None, source: str, vmlinux: Path | None, as_json: bool, n
 @click.option("--explain", "explained", metavar="FIELD", help="Show the evidence for one field.")
 @click.option("--backend", type=click.Choice(BACKENDS), help="Use these hooks only. Default: what works.")
 @click.option("--no-record", is_flag=True, help="Do not remember what was found.")
+@click.option("--record", "recorded", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Save all that the guess is drawn from: memory of kcompat's own sockets, threads and packets.")
+@click.option("--mask-pointers", "mask", is_flag=True, help="With --record: no kernel address in FILE, but pseudonyms.")
+@click.option("--replay", "replay_from", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Guess again from such a file: without root, on any machine.")
 @click.pass_obj
-def guess(db: Path | None, as_json: bool, explained: str | None, backend: Backend | None, no_record: bool) -> None:
+def guess(db: Path | None, as_json: bool, explained: str | None, backend: Backend | None, no_record: bool,
+          recorded: Path | None, mask: bool, replay_from: Path | None) -> None:
     """Find every offset of the running kernel by experiment. Needs root; BTF is never consulted.
 
     kcompat makes connections to itself in a private network namespace, looks for what it knows of them in
     kernel memory, and keeps only what every sample confirms. Exits with 1 if a field stays unknown.
+
+    A guess can be recorded, for a bug report say, and made again elsewhere with the same verdicts and evidence.
+    What is replayed is not remembered.
 
     \b
     Examples:
       sudo kcompat guess
       sudo kcompat guess --explain srtt_us
       sudo kcompat guess --backend kprobe --json
+      sudo kcompat guess --record here.guess --mask-pointers
+      kcompat guess --replay here.guess --explain srtt_us
     """
     from kcompat.cli_output import explain_json, explain_text, offsets_json, offsets_table
+    from kcompat.cli_recording import record, replayed
     from kcompat.cli_sources import answer
     from kcompat.fields import CATALOGUE, find
 
+    if replay_from and (recorded or backend):
+        raise click.UsageError("--replay takes what was seen from its file: no --record, no --backend")
+    if mask and not recorded:
+        raise click.UsageError("--mask-pointers says how to --record: give that too")
     field = find(explained) if explained else None
-    got = answer(Request("guess", None, db, backend, record=not no_record), CATALOGUE)
+    if replay_from:
+        got = replayed(replay_from)
+    else:
+        got = answer(Request("guess", None, db, backend, record=not no_record), CATALOGUE)
     if field:
-        got = got.only(field)
-        emit(explain_json(got) if as_json else explain_text(got))
+        emit(explain_json(got.only(field)) if as_json else explain_text(got.only(field)))
     else:
         emit(offsets_json(got) if as_json else offsets_table(got))
+    if recorded and got.guess:
+        say(record(recorded, got.guess, mask=mask))
     say(got.origin)
-    sys.exit(got.exit_code)
+    sys.exit(got.only(field).exit_code if field else got.exit_code)
 
 
 main.add_command(harvest)

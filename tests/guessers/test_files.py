@@ -7,30 +7,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guessers.files import (
-    OurSocket,
+    End,
+    Files,
+    Memory,
     Table,
+    Walk,
     Way,
     Ways,
-    cut,
+    conclude_files,
     flipped,
     found_ways,
-    is_his,
-    samples_of,
-    search_inode,
-    search_ops,
     table_samples,
     the_way,
 )
 from guessers.memory import ReadFault
 from guessers.search import search
+from guessers.sockets import FILE_SIZE, OurSocket, cut, is_his, samples_of, search_inode, search_ops
+from guessers.tape import Tape
 from kcompat.fields import find
-from tests.guessers.test_pointers import LOWEST, Memory, put
+from tests.guessers.test_pointers import LOWEST, put
+from tests.guessers.test_pointers import Memory as Objects
 
 KINDS = tuple(product((2, 10, 1), (1, 2, 3)))
 seeds = st.integers(0, 2**48)
 
 
-class Heap(Memory):
+class Heap(Objects):
     """Kernel memory that can be read from the middle of an object, too."""
 
     def read(self, address, size):
@@ -86,21 +88,34 @@ class Kernel:
         put(files, self.fdt_at, self.heap.place(fdtable), 8)
         put(files, 512, self.heap.place(self.rng.randbytes(256)), 8)  # changes too, and leads to nothing
         put(files, 520, self.elsewhere, 8)
-        address = self.heap.place(files)
-        decoy = self.heap.place(self.rng.randbytes(1024))
-        return Table({self.files_at: address, 240: decoy}, size, {fd: one.socket for fd, one in planted.items()})
+        self.heap.objects[self.files] = bytes(files)
+        self.fdtable = fdtable
+        tape = Tape.of(self.heap.read)
+        return Table(size, {fd: one.socket for fd, one in planted.items()}, tape)
+
+    def walk(self, growths=3, spoil=None):
+        """A task that stopped sharing its files_struct, which a pointer beside it seems to do as well."""
+        self.files, decoy = (self.heap.place(self.rng.randbytes(1024)) for _ in range(2))
+        before, after = bytearray(512), bytearray(512)
+        for at, address in ((self.files_at, self.files), (240, decoy)):
+            put(before, at, self.elsewhere, 8)
+            put(after, at, address, 8)
+        walk = Walk(LOWEST, bytes(before), bytes(before), bytes(after))
+        for n in range(growths + 1):
+            size = 64 << n
+            planted = dict(zip(self.rng.sample(range(size // 2, size), 3), self.rng.sample(self.ours, 3),
+                               strict=True)) if n else {}
+            spoilt = next(iter(planted)) if n and spoil == n - 1 else None
+            walk.tables.append(table := self.table(size, planted, spoilt))
+            Ways(walk)  # reads what stands there now
+            table.tape.stop()
+        return walk
 
     def ways(self, growths=3, spoil=None):
-        search_ = Ways(self.heap.read, LOWEST)
-        search_.observe(self.table(64, {}))
-        for n in range(growths):
-            size = 128 << n
-            planted = {fd: self.rng.choice(self.ours) for fd in self.rng.sample(range(size // 2, size), 3)}
-            search_.observe(self.table(size, planted, next(iter(planted)) if spoil == n else None))
-        return search_
+        return Ways(self.walk(growths, spoil))
 
     def samples(self):
-        return samples_of(self.ours, self.heap.read, None)
+        return samples_of(self.ours, self.heap.read)
 
 
 @settings(max_examples=40)
@@ -121,9 +136,8 @@ def test_one_descriptor_that_leads_elsewhere_ends_every_claim(seed, spoil):
 
 
 def test_a_table_that_never_grew_shows_nothing():
-    search_ = Ways(None, LOWEST)
-    search_.observe(Table({}, 64, {}))
-    assert [f.evidence["samples"] for f in found_ways([search_])] == [0, 0, 0]
+    ways = Ways(Walk(LOWEST, bytes(8), bytes(8), bytes(8), [Table(64, {}, Tape())]))
+    assert [f.evidence["samples"] for f in found_ways([ways])] == [0, 0, 0]
 
 
 def test_the_size_of_a_table_stands_where_proc_says_it():
@@ -132,6 +146,30 @@ def test_the_size_of_a_table_stands_where_proc_says_it():
     found = search(find("max_fds"), table_samples(searches, the_way(searches)))
     assert found.candidates == (kernel.max_at,)
     assert found.evidence["distinct_values"] == 4
+
+
+@settings(max_examples=10)
+@given(seeds)
+def test_whole_file_tables_are_concluded_again_from_what_was_read(seed):
+    """From every descriptor to its socket, live; then from the tapes alone, when the kernel's memory is gone."""
+    kernel = Kernel(seed, sockets=18)
+    walks = [kernel.walk(), kernel.walk()]
+    array, task = bytearray(8 * 64), bytearray(512)
+    for fd, one in enumerate(kernel.ours):
+        put(array, 8 * fd, one.file, 8)
+    put(kernel.fdtable, kernel.fd_at, kernel.heap.place(array), 8)
+    window = bytearray(1024)
+    put(window, kernel.fdt_at, kernel.heap.place(kernel.fdtable), 8)
+    put(task, kernel.files_at, kernel.heap.place(window), 8)
+    ends = [End(one.kind, one.inode, fd, one.sock) for fd, one in enumerate(kernel.ours)]
+    files = Files(walks, kernel.heap.place(task), None, ends, 512, FILE_SIZE, Tape.of(kernel.heap.read))
+    live = conclude_files(files)
+    files.tape.stop()
+    kernel.heap.objects.clear()
+    assert conclude_files(files) == live
+    assert {f.field.member: f.candidates for f in live[0]} == {
+        "files": (kernel.files_at,), "fdt": (kernel.fdt_at,), "fd": (kernel.fd_at,), "f_inode": (kernel.inode_at,),
+        "ops": (kernel.ops_at,)}
 
 
 def test_only_what_unsharing_changed_is_flipped():
@@ -168,10 +206,10 @@ def test_a_pointer_further_into_the_inode_is_not_the_one_to_the_inode():
 def test_a_socket_is_ours_by_the_number_of_its_inode():
     kernel = Kernel(13)
     one, other = kernel.ours[:2]
-    search_ = Ways(kernel.heap.read, LOWEST)
-    assert is_his(one, search_.window)
-    assert not is_his(replace(one, socket=other.socket), search_.window)
-    assert not is_his(replace(one, socket=0), search_.window)
+    window = Memory(kernel.heap.read, LOWEST).window
+    assert is_his(one, window)
+    assert not is_his(replace(one, socket=other.socket), window)
+    assert not is_his(replace(one, socket=0), window)
 
 
 def test_ops_are_nothing_without_kinds_to_tell_apart():

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from guessers.conclusions import Findings
 from guessers.guess import FOLLOWED as BY_POINTER
 from guessers.guess import deduce
-from guessers.pointers import search_netns, search_socket
-from guessers.sampling import Haul, SockSample
+from guessers.pointers import SockSample, search_netns, search_socket
 from guessers.search import Sample
 from kcompat.fields import CATALOGUE, find
 from kcompat.offsets import State
@@ -48,7 +48,7 @@ def places(release):
     return told
 
 
-def haul_of(rng, layout):
+def findings_of(rng, layout):
     """Socks, namespaces behind them and routing keys of such a kernel, with decoys."""
     in_sock = {f: o for f, o in layout.items() if f.base == "sock"}
     taken, decoys = dict(in_sock), []
@@ -63,11 +63,11 @@ def haul_of(rng, layout):
     samples, inum_at = world.samples["sock"], layout[find("net.ns.inum")]
     kernel = Kernel(rng, per_namespace=len(samples) // 2, decoys=False, inum_at=inum_at)
     socks = [with_pointers(sample, sock, layout) for sample, sock in zip(samples, kernel.socks, strict=True)]
-    haul = Haul(socks, {key: flows_of(rng, key, layout) for key in ("flowi4", "flowi6")} | {
-        "sk_buff": packets_of(rng, layout)})
+    findings = Findings({key: flows_of(rng, key, layout) for key in ("flowi4", "flowi6")} | {
+        "sock": [s.sample for s in socks], "sk_buff": packets_of(rng, layout)})
     for found in (search_socket(socks, kernel.memory.read), *search_netns(socks, kernel.memory.read)):
-        haul.reached[found.field] = found
-    return haul
+        findings.reached[found.field] = found
+    return findings
 
 
 def with_pointers(sample, sock, layout):
@@ -118,7 +118,7 @@ def packets_of(rng, layout):
 @pytest.mark.parametrize("release", RELEASES or ["none"])
 def test_every_field_comes_out_exactly(release):
     layout = places(release)
-    answers = deduce(CATALOGUE, haul_of(random.Random(release), layout), {})
+    answers = deduce(CATALOGUE, findings_of(random.Random(release), layout), {})
     missed = {f.name: (answers[f].offset, offset, answers[f].reason, answers[f].candidates)
               for f, offset in layout.items() if answers[f].offset != offset}
     assert not missed

@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guessers.memory import ReadFault
-from guessers.pointers import leads_to_netns, leads_to_socket, search_netns, search_socket
-from guessers.sampling import SockSample
+from guessers.pointers import SockSample, leads_to_netns, leads_to_socket, search_netns, search_socket
 from guessers.search import Sample
 from kcompat.fields import find
 

@@ -396,6 +396,16 @@ def test_guess_prints_the_design_and_explains_itself(run):
 
 @pytest.mark.kernel
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root")
+def test_what_was_recorded_explains_itself_as_it_did_live(run, tmp_path):
+    path = tmp_path / "here.guess"
+    live = run("guess", "--explain", "srtt_us", "--record", path)
+    assert f"{path}: " in live.stderr and " kB" in live.stderr
+    assert run("guess", "--explain", "srtt_us", "--replay", path).stdout == live.stdout
+    assert "masked" in run("guess", "--record", path, "--mask-pointers").stderr
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root")
 def test_explain_in_json_adds_the_evidence(run):
     (one,) = json.loads(run("guess", "--explain", "skc_dport", "--json").stdout)["fields"]
 

@@ -32,6 +32,8 @@ from tests.kcompat.cli_tools import (
 needs_btf = pytest.mark.skipif(not RUNNING.exists(), reason="this kernel has no BTF")
 needs_nobody = pytest.mark.skipif(not nobody_can_run(), reason="cannot become somebody who is not root")
 
+RECORDING = ROOT / "tests/data/recordings/6.18.44-rawtp.guess"
+
 
 @pytest.fixture
 def home(tmp_path):
@@ -166,6 +168,33 @@ def test_without_root_what_needs_it_says_so(nobody, command):
     assert "root" in last and last.startswith("kcompat: ") and "Traceback" not in done.stderr
     assert all(line.startswith("kcompat: ") for line in first)
     assert done.stdout == ""
+
+
+@needs_nobody
+def test_a_recorded_guess_is_made_again_without_root(nobody):
+    done = kcompat("guess", "--replay", RECORDING, "--json", home=nobody, as_nobody=True)
+
+    check_offsets(told := json.loads(done.stdout))
+    assert told["kernel"]["release"].startswith("6.18.44") and told["stats"]["connections"] > 0
+    assert done.stderr.startswith(f"kcompat: 84 fields of {told['kernel']['release']} from {RECORDING}; 1 unknown")
+    assert done.returncode == 1 and not (nobody / "data").exists()
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:5000], lambda data: data[:-1], lambda data: b"", bytes.swapcase])
+def test_a_damaged_recording_is_told_in_one_line(tmp_path, damage):
+    path = tmp_path / "damaged.guess"
+    path.write_bytes(damage(RECORDING.read_bytes()))
+    done = kcompat("guess", "--replay", path, home=tmp_path)
+
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith(f"kcompat: {path}: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [
+    ("--replay", "a", "--record", "b"), ("--replay", "a", "--backend", "rawtp"), ("--mask-pointers",)])
+def test_a_recording_is_made_or_replayed(tmp_path, options):
+    done = kcompat("guess", *options, home=tmp_path)
+    assert done.returncode == 2 and "Usage" in done.stderr
 
 
 @needs_nobody
