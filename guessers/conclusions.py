@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from dataclasses import field as dc_field
 
-from guessers.conntrack import search_owner, search_timeout, search_tuples
+from guessers.conntrack import search_owner, search_tuples
 from guessers.files import FILE_FAMILY, conclude_files
 from guessers.haul import Haul
 from guessers.messages import MESSAGE_FAMILY, conclude_messages
@@ -13,6 +13,7 @@ from guessers.pointers import search_netns, search_socket
 from guessers.search import Found, Sample
 from guessers.skbuff import samples, search_device, search_head
 from guessers.tape import Followed, Reader, Tape
+from guessers.timeout import search_timeout
 from kcompat.fields import Field, find
 
 # Pointers, proved by following them instead of by their value.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,8 +21,6 @@ from kcompat.fields import CATALOGUE, Field, find
 _WINDOW = 384  # struct nf_conn is 248 to 320 bytes; less where SLUB tells
 _CONFIRMED, _SEEN_REPLY, _ASSURED, _FIXED_TIMEOUT = 8, 2, 4, 0x400
 _CTINFO = 7  # the low bits of sk_buff._nfct since 4.12
-_SLACK_S = 1.0  # jiffies run behind while the processor that counts them sleeps, or is not let run by its host
-_CLOCK_MONOTONIC_COARSE = 6
 # What only a tracked connection shows.
 TRACKED = (*(f for f in CATALOGUE if f.module == "nf_conntrack"), find("_nfct"))
 TUPLES = (find("tuplehash0.tuple"), find("tuplehash1.tuple"))
@@ -211,48 +209,6 @@ def _tiled(candidates: dict[Field, tuple[int, ...]]) -> dict[Field, int] | None:
     whole = [way for way in ways
              if max(at + f.width for f, at in way.items()) - min(way.values()) == _TUPLE_SIZE]
     return whole[0] if len(whole) == 1 else None
-
-
-def search_timeout(tracked: Sequence[Tracked], hz: int) -> Found:
-    """``timeout``: the jiffies at which each entry ends, as far apart as the timeouts chosen and the times they began.
-
-    What the clock of jiffies showed at the first is not known, nor needed: it went on by `hz` a second.
-    """
-    field = find("nf_conn.timeout")
-    tracked = [t for t in tracked if t.entry.timeout_s is not None]
-    chosen = [t.entry.timeout_s for t in tracked if t.entry.timeout_s is not None]
-    if len(tracked) < 2:
-        return Found(field, (), {"samples": 0})
-    end = min(t.sample.end for t in tracked)
-    places = [at for at in range(0, end - 3, 4) if _ends_at(tracked, chosen, at, hz)]
-    exchanged = [at for at in range(0, end - 3, 4) if _ends_at(tracked, chosen[1:] + chosen[:1], at, hz)]
-    first, last = tracked[0].entry, tracked[-1].entry
-    window = hz * (2 * _SLACK_S + last.ended - first.begun)
-    return Found(field, tuple(places), {
-        "samples": len(tracked), "held_out": 0, "distinct_values": len(set(chosen)),
-        "candidates_by_sample": [end // 4, len(places)], "null_survivors": len(exchanged),
-        "expected_false_positives": end / 4 * min(1.0, window / 2.0**32) ** (len(tracked) - 1),
-        "method": f"jiffies as far apart as the chosen timeouts, at {hz} a second",
-    })
-
-
-def _ends_at(tracked: Sequence[Tracked], chosen: Iterable[int], at: int, hz: int) -> bool:
-    """Whether the 32 bits at `at` fit all timeouts."""
-    first = tracked[0].entry
-    base = None
-    for one, timeout_s in zip(tracked, chosen, strict=True):
-        begun = (int.from_bytes(one.sample.window[at:at + 4], "little") - timeout_s * hz) & 0xFFFF_FFFF
-        base = begun if base is None else base
-        passed = ((begun - base + (1 << 31)) & 0xFFFF_FFFF) - (1 << 31)
-        if not (one.entry.begun - first.ended - _SLACK_S <= passed / hz
-                <= one.entry.ended - first.begun + _SLACK_S):
-            return False
-    return True
-
-
-def ticks_per_second() -> int:
-    """HZ: the coarse clock moves once a tick."""
-    return round(1 / time.clock_getres(_CLOCK_MONOTONIC_COARSE))
 
 
 def search_owner(tracked: Sequence[Tracked], read: Reader, machine: str = MACHINE) -> Found:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from dataclasses import field as dc_field
 
-from guessers.conntrack import Tracked, ticks_per_second
+from guessers.conntrack import Tracked
 from guessers.files import Files
 from guessers.messages import Messages
 from guessers.pointers import SockSample
 from guessers.search import MACHINE, Sample
 from guessers.skbuff import Packet
 from guessers.tape import Followed
+from guessers.timeout import ticks_per_second
 from kcompat.fields import Field
 
 

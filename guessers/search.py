@@ -53,6 +53,8 @@ class Found:
     field: Field
     candidates: tuple[int, ...]
     evidence: Mapping[str, Any] = dc_field(default_factory=dict)
+    why: str | None = None
+    """Why there is none, where that is more than that no place agrees."""
 
 
 def alignment(field: Field) -> int:

@@ -126,7 +126,7 @@ def _verdict(found: Found, settled: Settled, size: int, samples: Sequence[Sample
     all_samples = f"all {evidence['samples']} samples"
     all_samples += ", which hold the same value" * (evidence.get("distinct_values") == 1)
     if not found.candidates:
-        return Offset.unknown(field, SOURCE, f"no place agrees with {all_samples}", evidence=evidence)
+        return Offset.unknown(field, SOURCE, found.why or f"no place agrees with {all_samples}", evidence=evidence)
     evidence["excluded_by"] = {str(o): sorted({f.name for f in clashes(field, o, settled)})
                                for o in found.candidates if o not in places}
     part = share(field, settled, size)

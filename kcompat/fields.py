@@ -176,7 +176,7 @@ CATALOGUE: tuple[Field, ...] = (
     _conntrack("nf_conn", "tuplehash1.tuple", "struct nf_conntrack_tuple", 40, "tuplehash[1].tuple"),
     _conntrack("nf_conn", "status", "unsigned long", 8),
     _conntrack("nf_conn", "mark", "u_int32_t", 4, optional=True, note="CONFIG_NF_CONNTRACK_MARK"),
-    # A struct timer_list before 4.9 (kernel commit f330a7fdbe16), which is no number to read.
+    # A struct timer_list before 4.9 (kernel commit f330a7fdbe16), which is no number to read: then nobody knows it.
     _conntrack("nf_conn", "timeout", "u32", 4, note="jiffies at which it ends"),
     _conntrack("nf_conn", "ct_net", "struct net *", 8, "ct_net.net", "ct_net", optional=True),
     _conntrack("nf_conntrack_tuple", "src.u3", "union nf_inet_addr", 16, net=True),

@@ -7,12 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guessers.conntrack import INNER, TUPLES, Entry, Tracked, Tracker, nfct, search_timeout, search_tuples
+from guessers.conntrack import INNER, TUPLES, Entry, Tracked, Tracker, nfct, search_tuples
 from guessers.hooks import HOOKS
 from guessers.memory import Copy, ReadFault
 from guessers.nfnetlink import Tuple
 from guessers.search import Sample
+from guessers.timeout import search_timeout
+from guessers.verdicts import judge
 from kcompat.fields import find
+from kcompat.offsets import Verdict
 
 SIZE, HZ = 320, 250
 WIDTHS = {"src.u3": 16, "src.u": 2, "src.l3num": 2, "dst.u3": 16, "dst.u": 2, "dst.protonum": 1, "dst.dir": 1}
@@ -93,6 +96,25 @@ def test_the_timeout_is_found_across_a_wrap_of_jiffies(seed, at):
     assert found.candidates == (at,)
     assert found.evidence["null_survivors"] == 0
     assert found.evidence["expected_false_positives"] < 1e-9
+
+
+@settings(max_examples=10)
+@given(seeds, st.sampled_from([(8, 16), (144, 24), (160, 16)]))
+def test_a_timer_that_expires_then_is_no_timeout(seed, lies):
+    """struct timer_list: two pointers, expires, then (from 4.2 on without base) function and data, the entry itself."""
+    at, data = lies
+    world = []
+    for one in tracked_world(seed, timeout_at=at):
+        window = bytearray(one.sample.window)
+        window[at + 4:at + 8] = (1).to_bytes(4, "little")  # jiffies of 64 bits, five minutes after boot
+        window[at + data:at + data + 8] = one.address.to_bytes(8, "little")
+        world.append(replace(one, sample=Sample(bytes(window), {})))
+    found = search_timeout(world, HZ)
+    answer = judge([found], {"nf_conn": [t.sample for t in world]}, {})[find("nf_conn.timeout")]
+    assert answer.verdict is Verdict.UNVERIFIED and answer.offset is None and answer.reason.endswith(f"stands at {at}")
+    # The address of another entry there is nobody's argument.
+    other = replace(world[0], address=world[1].address)
+    assert search_timeout([other, *world[1:]], HZ).candidates == (at,)
 
 
 def test_another_rate_of_ticks_fits_no_place():
