@@ -28,6 +28,7 @@ class Pseudonyms:
     def __init__(self, lowest: int, draw: Callable[[int], int] = secrets.randbelow) -> None:
         self._lowest = lowest
         self._draw = draw
+        self._first = draw(1 << 20)
         self._regions: dict[int, int] = {}
 
     def __call__(self, value: Any) -> Any:
@@ -43,10 +44,10 @@ class Pseudonyms:
             return value
         region = value >> _REGION
         if region not in self._regions:
-            # Twice as far apart as they are long, and moved by any number of pages: in order of appearance.
+            # In order of appearance, twice as far apart as they are long, and moved by any number of pages.
             home = FOUR_LEVELS if value >= FOUR_LEVELS else self._lowest
-            self._regions[region] = (home + _START + (len(self._regions) << _REGION + 1)
-                                     + (self._draw(1 << _REGION - 12) << 12))
+            slot = self._first + len(self._regions)
+            self._regions[region] = home + _START + (slot << _REGION + 1) + (self._draw(1 << _REGION - 12) << 12)
         return self._regions[region] + (value & (1 << _REGION) - 1)
 
 
