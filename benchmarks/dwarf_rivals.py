@@ -148,12 +148,21 @@ def pahole_places(printed: str) -> dict[str, int]:
         elif line.lstrip().startswith("}"):
             inner = open_blocks.pop()
             if open_blocks:
-                name = re.match(r"\s*\}\s*(?:__attribute__\(\(.*?\)\)\s*)*(\w*)", line)
-                prefix = f"{name[1]}." if name and name[1] else ""
-                open_blocks[-1].update({prefix + path: at for path, at in inner.items()} | _member_of(line))
+                open_blocks[-1].update(_below(line, inner) | _member_of(line))
         elif open_blocks:
             open_blocks[-1].update(_member_of(line))
     return _first_paths(lambda field, path: found[field.struct][path])
+
+
+def _below(line: str, inner: Mapping[str, int]) -> dict[str, int]:
+    """What a block holds, by paths from outside it: ``} tuplehash[2]; /* 16 112 */`` ends one printed but once."""
+    told = re.match(r"\s*\}\s*(?:__attribute__\(\(.*?\)\)\s*)*(\w*)(?:\[(\d+)\];\s*/\*\s+\d+\s+(\d+) \*/)?", line)
+    if not told or not told[1]:
+        return dict(inner)
+    if not told[2]:
+        return {f"{told[1]}.{path}": at for path, at in inner.items()}
+    count, size = int(told[2]), int(told[3])
+    return {f"{told[1]}[{n}].{path}": at + size // count * n for n in range(count) for path, at in inner.items()}
 
 
 def _member_of(line: str) -> dict[str, int]:

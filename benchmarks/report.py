@@ -68,8 +68,8 @@ find the same structs is through sooner than our interpreter has started.
 """
 
 _DWARF = """\
-Whole processes, interpreter and imports included; all but plain pyelftools read the same 46 fields, and each rival is
-compared in every field it answers for. pahole loads all types before it prints one. drgn indexes every unit on all
+Whole processes, interpreter and imports included; all but plain pyelftools read the whole catalogue, and each rival
+is compared in every field it answers for. pahole loads all types before it prints one. drgn indexes every unit on all
 processors and can then answer anything; ours looks for the structs of the catalogue alone. So a second question costs
 drgn nothing and us a little more.
 """

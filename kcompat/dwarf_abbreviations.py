@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import IO
 
@@ -29,6 +30,13 @@ _SIZES = {
 } | STRX_WIDTHS | REFERENCE_WIDTHS
 _OFFSETS = frozenset((STRP, 0x10, 0x17, 0x1D, LINE_STRP, 0x1F20, 0x1F21))  # as wide as an offset of the unit
 _ADDRESS, _REF_ADDR = 0x01, 0x10
+
+
+# A whole declaration: code, tag, whether it has children, pairs of attribute and form (one has a number after it), two
+# zeros. In C, because thousands are passed over for each that is wanted.
+_NUMBER, _NOT_ZERO = rb"[\x80-\xff]*+[\0-\x7f]", rb"(?:[\x80-\xff]++[\0-\x7f]|[\x01-\x7f])"
+_ENTRY = re.compile(rb"(" + _NOT_ZERO + rb")" + _NUMBER + rb"[\0-\xff]"
+                    rb"(?:" + _NOT_ZERO + rb"(?:\x21" + _NUMBER + rb"|" + _NOT_ZERO + rb"))*+\0\0")
 
 
 class Corrupt(ValueError):
@@ -62,22 +70,33 @@ class Declaration:
 
 
 class Abbreviations(dict[int, Declaration]):
-    """code -> Declaration of one table, read as far as it was needed.
+    """code -> Declaration of one table, scanned as far as it was needed and taken apart only where it is.
 
     pyelftools takes 10 ms to parse the whole table of a kernel's unit.
     """
 
     def __init__(self, data: bytes, at: int, shape: Shape) -> None:
         self._data, self._at, self._shape = data, at, shape
+        self._scanned: dict[bytes, int] = {}
 
     def __missing__(self, code: int) -> Declaration:
-        while True:
-            found, at = uleb(self._data, self._at)
-            if found == 0:
+        # A code that is not as short as it could be is one that no producer writes.
+        place = self._scanned.get(spelled := uleb_bytes(code))
+        if place is None:
+            place = self._scan(spelled, code)
+        self[code] = declaration = self._declaration(place)
+        return declaration
+
+    def _scan(self, spelled: bytes, code: int) -> int:
+        """Where the declaration of that code stands, after the code."""
+        found = None
+        while found != spelled:
+            entry = _ENTRY.match(self._data, self._at)
+            if entry is None:
                 raise Corrupt(f"abbreviation {code} is not declared")
-            self[found] = declaration = self._declaration(at)
-            if found == code:
-                return declaration
+            found, self._at = entry[1], entry.end()
+            self._scanned.setdefault(found, entry.end(1))
+        return self._scanned[spelled]
 
     def _declaration(self, at: int) -> Declaration:
         data, start, attributes = self._data, at, []
@@ -92,7 +111,6 @@ class Abbreviations(dict[int, Declaration]):
             elif form == 0:
                 break
             attributes.append((attribute, form))
-        self._at = at
         return _declared(tag, has_children, tuple(attributes), self._shape, start)
 
 
@@ -148,6 +166,14 @@ def uleb(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
         if shift > 63:
             raise Corrupt(f"a number at {at} has over 64 bits")
+
+
+def uleb_bytes(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*out, value))
 
 
 def stepped(data: bytes, at: int, steps: tuple[int, ...], byte_order: str = "<") -> int:

@@ -22,6 +22,7 @@ from kcompat.dwarf_abbreviations import (
     Declaration,
     number,
     uleb,
+    uleb_bytes,
 )
 from kcompat.dwarf_headers import LONGEST_HEADER, Header
 from kcompat.dwarf_sections import Content, Sections
@@ -173,7 +174,7 @@ class Names:
         for form, width in STRX_WIDTHS.items():
             if index < 1 << 8 * width:
                 yield form, index.to_bytes(width, "little" if self._units.byte_order == "<" else "big")
-        yield STRX, _uleb_bytes(index)
+        yield STRX, uleb_bytes(index)
 
 
 def _aggregates(declared: Abbreviations, before: bytes, forms: tuple[int, ...]) -> Iterator[Declaration]:
@@ -213,14 +214,6 @@ def places(needle: bytes, data: bytes, start: int = 0, end: int | None = None) -
             return
         yield at
         at = data.find(needle, at + 1, end)
-
-
-def _uleb_bytes(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes((*out, value))
 
 
 def string(strings: bytes, at: int) -> bytes:
