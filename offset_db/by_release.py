@@ -40,8 +40,10 @@ class ReleaseResolver:
 
     name = "db"
 
-    def __init__(self, db: Database, name: Name) -> None:
-        self.builds = tuple(r for r in db.show(name.release) if _matches(r.kernel, name))
+    def __init__(self, db: Database, name: Name, besides: Kernel | None = None) -> None:
+        """`besides` is a build that is not to be asked. Raises KcompatError when no other is held."""
+        self.builds = tuple(r for r in db.show(name.release)
+                            if _matches(r.kernel, name) and not (besides and besides.key == r.kernel.key))
         if not self.builds:
             raise KcompatError(f"{db.path}: holds nothing of {name}; `kcompat db kernels` lists what there is")
 

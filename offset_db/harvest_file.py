@@ -22,7 +22,16 @@ from offset_db.harvest_archives import (
     is_deb,
     is_tar,
 )
-from offset_db.harvest_kernels import Nothing, found_in_bare, found_in_btf, found_in_elf, is_module
+from offset_db.harvest_kernels import (
+    OWNED,
+    OWNERS,
+    Nothing,
+    found_in_bare,
+    found_in_btf,
+    found_in_elf,
+    is_module,
+    module_of,
+)
 from offset_db.harvest_report import Fingerprint, Found, Report, fingerprint
 from offset_db.harvest_unpack import MIB, Readable, is_packed, limit_of, unpacked
 
@@ -90,16 +99,17 @@ class _Reading:
                 yield from self._plain(self._path, head, self._path)
 
     def _package(self, entries: Iterable[Entry], limit: int) -> Iterator[Found]:
-        """The first kernel only: a package has one build, and gigabytes of its modules may follow."""
+        """A package has one build: after a kernel that knows its modules' structs too, gigabytes may be left unread."""
         for found in self._members(entries, limit):
             yield found
-            return
+            if not found.kernel.modules and {o.field for o in found.offsets} >= OWNED:
+                return
 
     def _members(self, entries: Iterable[Entry], limit: int) -> Iterator[Found]:
         for entry in entries:
             head = entry.content.read(_HEAD)
-            # A debug package has thousands of modules: told by their ELF type, none is written to disk.
-            if not _is_kernel_like(head) or is_module(head):
+            # A debug package has thousands of modules: told by their ELF type, hardly any is written to disk.
+            if not _is_kernel_like(head) or (is_module(head) and module_of(Path(entry.name)) not in OWNERS):
                 continue
             with _spooled(head, entry.content, f"{self._where}: {entry.name}", min(limit, _MAX_MEMBER)) as path:
                 try:

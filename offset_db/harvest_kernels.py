@@ -16,9 +16,13 @@ from kcompat.errors import BadInput
 from kcompat.fields import CATALOGUE
 from kcompat.kernel import Kernel, build_id_of_notes
 from kcompat.offsets import Offset, State
+from offset_db.exchange_names import named_kernel
 from offset_db.harvest_images import banner_within, build_id_within, is_arm64_image
 from offset_db.harvest_report import Found
 
+# Fields of structs that modules own, and those modules.
+OWNED = frozenset(f for f in CATALOGUE if f.module)
+OWNERS = frozenset(f.module for f in OWNED)
 _ET_REL = 1
 _SHT_NOTE = 7
 _MAX_BTF = 256 << 20
@@ -50,7 +54,7 @@ def found_in_elf(path: Path, name: Path, faults: list[str]) -> Found:
     if is_module(data[:64]):
         if ".debug_info.dwo" in sections:
             raise BadInput(path, "split DWARF (.dwo): it cannot be read without its skeleton")
-        raise Nothing(path, "nothing wanted in it: it is a module or an object file")
+        return _found_in_module(elf, path, name)
     kernel = _kernel_of_elf(elf, path, name)
     resolvers: list[Resolver] = []
     if ".BTF" in sections:
@@ -70,6 +74,36 @@ def found_in_elf(path: Path, name: Path, faults: list[str]) -> Found:
         raise broken[0]
     faults += [error.fault for error in broken]
     return _found(kernel, offsets, path)
+
+
+def _found_in_module(elf: Elf, path: Path, name: Path) -> Found:
+    """What a module's DWARF says of the structs it owns, for whatever kernel of that release has that build loaded."""
+    told = _modinfo(elf)
+    module = told.get("name") or module_of(name)
+    owned = [f for f in CATALOGUE if f.module == module]
+    if not owned:
+        raise Nothing(path, "nothing wanted in it: an object file, or a module that owns none of the structs")
+    if not any(elf.find(section) for section in _DWARF):
+        raise Nothing(path, f"the module {module} without DWARF in it")
+    release, build_id = told.get("vermagic", "").partition(" ")[0] or _release(name), _build_id(elf)
+    machine = _MACHINES.get((elf.machine, elf.bits))
+    if not (release and build_id and machine):
+        raise BadInput(path, f"the module {module} of no known kernel: it takes a build-id, x86_64 or arm64, and the "
+                             "kernel's release in .modinfo or in its path")
+    kernel = replace(named_kernel(release, "", machine), modules={module: build_id})
+    return _found(kernel, _told(DwarfResolver(path).resolve(kernel, owned)), path)
+
+
+def module_of(name: Path) -> str:
+    """What the kernel calls the module whose file has that name, with whatever was put behind it."""
+    return name.name.partition(".")[0].replace("-", "_")
+
+
+def _modinfo(elf: Elf) -> dict[str, str]:
+    """``key=value`` of a module; empty where its debug information was kept apart."""
+    section = elf.find(".modinfo")
+    words = elf.read(section).decode("latin-1").split("\0") if section else []
+    return {key: value for key, sign, value in (word.partition("=") for word in words) if sign}
 
 
 def found_in_btf(path: Path, name: Path) -> Found:
@@ -102,12 +136,16 @@ def _kernel_of_elf(elf: Elf, path: Path, name: Path) -> Kernel:
         return Kernel.from_vmlinux(path)
     except BadInput:
         # Debug information kept apart has the kernel's sections and its notes, but not the banner's bytes.
-        notes = (build_id_of_notes(elf.read(s), elf.byte_order) for s in elf.sections if s.kind == _SHT_NOTE)
-        build_id = next(filter(None, notes), None)
+        build_id = _build_id(elf)
         machine = _MACHINES.get((elf.machine, elf.bits))
         if build_id is None or machine is None or elf.find("__ksymtab") is None:
             raise Nothing(path, "an ELF file, but no kernel") from None
         return Kernel(build_id, _release(name), "", machine)
+
+
+def _build_id(elf: Elf) -> str | None:
+    notes = (build_id_of_notes(elf.read(s), elf.byte_order) for s in elf.sections if s.kind == _SHT_NOTE)
+    return next(filter(None, notes), None)
 
 
 def _found_in_split(path: Path) -> Found:

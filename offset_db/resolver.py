@@ -9,13 +9,17 @@ from dataclasses import replace
 from kcompat.errors import KcompatError
 from kcompat.fields import Field
 from kcompat.kernel import Kernel
-from kcompat.offsets import Offset, State
+from kcompat.offsets import Offset, State, Verdict
 from offset_db import rows
+from offset_db.by_release import Name, ReleaseResolver
 from offset_db.db import Database
 from offset_db.rows import Stored
-from offset_db.trust import contradict, told_apart, usable
+from offset_db.trust import contradict, module_build_id, told_apart, usable
 
 log = logging.getLogger(__name__)
+
+# An event agrees with it, which is less than what a guess of many events has to say.
+_BORNE_OUT = 0.9
 
 # Gets the known offsets the memory would give, returns which of them an event bore out and which it refuted; of a
 # field that is not in the answer it showed nothing. Raises KcompatError when it cannot tell at all.
@@ -31,7 +35,8 @@ class DatabaseResolver:
         self._verify = verify
 
     def resolve(self, kernel: Kernel, wanted: Sequence[Field]) -> Iterator[Offset]:
-        held = usable(self._db.offsets(kernel), kernel)
+        own = self._db.offsets(kernel)
+        held = usable((*own, *self._of_modules(kernel, wanted)), kernel)
         agreed = {}
         for field in wanted:
             answers = held.get(field, [])
@@ -41,6 +46,31 @@ class DatabaseResolver:
             elif answers:
                 agreed[field] = answers
         yield from self._proved(kernel, agreed)
+        if self._verify:
+            refuted = {s.offset.field for s in own if s.quarantined_at}
+            missing = [f for f in wanted if f not in held and f not in refuted]
+            yield from self._borne_out(kernel, missing, self._verify) if missing else ()
+
+    def _of_modules(self, kernel: Kernel, wanted: Sequence[Field]) -> list[Stored]:
+        """What is held of the very modules that are loaded: their debug files do not tell the build of the kernel."""
+        owned = {f for f in wanted if module_build_id(kernel, f)}
+        return [s for other in (self._db.show(kernel.release) if owned else ()) if other.kernel.key != kernel.key
+                for s in other.stored
+                if s.offset.field in owned and s.module_build_id == module_build_id(kernel, s.offset.field)]
+
+    def _borne_out(self, kernel: Kernel, wanted: Sequence[Field], verify: Verify) -> Iterator[Offset]:
+        """What is held of other builds of that release, by whoever: only what an event on this one has shown."""
+        try:
+            named = ReleaseResolver(self._db, Name(kernel.release, kernel.machine), besides=kernel)
+            told = [o for o in named.resolve(kernel, wanted) if o.state is State.KNOWN]
+            held = verify(kernel, told) if told else {}
+        except KcompatError as error:
+            log.debug("nothing of other builds of %s: %s", kernel.release, error)
+            return
+        for offset in told:
+            if held.get(offset.field):
+                yield replace(offset, source=self.name, verdict=Verdict.OK, confidence=_BORNE_OUT,
+                              evidence={**offset.evidence, "tested": True})
 
     def _proved(self, kernel: Kernel, agreed: dict[Field, list[Stored]]) -> Iterator[Offset]:
         # Nothing can be seen of a field that is not there, so only known ones are put to the proof.

@@ -28,10 +28,16 @@ def standing(stored: Iterable[Stored]) -> dict[tuple[Field, str | None], dict[st
 
 
 def usable(stored: Iterable[Stored], kernel: Kernel) -> dict[Field, list[Stored]]:
-    """Field -> the answers that may be given for `kernel` with its modules as they are now, best first."""
-    best_first = {field: [answers[source] for source in TRUSTED if source in answers and is_sure(answers[source])]
-                  for (field, module), answers in standing(stored).items() if module == module_build_id(kernel, field)}
-    return {field: answers for field, answers in best_first.items() if answers}
+    """Field -> the answers that may be given for `kernel` with its modules as they are now, best first.
+
+    What says nothing of a module's build was told by the debug information of the kernel, as it tells of its own.
+    """
+    found: dict[Field, list[Stored]] = {}
+    for (field, module), answers in standing(stored).items():
+        if module in (None, module_build_id(kernel, field)):
+            found.setdefault(field, []).extend(s for s in answers.values() if s.offset.source in TRUSTED and is_sure(s))
+    return {field: sorted(answers, key=lambda s: TRUSTED.index(s.offset.source))
+            for field, answers in found.items() if answers}
 
 
 def contradict(offsets: Iterable[Offset]) -> bool:

@@ -17,6 +17,10 @@ struct sock_common { unsigned skc_daddr, skc_rcv_saddr; char pad[32]; unsigned s
 struct sock_common the_sock;
 """
 
+C_MODULE = r"""
+struct nf_conn { char before[128]; unsigned long status; unsigned mark; } the_connection;
+"""
+
 
 def btf(dport=40, filler=0):
     """BTF with one struct of the catalogue. `filler` types make reading it take a moment."""

@@ -5,21 +5,25 @@ import gzip
 import lzma
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
 import zstandard
 
 from kcompat.btf import RUNNING, BtfResolver
+from kcompat.elf import Elf
 from kcompat.fields import CATALOGUE, find
 from kcompat.kernel import Kernel
 from kcompat.offsets import State
 from offset_db.harvest_file import read
 from tests.kcompat.btf_builder import BtfBuilder
 from tests.kcompat.c_sample import SHARED, compiled, need, run
+from tests.kcompat.elf_builder import note
 from tests.offset_db.harvest_samples import (
     BUILD_ID,
     C_KERNEL,
+    C_MODULE,
     arm64_image,
     btf,
     bzimage,
@@ -159,10 +163,62 @@ def test_debug_information_kept_apart_has_the_build_id(tmp_path):
     assert (kernel.build_id, kernel.release) == ("cd" * 20, "5.4.0-test") and offsets[DPORT, "dwarf"] == 40
 
 
-def test_a_module_has_nothing_wanted_in_it(tmp_path):
-    report = read(written(tmp_path, module(), "nf_conntrack.ko"))
+def module_of_gcc(directory, release="6.1.0-test", *options):
+    need("gcc")
+    modinfo = f'__attribute__((section(".modinfo"))) char magic[] = "vermagic={release} SMP mod_unload";'
+    path = compiled(directory, "-g", "-c", source=C_MODULE + (modinfo if release else ""), name="nf_conntrack.ko")
+    run("objcopy", "--add-section", f".note.gnu.build-id={written(directory, note(b'm' * 20), 'note')}",
+        "--set-section-flags", ".note.gnu.build-id=alloc,readonly", *options, path)
+    # objcopy makes a section of bytes, and ELF tells notes by their type.
+    data = bytearray(path.read_bytes())
+    sections = Elf(bytes(data), path)
+    table, = struct.unpack_from("<Q", data, 40)
+    number = [s.name for s in sections.sections].index(".note.gnu.build-id")
+    struct.pack_into("<I", data, table + 64 * number + 4, 7)
+    path.write_bytes(data)
+    return path
 
-    assert not report.found and not report.faults and "nothing wanted in it" in report.nothing
+
+def owned(path):
+    report = read(path)
+    assert not report.faults and report.nothing is None, report
+    (found,) = report.found
+    return found.kernel, {o.field.name: o.offset for o in found.offsets}
+
+
+def test_a_modules_debug_file_tells_of_the_structs_it_owns(tmp_path):
+    kernel, offsets = owned(module_of_gcc(tmp_path))
+
+    assert (kernel.key, kernel.release) == ("release-6.1.0-test--x86_64", "6.1.0-test")
+    assert kernel.modules == {"nf_conntrack": (b"m" * 20).hex()}
+    assert (offsets["nf_conn.status"], offsets["nf_conn.mark"]) == (128, 136)
+    assert {find(name).module for name in offsets} == {"nf_conntrack"}
+
+
+def test_a_module_kept_apart_is_of_the_release_in_its_path(tmp_path):
+    directory = tmp_path / "lib/modules/6.1.0-56-amd64/kernel/net"
+    directory.mkdir(parents=True)
+    path = module_of_gcc(directory, None)
+
+    assert owned(path)[0].release == "6.1.0-56-amd64"
+    assert "of no known kernel" in read(Path(shutil.copy(path, tmp_path / "nf_conntrack.ko"))).faults[0]
+
+
+def test_a_package_whose_kernel_lacks_a_modules_structs_is_read_on_for_the_module(tmp_path):
+    need("dpkg-deb")
+    members = {"usr/lib/debug/boot/vmlinux-6.1.0-test": vmlinux(), "usr/lib/debug/lib/other.ko": module(),
+               "usr/lib/debug/lib/nf_conntrack.ko.debug": module_of_gcc(tmp_path).read_bytes()}
+
+    report = read(deb(tmp_path / "deb", members, "xz"))
+
+    assert [f.kernel.key for f in report.found] == [BUILD_ID.hex(), "release-6.1.0-test--x86_64"] and not report.faults
+
+
+@pytest.mark.parametrize("name", ["nf_conntrack.ko", "other.ko"])
+def test_a_module_without_debug_information_has_nothing_wanted_in_it(tmp_path, name):
+    report = read(written(tmp_path, module(), name))
+
+    assert not report.found and not report.faults and report.nothing
 
 
 def test_split_btf_needs_its_base_beside_it(tmp_path):

@@ -37,9 +37,11 @@ def test_a_hit_tells_where_it_came_from(db, kernel):
     assert answer.evidence == {"recorded_source": "guess", "recorded_at": stored.recorded_at, "tested": True}
 
 
-def test_another_kernel_is_a_miss(db, kernel):
+def test_another_kernel_is_a_miss_unless_an_event_bears_it_out(db, kernel):
     db.record(kernel, [Offset.known(DADDR, 0, "btf")])
-    assert ask(db, Kernel("cd" * 20, kernel.release, kernel.version, kernel.machine), DADDR) == {}
+    rebuilt = Kernel("cd" * 20, kernel.release, kernel.version, kernel.machine)
+    assert ask(db, rebuilt, DADDR, verify=None) == ask(db, rebuilt, DADDR, verify=lambda kernel, offsets: {}) == {}
+    assert ask(db, rebuilt, DADDR)[DADDR].evidence["builds"] == [kernel.key]
 
 
 @pytest.mark.parametrize(("sources", "preferred"), [
@@ -164,6 +166,46 @@ def test_a_field_of_a_module_needs_the_same_build_of_it(db, monkeypatch, modules
     then, now = (Kernel("ab" * 20, "6.1", "Linux", "x86_64", m) for m in ({"nf_conntrack": "aa"}, modules))
     db.record(then, [Offset.known(status, 128, "btf")])
     assert (status in ask(db, now, status)) == hit
+
+
+def test_what_the_kernels_own_debug_file_says_of_a_module_holds_with_the_module_loaded(db):
+    status = find("nf_conn.status")
+    harvested, running = (Kernel("ab" * 20, "6.1", "Linux", "x86_64", m) for m in ({}, {"nf_conntrack": "aa"}))
+    db.record(harvested, [Offset.known(status, 128, "dwarf")])
+    assert ask(db, running, status)[status].offset == 128
+    db.record(running, [Offset.known(status, 136, "guess")])
+    assert ask(db, running, status)[status].reason == "sources disagree: dwarf says 128, guess says 136"
+
+
+def test_a_modules_debug_file_answers_for_that_build_of_it_alone(db):
+    status = find("nf_conn.status")
+    db.record(Kernel("release-6.1--x86_64", "6.1", "", "x86_64", {"nf_conntrack": "aa"}),
+              [Offset.known(status, 128, "dwarf")])
+    for build, given in (("aa", [128]), ("bb", [])):
+        running = Kernel("ab" * 20, "6.1", "Linux", "x86_64", {"nf_conntrack": build})
+        assert [o.offset for o in ask(db, running, status, verify=lambda kernel, offsets: {}).values()] == given
+
+
+def test_what_an_import_says_of_the_release_is_given_once_an_event_has_shown_it(db, kernel):
+    named = Kernel(f"release-{kernel.release}-ubuntu-18.04-x86_64", kernel.release, "", "x86_64")
+    db.record(named, [Offset.known(f, at, "datadog") for f, at in ((DADDR, 0), (DPORT, 12), (COOKIE, 72))])
+    answers = ask(db, kernel, DADDR, DPORT, COOKIE, verify=lambda kernel, offsets: {DADDR: True, DPORT: False})
+    assert {f: (a.source, a.offset, a.verdict, a.evidence["tested"]) for f, a in answers.items()} == {
+        DADDR: ("db", 0, Verdict.OK, True)}
+    assert ask(db, kernel, DADDR, verify=None) == {}
+
+
+def test_what_was_refuted_on_this_build_does_not_come_back_by_its_name(db, kernel):
+    db.record(kernel, [Offset.known(DADDR, 0, "btf")])
+    db.record(Kernel("cd" * 20, kernel.release, "", "x86_64"), [Offset.known(DADDR, 0, "btf")])
+    db.quarantine(kernel, DADDR, "btf", "the canary says so")
+    assert ask(db, kernel, DADDR) == {}
+
+
+def test_another_builds_offset_is_given_only_for_the_same_release(db, kernel):
+    other = Kernel("cd" * 20, "6.1.0-other", "Linux", "x86_64")
+    db.record(other, [Offset.known(DADDR, 0, "btf")])
+    assert ask(db, kernel, DADDR) == {}
 
 
 def test_answers_for_two_builds_of_a_module_do_not_clash(db, monkeypatch):
