@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import methodcaller
 from pathlib import Path
 from typing import TypeVar
 
@@ -126,7 +127,7 @@ def _connected(path: Path, query: str) -> Iterator[sqlite3.Connection]:
         connection = sqlite3.connect(f"{path.as_uri()}?{query}", uri=True, isolation_level=None,
                                      timeout=_BUSY_SLICE_S)
         # Text that is not UTF-8 is damage; where it matters, the row that holds it fails to decode.
-        connection.text_factory = lambda raw: raw.decode(errors="replace")
+        connection.text_factory = methodcaller("decode", "utf-8", "replace")
         try:
             yield connection
         except BaseException:

@@ -28,8 +28,8 @@ _PLACES = f"""
     SELECT release, machine, state, value, bit_offset, count(DISTINCT kernel.id) AS kernels {_OF_FIELD}
     GROUP BY release, machine, state, value, bit_offset
 """
-_PARTS = re.compile(r"[0-9]+|[^0-9]+")
-Order = tuple[tuple[int, int, str], ...]
+_NUMBER = re.compile(r"([0-9]+)")
+Order = tuple[str | int, ...]
 _PREFIX = 6  # hex digits of a build-id that are enough to mean it, if no other begins so
 
 
@@ -165,14 +165,15 @@ def in_words(state: State, offset: int | None, bit_offset: int | None) -> str:
 
 
 def release_order(release: str) -> Order:
-    """Sorts 4.15.0-9 before 4.15.0-10, and any text beside numbers."""
-    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in _PARTS.findall(release))
+    """Text and number in turn: sorts 4.15.0-9 before 4.15.0-10."""
+    parts: list[str | int] = [*_NUMBER.split(release)]
+    parts[1::2] = map(int, parts[1::2])
+    return tuple(parts)
 
 
-def _series(order: Order) -> tuple[int, ...]:
+def _series(order: Order) -> tuple[str | int, ...]:
     """4, 15 of 4.15.0-213-generic; nothing where the release is not known."""
-    numbers = [number for _, number, text in order[:3:2] if not text]
-    return tuple(numbers) if len(numbers) == 2 else ()
+    return order[1:4:2] if order[:3:2] == ("", ".") else ()
 
 
 def _places(db: Database, field: Field) -> list[Mapping[str, Any]]:

@@ -20,6 +20,8 @@ ANSWER = ("field", "source", "module_build_id", "value", "width", "bit_offset", 
           "quarantine_reason")
 
 Row = tuple[Any, ...]
+_STATES, _VERDICTS = {str(s): s for s in State}, {str(v): v for v in Verdict}
+_NOTHING = "{}"
 WINDOW = ("kernel_id", "run", "object", "hook", "bytes", "expected")
 
 
@@ -134,10 +136,10 @@ def stored_of(row: Mapping[str, Any]) -> Stored | None:
     except KcompatError:
         return None
     try:
-        offset = Offset(field, State(row["state"]), row["source"], row["value"], row["width"], row["bit_offset"],
-                        row["bit_size"], Verdict(row["verdict"]), row["confidence"],
+        offset = Offset(field, _STATES[row["state"]], row["source"], row["value"], row["width"], row["bit_offset"],
+                        row["bit_size"], _VERDICTS[row["verdict"]], row["confidence"],
                         tuple(json.loads(row["candidates"])), row["reason"], from_json(row["evidence"]))
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise Unreadable(f"the row of {field.name} from {row['source']!r}: {error}") from error
     return Stored(offset, row["recorded_at"], row["module_build_id"], row["verified_at"], row["quarantined_at"],
                   row["quarantine_reason"])
@@ -158,11 +160,16 @@ def window_of(row: Mapping[str, Any]) -> Window:
 
 
 def to_json(value: Mapping[str, Any]) -> str:
+    if not value:
+        return _NOTHING
     # default=str: an odd value in the evidence must not cost the answer it belongs to.
     return json.dumps(dict(value), default=str)
 
 
 def from_json(text: str) -> dict[str, Any]:
+    # Most are empty, and a look-up reads hundreds.
+    if text == _NOTHING:
+        return {}
     try:
         return dict(json.loads(text))
     except (TypeError, ValueError) as error:
