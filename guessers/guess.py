@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 # Objects only the first round looks at.
 _ONCE = frozenset({"socket", "file", "fdtable", "msghdr"})
+NOBODY: Mapping[Field, tuple[str, int]] = {}
 _ROUNDS = 4  # ambiguity is answered by more experiments, up to so many rounds
 
 
@@ -61,8 +62,10 @@ class Guess:
 
 
 def guess(wanted: Sequence[Field] = CATALOGUE, *, backends: tuple[Backend, ...] = BACKENDS, use_cache: bool = True,
-          seed: int | None = None) -> Guess:
+          seed: int | None = None, near: Mapping[Field, tuple[str, int]] = NOBODY) -> Guess:
     """Finds the offsets of `wanted` on the running kernel by experiment.
+
+    `near` says what the nearest known kernels have, release and offset: it is told, and decides nothing.
 
     Raises Missing or Unsupported when no experiment is possible at all: not root, no bcc and nothing compiled,
     no BPF, lockdown. What could not be found is in the result, with the reason.
@@ -71,11 +74,11 @@ def guess(wanted: Sequence[Field] = CATALOGUE, *, backends: tuple[Backend, ...] 
     program = compiled(running_version_code(Kernel.running().release), use_cache=use_cache)
     compile_s = 0.0 if program.cached else time.monotonic() - started
     return in_own_thread(lambda nonce: _experiment(KernelMemory(program, backends), nonce, wanted, compile_s, started,
-                                                   random.Random(seed)))
+                                                   random.Random(seed), near))
 
 
 def _experiment(memory: KernelMemory, nonce: bytes, wanted: Sequence[Field], compile_s: float, started: float,
-                rng: random.Random) -> Guess:
+                rng: random.Random, near: Mapping[Field, tuple[str, int]]) -> Guess:
     sampling_s = solving_s = 0.0
     with memory:
         memory.adopt(nonce)
@@ -85,7 +88,7 @@ def _experiment(memory: KernelMemory, nonce: bytes, wanted: Sequence[Field], com
             collect(memory, rng, haul, whole=number == 1)
             sampling_s += time.monotonic() - clock
             clock = time.monotonic()
-            setting = Setting.of(memory)
+            setting = Setting.of(memory, near)
             findings, offsets = solve(wanted, haul, setting)
             solving_s += time.monotonic() - clock
             if number == _ROUNDS or not any(map(_worth_another_round, offsets)):
@@ -129,7 +132,12 @@ def deduce(wanted: Sequence[Field], findings: Findings, missing: Mapping[Field, 
 def _completed(offset: Offset, absent: str | None, setting: Setting) -> Offset:
     if offset.state is State.UNKNOWN and not offset.candidates and absent:
         return Offset.absent(offset.field, SOURCE, absent, evidence=offset.evidence)
-    return replace(offset, evidence={**offset.evidence, "hooks": setting.hooks_of(offset.field)})
+    evidence = {**offset.evidence, "hooks": setting.hooks_of(offset.field)}
+    candidates = offset.candidates
+    if near := setting.near.get(offset.field):
+        evidence["nearest_known"] = f"{near[1]} in {near[0]}"
+        candidates = tuple(sorted(candidates, key=lambda at: at != near[1]))
+    return replace(offset, evidence=evidence, candidates=candidates)
 
 
 def _worth_another_round(offset: Offset) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from guessers.guess import Guess, guess
 from guessers.hooks import BACKENDS, Backend
@@ -21,6 +21,8 @@ class GuessResolver:
     def __init__(self, backends: tuple[Backend, ...] = BACKENDS) -> None:
         self._backends = backends
         self.last: Guess | None = None
+        self.near: Mapping[Field, tuple[str, int]] = {}
+        """What the nearest known kernels have; see `guess`."""
 
     def resolve(self, kernel: Kernel, wanted: Sequence[Field]) -> Iterable[Offset]:
         """Raises KcompatError for a kernel that does not run here, Missing or Unsupported as `guess` does.
@@ -31,5 +33,5 @@ class GuessResolver:
         if kernel.key != Kernel.running().key:
             raise KcompatError(f"only the running kernel can be guessed, not {kernel.release or kernel.key}")
         require_bpf()
-        self.last = guess(CATALOGUE, backends=self._backends)
+        self.last = guess(CATALOGUE, backends=self._backends, near=self.near)
         return [self.last.offsets[field] for field in wanted]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from dataclasses import field as dc_field
 
@@ -30,10 +30,14 @@ class Setting:
     """The proof that the kernel was built without a field."""
     untold: dict[Field, str] = dc_field(default_factory=dict)
     """Why nothing on the kernel tells a field's value."""
+    near: dict[Field, tuple[str, int]] = dc_field(default_factory=dict)
+    """Release and offset of the nearest kernel that is known: named first among equals, and never an answer."""
 
     @classmethod
-    def of(cls, memory: KernelMemory, fields: Iterable[Field] = CATALOGUE) -> Setting:
-        made = cls({h.program: symbols for h, symbols in memory.attached.items()}, {}, dict(memory.missing))
+    def of(cls, memory: KernelMemory, near: Mapping[Field, tuple[str, int]], fields: Iterable[Field] = CATALOGUE
+           ) -> Setting:
+        made = cls({h.program: symbols for h, symbols in memory.attached.items()}, {}, dict(memory.missing),
+                   near=dict(near))
         for hook, symbols in memory.attached.items():
             made.hooks[hook.object] = (*made.hooks.get(hook.object, ()), *(f"{hook.backend} {s}" for s in symbols))
         for field in fields:

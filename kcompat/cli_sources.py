@@ -85,6 +85,8 @@ def answer(request: Request, wanted: Sequence[Field]) -> Answer:
         kernel, foreign = Kernel.running(), False
     guesser = _guesser(request.backend) if request.source in ("auto", "guess") and not foreign else None
     with _Memory(request) as memory:
+        if guesser:
+            guesser.near = memory.near(kernel)
         asked = [_Watched(r) for r in _resolvers(request, foreign, memory.db, guesser)]
         resolution = resolve(kernel, wanted, asked)
         offsets = resolution.offsets
@@ -211,6 +213,7 @@ class _Memory:
 
         self.path = request.db or default_path()
         self.db: Database | None = None
+        self._records = request.record
         if request.source in ("auto", "db"):
             self._open(needed=request.source == "db")
 
@@ -223,6 +226,18 @@ class _Memory:
             if needed:
                 raise
             log.warning("nothing is remembered: %s", error)
+
+    def near(self, kernel: Kernel) -> Mapping[Field, tuple[str, int]]:
+        """What the nearest kernels it holds have, where there is a database to ask."""
+        from offset_db.neighbours import nearest
+
+        if self.db is None and self._records and self.path.exists():
+            self._open(needed=False)
+        try:
+            return nearest(self.db, kernel) if self.db else {}
+        except KcompatError as error:
+            log.warning("no neighbours are known: %s", error)
+            return {}
 
     def record(self, kernel: Kernel, offsets: Offsets) -> bool:
         """Whether something was learnt and written down."""
