@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from collector.config import NetflowOptions
 from collector.dataset import Dataset, Running, Setup
-from collector.datasets import dnsflow, netflow_running
+from collector.datasets import bash, dnsflow, netflow_running
 from collector.datasets.netflow_hooks import BACKENDS, Backend
 from collector.sinks.sink import Sink
 from kcompat.errors import KcompatError
@@ -24,7 +24,8 @@ from kcompat.version import running_version_code
 log = logging.getLogger(__name__)
 
 # A new dataset is a row here (and a word in kcompat.cli, whose help imports nothing).
-DATASETS: dict[str, Dataset] = {row.name: row for row in (netflow_running.DATASET, dnsflow.DATASET)}
+DATASETS: dict[str, Dataset] = {row.name: row for row in (netflow_running.DATASET, dnsflow.DATASET,
+                                                       bash.DATASET)}
 DEFAULT = (netflow_running.DATASET.name,)
 
 

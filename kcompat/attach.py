@@ -17,6 +17,7 @@ from kcompat.sysbpf import perf_event_open, raw_tracepoint_open
 
 _TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
+_UPROBE_PMU = Path("/sys/bus/event_source/devices/uprobe")
 _PERF_TYPE_TRACEPOINT = 2
 _IOC_ENABLE = 0x2400
 _IOC_SET_BPF = 0x40042408
@@ -76,27 +77,47 @@ def kprobe(program: int, function: str, *, at_return: bool = False) -> Attachmen
                       f"CONFIG_KPROBES), and {error}") from error
 
 
-def _retprobe_bit() -> int:
+def uretprobe(program: int, path: str, offset: int) -> Attachment:
+    """On return of the function at this offset of a file, in every process that runs it, now or later.
+
+    Through the uprobe PMU (4.17 on), else through tracefs. The file is looked up once: another one under the same
+    name is another file. Raises OSError, EINVAL where no instruction begins; Missing when the only way is tracefs and
+    it is not mounted.
+    """
+    where = f"{path}:{offset:#x}"
+    if _UPROBE_PMU.is_dir():
+        name = ctypes.create_string_buffer(os.fsencode(path))
+        return _attach_event(program, f"uretprobe:{where}", int((_UPROBE_PMU / "type").read_text()),
+                             _retprobe_bit(_UPROBE_PMU), ctypes.addressof(name), offset)
+    return _through_tracefs(program, "uprobe", "r", where, f"uretprobe:{where}")
+
+
+def _retprobe_bit(pmu: Path = _KPROBE_PMU) -> int:
     """The config bit that asks the PMU for a return probe: its format file says ``config:0``."""
-    return 1 << int((_KPROBE_PMU / "format" / "retprobe").read_text().strip().partition(":")[2])
+    return 1 << int((pmu / "format" / "retprobe").read_text().strip().partition(":")[2])
 
 
 def _kprobe_through_tracefs(program: int, function: str, kind: str) -> Attachment:
+    return _through_tracefs(program, "kprobe", "r" if kind == "kretprobe" else "p", function, f"{kind}:{function}")
+
+
+def _through_tracefs(program: int, what: str, letter: str, where: str, name: str) -> Attachment:
+    """An event of our own, made in ``kprobe_events`` or ``uprobe_events`` and taken away again when it is closed."""
     root = tracefs()
     event = f"kcompat_{os.getpid()}_{next(_serial)}"
-    _append(root / "kprobe_events", f"{'r' if kind == 'kretprobe' else 'p'}:kprobes/{event} {function}\n")
+    _append(root / f"{what}_events", f"{letter}:{what}s/{event} {where}\n")
     try:
-        number = int((root / "events" / "kprobes" / event / "id").read_text())
-        attached = _attach_event(program, f"{kind}:{function}", _PERF_TYPE_TRACEPOINT, number, 0)
+        number = int((root / "events" / f"{what}s" / event / "id").read_text())
+        attached = _attach_event(program, name, _PERF_TYPE_TRACEPOINT, number, 0)
     except OSError:
-        _append(root / "kprobe_events", f"-:kprobes/{event}\n")
+        _append(root / f"{what}_events", f"-:{what}s/{event}\n")
         raise
 
     def undo() -> None:
         attached.close()
-        _append(root / "kprobe_events", f"-:kprobes/{event}\n")
+        _append(root / f"{what}_events", f"-:{what}s/{event}\n")
 
-    return Attachment(attached.name, undo)
+    return Attachment(name, undo)
 
 
 def _append(path: Path, line: str) -> None:
@@ -107,10 +128,11 @@ def _append(path: Path, line: str) -> None:
         os.close(fd)
 
 
-def _attach_event(program: int, name: str, kind: int, config: int, config1: int) -> Attachment:
+def _attach_event(program: int, name: str, kind: int, config: int, config1: int, config2: int = 0) -> Attachment:
     # struct perf_event_attr: type, size, config, sample_period, sample_type, read_format, flags, wakeup_events,
-    # bp_type, config1, then zeros.
-    attr = struct.pack("<IIQQQQQIIQ", kind, _ATTR_SIZE, config, 1, 0, 0, 0, 1, 0, config1).ljust(_ATTR_SIZE, b"\0")
+    # bp_type, config1, config2, then zeros.
+    attr = struct.pack("<IIQQQQQIIQQ", kind, _ATTR_SIZE, config, 1, 0, 0, 0, 1, 0, config1,
+                       config2).ljust(_ATTR_SIZE, b"\0")
     fd = perf_event_open(attr, -1, 0)
     try:
         fcntl.ioctl(fd, _IOC_SET_BPF, program)

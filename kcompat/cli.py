@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 BACKENDS = ("kprobe", "rawtp")
 # Named here too, because `--help` must import neither the collector nor what judges BPF; a test holds them together.
-DATASETS = ("netflow", "dnsflow")
-PROGRAMMED = ("netflow",)
+DATASETS = ("netflow", "dnsflow", "bash")
+PROGRAMMED = ("netflow", "bash")
 MACHINES = ("x86_64", "aarch64")
 DIALECTS = ("4.4", "4.9", "4.14", "4.19", "5.4", "5.10", "current")
 
@@ -267,10 +267,10 @@ def compile_ahead(db: Path | None, machine: str | None, as_json: bool) -> None:
 @_sources
 @click.pass_obj
 def collect(db: Path | None, /, datasets: str, source: str, vmlinux: Path | None, **settings: Any) -> None:
-    """Collect what every process does on the network until stopped. Needs root.
+    """Collect what processes do on the network, and people in bash, until stopped. Needs root.
 
     netflow is TCP and UDP flows, dnsflow is DNS queries and how they were answered, which also gives netflow's
-    addresses their names.
+    addresses their names, bash is what people type.
 
     SIGTERM ends it with a last flush and exit status 0, Ctrl-C with a last flush and 130.
 
@@ -278,6 +278,7 @@ def collect(db: Path | None, /, datasets: str, source: str, vmlinux: Path | None
     Examples:
       sudo kcompat collect --interval 10
       sudo kcompat collect --datasets netflow,dnsflow
+      sudo kcompat collect --datasets bash --interval 5 --output jsonl:-
       sudo kcompat collect --output jsonl:/var/log/flows.jsonl --output table
       sudo kcompat collect --output http://127.0.0.1:9529/v1/write/network
       sudo kcompat collect --exclude port=22 --exclude cidr=10.0.0.0/8

@@ -18,6 +18,7 @@ from kcompat.sysbpf import ProgramRefused, ProgType, prog_load, raise_memlock
 KINDS = {
     "kprobe": ProgType.KPROBE,
     "kretprobe": ProgType.KPROBE,
+    "uretprobe": ProgType.KPROBE,
     "rawtp": ProgType.RAW_TRACEPOINT,
     "tp": ProgType.TRACEPOINT,
 }
@@ -59,7 +60,8 @@ class Loaded:
         return self._programs[name]
 
     def attach(self, name: str, hook: str) -> attach.Attachment:
-        """Hooks program `name`: `hook` is a function, a raw tracepoint, or ``category:name`` of a tracepoint.
+        """Hooks program `name`: `hook` is a function, a raw tracepoint, ``category:name`` of a tracepoint, or
+        ``path:0xoffset`` in a file that processes run.
 
         Raises OSError when the hook is not there, so that a caller can try the next one.
         """
@@ -69,6 +71,9 @@ class Loaded:
             attached = attach.raw_tracepoint(program, hook)
         elif kind == "tp":
             attached = attach.tracepoint(program, *hook.split(":", 1))
+        elif kind == "uretprobe":
+            path, _, offset = hook.rpartition(":")
+            attached = attach.uretprobe(program, path, int(offset, 16))
         else:
             attached = attach.kprobe(program, hook, at_return=kind == "kretprobe")
         self.attachments.append(attached)

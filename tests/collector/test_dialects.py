@@ -3,7 +3,7 @@
 import pytest
 
 from collector.config import NetflowOptions
-from collector.datasets import netflow
+from collector.datasets import bash, netflow
 from collector.datasets.netflow_hooks import HOOKS
 from guessers import hooks, memory
 from kcompat.bpf import compile_source
@@ -19,11 +19,12 @@ RAW_TRACEPOINTS, SEND_LENGTH = (4, 17), (6, 3)
 @pytest.fixture(scope="module")
 def compiled():
     return {"memory": compile_source(memory.source()),
-            "netflow": compile_source(netflow.render(OFFSETS, NetflowOptions("box")))}
+            "netflow": compile_source(netflow.render(OFFSETS, NetflowOptions("box"))),
+            "bash": compile_source(bash.render(Offsets(), NetflowOptions("box")))}
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("which", ["memory", "netflow"])
+@pytest.mark.parametrize("which", ["memory", "netflow", "bash"])
 def test_what_has_hooks_there_loads_there(compiled, which, dialect):
     fits = check(compiled[which], dialect)
     assert fits
@@ -32,7 +33,7 @@ def test_what_has_hooks_there_loads_there(compiled, which, dialect):
 
 
 def must_load(program, which, release):
-    """Kprobes always, raw tracepoints where there are any; netflow's second set only where all of it has hooks."""
+    """Probes always, raw tracepoints where there are any; netflow's second set only where all of it has hooks."""
     if not program.startswith("rawtp"):
         return True
     only_second = which == "netflow" and program not in {h.program for h in HOOKS["kprobe"]}
@@ -41,7 +42,7 @@ def must_load(program, which, release):
 
 def test_every_program_is_hooked_somewhere(compiled):
     known = {h.program for table in HOOKS.values() for h in table} | {h.program for h in hooks.HOOKS}
-    triggers = {"rawtp__read", "kprobe__read"}
+    triggers = {"rawtp__read", "kprobe__read", bash.PROGRAM}
     assert {p.name for o in compiled.values() for p in o.programs} <= known | triggers
 
 

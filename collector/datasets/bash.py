@@ -1,0 +1,189 @@
+"""Command lines typed into bash, taken where readline() returns them; no offsets, but uprobes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from collector import bashes
+from collector.bashes import Bash, FileId
+from collector.command_lines import MEASUREMENT, Typed, assemble, record
+from collector.config import NetflowOptions
+from collector.dataset import Dataset, Setup
+from collector.enrich.users import Users
+from collector.record import Record
+from kcompat import probe, template
+from kcompat.attach import Attachment
+from kcompat.bpf import compile_cached
+from kcompat.errors import KcompatError, Missing, Unsupported
+from kcompat.load import Loaded
+from kcompat.offsets import Offsets
+
+log = logging.getLogger(__name__)
+
+NAME = MEASUREMENT
+SOURCE = Path(__file__).with_name("bash.bpf.c")
+PROGRAM = "uretprobe__readline"
+_POLL_S = 0.2
+# Looking for bashes takes a readlink of every process: never more than this share of the time.
+_SCAN_SHARE = 0.02
+# Longer than the program runs: after it all parts of a line are there.
+_WHOLE_NS = 50_000_000
+_MAX_WAITING = 1 << 16
+_MAX_TARGETS = 1024
+
+
+def render(offsets: Offsets, options: NetflowOptions) -> str:
+    """The C as it will be compiled: the same for every kernel."""
+    return template.render(NAME, template.read_source(SOURCE), offsets)
+
+
+class BashLines:
+    """The running dataset: a thread of its own finds bashes and takes lines out of the kernel's map."""
+
+    how = "uprobes"
+
+    def __init__(self, setup: Setup) -> None:
+        """Raises Missing or Unsupported where no uprobe can be set."""
+        self._host = setup.options.host
+        self.left_out: Counter[str] = Counter()
+        self._lost: Counter[str] = Counter()
+        try:
+            probe.uprobe()
+        except probe.Denied as error:
+            raise Missing(f"{NAME} is off: {error.strerror}: run it with sudo") from error
+        except OSError as error:
+            raise Unsupported(f"{NAME} is off: {error.strerror}") from error
+        compiled, _ = compile_cached(render(setup.offsets, setup.options))
+        self._loaded = Loaded(compiled, setup.version_code)
+        self._attached: dict[FileId, Attachment] = {}
+        self._programs: dict[FileId, FileId | None] = {}
+        self._bashes: dict[int, Bash] = {}
+        self._users = Users()
+        self._roots: set[FileId] = set()
+        self._waiting: deque[Record] = deque()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        try:
+            self._loaded.load(PROGRAM)
+            self._scan()
+        except BaseException:
+            self._loaded.close()
+            raise
+        self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
+        self._thread.start()
+
+    @property
+    def losses(self) -> Mapping[str, int]:
+        count = int.from_bytes(self._loaded.maps["losses"].get(bytes(4)) or b"", "little")
+        return {"command lines": self._lost["command lines"], "parts of command lines": count,
+                "ends of long command lines": self._lost["ends of long command lines"]}
+
+    def flush(self, time_ns: int) -> list[Record]:
+        """Every line has the time it was typed at, not `time_ns`."""
+        time.sleep(_WHOLE_NS / 1e9)
+        with self._lock:
+            self._take()
+            records = list(self._waiting)
+            self._waiting.clear()
+        return records
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        for attached in self._attached.values():
+            attached.close()
+        self._loaded.close()
+
+    def _run(self) -> None:
+        scan_at_s = 0.0
+        while not self._stop.wait(_POLL_S):
+            try:
+                begun_s = time.monotonic()
+                if begun_s >= scan_at_s:
+                    self._scan()
+                    scan_at_s = begun_s + (time.monotonic() - begun_s) / _SCAN_SHARE
+                with self._lock:
+                    self._take()
+            except Exception:
+                log.exception("%s goes on", NAME)
+
+    def _scan(self) -> None:
+        """Hooks the programs of bashes that are new, lets go of files no bash runs any more."""
+        found = {bash.pid: bash for bash in bashes.running()}
+        for pid, bash in found.items():
+            if bash.program not in self._programs:
+                self._hook(pid, bash.program)
+        # Those that have ended lately are kept for the lines they leave behind.
+        gone = {pid: bash for pid, bash in self._bashes.items() if pid not in found and bash.program in self._programs}
+        with self._lock:
+            self._bashes = dict(list(gone.items())[-_MAX_TARGETS:]) | found
+        self._roots |= {bash.root for bash in found.values()}
+        used = {bash.program for bash in found.values()}
+        for program in self._programs.keys() - used:
+            file = self._programs.pop(program)
+            if file and file not in self._programs.values():
+                self._attached.pop(file).close()
+
+    def _hook(self, pid: int, program: FileId) -> None:
+        if len(self._programs) >= _MAX_TARGETS:
+            return
+        try:
+            where = bashes.target(pid)
+            if where.file not in self._attached:
+                self._attached[where.file] = self._loaded.attach(PROGRAM, f"{where.path}:{where.offset:#x}")
+                self._loaded.attachments.remove(self._attached[where.file])
+                log.info("bash lines are read in %s", where)
+        except FileNotFoundError:
+            return  # it has ended
+        except (KcompatError, OSError) as error:
+            self._programs[program] = None
+            log.warning("a bash is not seen: %s", error)
+            return
+        self._programs[program] = where.file
+
+    def _take(self) -> None:
+        """Takes whole lines out of the map; what is being written is left for the next time."""
+        table = self._loaded.maps["parts"]
+        now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        whole = [(key, value) for key, value in table.items()
+                 if now_ns - int.from_bytes(key[:8], "little") > _WHOLE_NS]
+        for key, _ in whole:
+            table.delete(key)
+        epoch_ns = time.time_ns() - now_ns
+        for line in assemble(whole):
+            if not self._is_bash(line):
+                continue
+            user = self._users.name(line.uid, line.pid, self._root(line.pid))
+            if made := record(line, user, self._host, epoch_ns + line.time_ns):
+                self._lost["ends of long command lines"] += line.is_cut
+                self._waiting.append(made)
+        while len(self._waiting) > _MAX_WAITING:
+            self._waiting.popleft()
+            self._lost["command lines"] += 1
+
+    def _root(self, pid: int) -> FileId | None:
+        """The root of a process; of one that has ended unseen only where no bash has another root than ours."""
+        if bash := self._bashes.get(pid):
+            return bash.root
+        with suppress(OSError):
+            found = Path(f"/proc/{pid}/root").stat()
+            return found.st_dev, found.st_ino
+        return None if self._roots - {self._users.here} else self._users.here
+
+    def _is_bash(self, line: Typed) -> bool:
+        """A libreadline is shared with programs that are none."""
+        if line.pid in self._bashes:
+            return True
+        try:
+            return bashes.is_bash(bashes.program_of(line.pid))
+        except OSError:
+            return bashes.is_bash(line.comm)
+
+
+DATASET = Dataset(NAME, BashLines, render=render)

@@ -1,0 +1,59 @@
+"""Where in an ELF file a function begins that others may call: what a uprobe is set on."""
+
+from __future__ import annotations
+
+import struct
+
+from kcompat.elf import Elf, Section
+from kcompat.errors import BadInput
+
+_DYNAMIC_SYMBOLS, _ALL_SYMBOLS = 11, 2
+_FUNCTION = 2
+_LOAD = 1
+
+
+def function_offset(elf: Elf, name: str) -> int | None:
+    """The place in the file of the function's first instruction; None when the file defines no such function.
+
+    Both tables of symbols are asked: a stripped program has only the dynamic one. Raises BadInput when the file is
+    not what its headers say.
+    """
+    for kind in (_DYNAMIC_SYMBOLS, _ALL_SYMBOLS):
+        for table in elf.sections:
+            if table.kind == kind and (address := _address(elf, table, name.encode())) is not None:
+                return _in_file(elf, address)
+    return None
+
+
+def _address(elf: Elf, table: Section, name: bytes) -> int | None:
+    """The value of the symbol, if it is a function defined here."""
+    if table.link >= len(elf.sections):
+        raise BadInput(elf.path, "a table of symbols without names")
+    names, symbols = elf.read(elf.sections[table.link]), elf.read(table)
+    # struct Elf64_Sym: name, info, other, section, value, size. Elf32_Sym has the middle last.
+    entry = struct.Struct(elf.byte_order + ("IBBHQQ" if elf.bits == 64 else "IIIBBH"))
+    end = len(symbols) // entry.size * entry.size
+    for values in entry.iter_unpack(symbols[:end]):
+        at, info, _, section, value, _ = values if elf.bits == 64 else (
+            values[0], values[3], values[4], values[5], values[1], values[2])
+        if info & 15 == _FUNCTION and section and names[at:at + len(name) + 1] == name + b"\0":
+            return int(value)
+    return None
+
+
+def _in_file(elf: Elf, address: int) -> int:
+    """Where the byte that will be at this address lies in the file, by its segments."""
+    wide = elf.bits == 64
+    table, = struct.unpack_from(elf.byte_order + ("Q" if wide else "I"), elf.data, 32 if wide else 28)
+    size, count = struct.unpack_from(elf.byte_order + "HH", elf.data, 54 if wide else 42)
+    # struct Elf64_Phdr: type, flags, offset, address, physical address, size in the file.
+    header = struct.Struct(elf.byte_order + ("IIQQQQ" if wide else "IIIII"))
+    if size < header.size or table + size * count > len(elf.data):
+        raise BadInput(elf.path, "its segments are truncated or corrupt")
+    for number in range(count):
+        values = header.unpack_from(elf.data, table + number * size)
+        kind, offset, start, length = (values[0], values[2], values[3], values[5]) if wide else (
+            values[0], values[1], values[2], values[4])
+        if kind == _LOAD and start <= address < start + length:
+            return int(address - start + offset)
+    raise BadInput(elf.path, f"the function at {address:#x} is in no segment")
