@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ci import apt, kconfig
+from ci import apt, kconfig, offsetof
 from ci.apt import FetchError, GoneError
 from ci.fetch import Image
 from ci.kernels import Built
+from ci.product import ProductError, catalogue
 from ci.source import Source, candidates, unpack
 from ci.tools import find_tool, missing, tool_path
 
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 TOOLS = ("make", "gcc", "g++", "ld", "flex", "bison", "bc", "xz", "setpriv", "timeout")
 FRAGMENTS = Path(__file__).parent / "fragments"
+LAYOUT = "layout.json"
 # Goes into the key: to be raised when this module makes something else out of the same inputs.
 RECIPE = 1
 BUILD_DEADLINE_S = 5400.0
@@ -65,7 +67,9 @@ def build(entry: Built, cache: Path, progress: Callable[[str], None] = lambda te
         (vmlinuz,) = directory.glob("boot/vmlinuz-*")
         release = vmlinuz.name.removeprefix("vmlinuz-")
         package = source.package
-        return Image(package.name, package.version, release, vmlinuz, tuple(notes), directory / "vmlinux")
+        layout = directory / LAYOUT
+        return Image(package.name, package.version, release, vmlinuz, tuple(notes), directory / "vmlinux",
+                     layout if layout.exists() else None)
     raise BuildError(f"no source of {entry.name} is to be had: {'; '.join(notes)}")
 
 
@@ -85,7 +89,9 @@ def configuration(fragments: Sequence[str], directory: Path) -> dict[str, str]:
 
 def content_key(entry: Built, source: Source, requested: Mapping[str, str], compiler: str) -> str:
     """The same for the same kernel, another for any other: a change of any input is a new build."""
-    content = [RECIPE, source.package.name, source.package.version, sorted(requested.items()), entry.seed, compiler]
+    # Of shuffled structs the compiler is asked too (ci.offsetof).
+    recipe = [RECIPE, offsetof.RECIPE] if entry.seed else RECIPE
+    content = [recipe, source.package.name, source.package.version, sorted(requested.items()), entry.seed, compiler]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
@@ -124,9 +130,18 @@ def _install(
         shutil.move(output / "arch/x86/boot/bzImage", kernel / f"boot/vmlinuz-{release}")
         shutil.move(output / "vmlinux", kernel / "vmlinux")
         shutil.move(output / ".config", kernel / "config")
+        if entry.seed:
+            offsetof.save(_layout(output), kernel / LAYOUT)
         (kernel / "build.json").write_text(json.dumps({"seconds": round(time.monotonic() - begun, 1)}))
         kernel.rename(directory)
     log.info("built %s in %.0f s", release, time.monotonic() - begun)
+
+
+def _layout(output: Path) -> offsetof.Layout:
+    try:
+        return offsetof.ask(catalogue(), output)
+    except (ProductError, offsetof.UnaskedError) as error:
+        raise BuildError(f"the compiler does not say where fields lie: {error}") from error
 
 
 def configure(make: Make, requested: Mapping[str, str]) -> None:

@@ -28,6 +28,8 @@ class Image:
     notes: tuple[str, ...] = ()
     vmlinux: Path | None = None
     """The same build with DWARF, where there is one: it is the judge of kernels without BTF."""
+    layout: Path | None = None
+    """What the compiler says (``ci.offsetof``), where DWARF does not know: it judges instead."""
 
 
 def cache_dir() -> Path:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from ci import traffic
+from ci import offsetof, traffic
 from ci.job import Run
 from ci.judge_fields import Answer, compare, open_fields
 from ci.results import Check, FieldResult
@@ -25,6 +25,15 @@ class Dwarf:
     said: Mapping[str, Any] | None
     reason: str
     seconds: float
+    by: str = ""
+    """Who said it, if not DWARF."""
+
+    def corrected(self, layout: offsetof.Layout) -> Dwarf:
+        """The same with the compiler's answers."""
+        if self.said is None:
+            return self
+        return replace(self, said={**self.said, "fields": offsetof.answers(layout, self.said["fields"])},
+                       by="the compiler's offsetof, for DWARF does not know what RANDSTRUCT did")
 
     @property
     def fields(self) -> Sequence[Answer] | None:
@@ -138,7 +147,8 @@ def _compared(
         yield Check("btf", Outcome.UNKNOWN, "this kernel has no BTF, and there is no vmlinux with DWARF", btf.seconds)
     if dwarf is not None:
         made = _against("dwarf", dwarf.reason, dwarf.fields, fields)
-        yield Check("dwarf", made.outcome, made.reason, dwarf.seconds, made.details)
+        reason = f"{made.reason} ({dwarf.by})" if dwarf.by else made.reason
+        yield Check("dwarf", made.outcome, reason, dwarf.seconds, made.details)
 
 
 def _against(judge: str, fault: str, answers: Sequence[Answer] | None, fields: Sequence[FieldResult]) -> Check:

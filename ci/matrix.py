@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
+from ci import offsetof
 from ci.ahead import GUEST_CACHE, Ahead, compiled
 from ci.apt import FetchError
 from ci.build import build
@@ -109,6 +110,8 @@ def check_kernel(entry: Kind, limits: Limits, log: Path, progress: Progress) -> 
         return Yield(unknown(entry, "fetch", str(error)))
     fetched = Check("fetch", Outcome.PASS, "", round(time.monotonic() - begun, 2))
     dwarf, dwarf_export = read_dwarf(image.vmlinux) if image.vmlinux else (None, None)
+    if dwarf and image.layout:
+        dwarf = dwarf.corrected(offsetof.load(image.layout))
     progress("compile", "")
     ahead = compiled(image.vmlinux or image.vmlinuz, entry.machine, cache_dir())
     progress("boot", "")

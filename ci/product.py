@@ -37,6 +37,17 @@ def read_dwarf(vmlinux: Path) -> tuple[Dwarf, str | None]:
     return Dwarf(json.loads(said), "", time.monotonic() - begun), exported
 
 
+def catalogue() -> dict[str, list[str]]:
+    """``STRUCT.MEMBER`` of every field, and the paths that lead to it in C, newest first. Raises ProductError."""
+    code = "import json; from kcompat.fields import CATALOGUE; print(json.dumps({f.name: f.paths for f in CATALOGUE}))"
+    done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          check=False, timeout=DEADLINE_S)
+    if done.returncode:
+        raise ProductError(next(iter(last_lines(done.stderr, 1)), "it said nothing"))
+    paths: dict[str, list[str]] = json.loads(done.stdout)
+    return paths
+
+
 def remember(database: Path, exports: Iterable[str]) -> None:
     """Takes exported JSON Lines into an offset database. Raises ProductError."""
     with tempfile.TemporaryDirectory(prefix="kcompat-import-") as directory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +21,12 @@ from kcompat.offsets import Offset
 
 # What is walked for a name that stands nowhere a compiler would put it: a second's work, a module's every unit.
 _MAX_WALKED = 2 << 20
+# In the vermagic string of a kernel whose structs are shuffled, and of its modules (include/linux/vermagic.h).
+_RANDSTRUCT = re.compile(rb"RANDSTRUCT_(?:PLUGIN_)?[0-9a-f]{16}")
+_BANNER = re.compile(rb"Linux version \d[^\0\n]*")
+_STRINGS = (".rodata", ".modinfo")
+SHUFFLED = ("this kernel's structs were shuffled by GCC's RANDSTRUCT plugin, and GCC's debug information has the order "
+            "of the source: only a guess on the running kernel can tell")
 _GNU_DWO_NAME = b"\xb0\x42"  # DW_AT_GNU_dwo_name as .debug_abbrev spells it (ULEB128)
 
 
@@ -32,8 +39,14 @@ class DwarfResolver:
         self._path = path
 
     def resolve(self, kernel: Kernel, wanted: Sequence[Field]) -> Iterable[Offset]:
-        """Raises Missing when the file does not exist, BadInput when it holds no whole DWARF."""
+        """Raises Missing when the file does not exist, BadInput when it holds no whole DWARF.
+
+        Of a kernel that GCC's RANDSTRUCT plugin has shuffled nothing is known: that BTF is not made of its DWARF
+        (``depends on !GCC_PLUGIN_RANDSTRUCT``, lib/Kconfig.debug) has the same reason. Clang's DWARF is right.
+        """
         found = load(self._path, structs(wanted))
+        if _shuffled_by_gcc(Elf(open_file(self._path), self._path)):
+            return [Offset.unknown(f, self.name, SHUFFLED) for f in wanted]
         return [offset_of(f, found.get(f.struct), self.name) for f in wanted]
 
 
@@ -56,6 +69,15 @@ def load(path: Path, names: Iterable[str]) -> dict[str, Struct]:
     except Exception as error:
         # On corrupt input pyelftools lets out whatever its parsing ran into: KeyError, AssertionError, RecursionError.
         raise BadInput(path, f"corrupt DWARF: {type(error).__name__}: {error}") from error
+
+
+def _shuffled_by_gcc(elf: Elf) -> bool:
+    def said(pattern: re.Pattern[bytes]) -> bytes | None:
+        sections = (s for name in _STRINGS if (s := elf.find(name)) and s.size)
+        hits = (pattern.search(elf.data, s.offset, s.offset + s.size) for s in sections)
+        return next((hit[0] for hit in hits if hit), None)
+
+    return said(_RANDSTRUCT) is not None and b"clang version" not in (said(_BANNER) or b"")
 
 
 def _refuse_what_lies_elsewhere(elf: Elf) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ci.console import LOG_LIMIT, TAIL_LIMIT
 from ci.job import Job
 from ci.verdict import Outcome
 from ci.vm import _open_log, boot
@@ -43,8 +44,8 @@ def run(tmp_path):
     """Boots with a mark in the kernel's command line and sees that nothing marked is left."""
     mark = f"mark={secrets.token_hex(8)}"
 
-    def run(kernel, *command, deadline_s=240):
-        job = Job(command, REPOSITORY, deadline_s, kernel_arguments=(mark,))
+    def run(kernel, *command, deadline_s=240, arguments=()):
+        job = Job(command, REPOSITORY, deadline_s, kernel_arguments=(mark, *arguments))
         return boot(kernel, job, tmp_path / "logs/console.log")
 
     yield run
@@ -117,6 +118,31 @@ def test_a_command_that_hangs_ends_at_the_deadline(kernel, run):
     assert done.verdict.outcome is Outcome.UNKNOWN
     assert done.verdict.reason.startswith("deadline of 40 s passed")
     assert done.total_s < 50
+
+
+@pytest.mark.vm
+def test_an_init_that_hangs_ends_at_the_deadline(kernel, run):
+    done = run(kernel, "true", deadline_s=45, arguments=("rdinit=/bin/busybox", "--", "sleep", "1000"))
+    assert (done.verdict.outcome, done.verdict.reason) == (Outcome.UNKNOWN, "deadline of 45 s passed in boot")
+    assert "as init process" in done.tail
+    assert done.total_s < 60
+
+
+@pytest.mark.vm
+def test_a_console_that_is_flooded_ends_at_the_deadline_and_its_log_is_bounded(kernel, run, tmp_path):
+    done = run(kernel, "sh", "-c", "yes flood >/dev/console", deadline_s=40)
+    assert (done.verdict.outcome, done.verdict.reason) == (Outcome.UNKNOWN, "deadline of 40 s passed in the command")
+    assert done.tail.splitlines()[-2] == "flood"
+    assert 100_000 < (tmp_path / "logs/console.log").stat().st_size < LOG_LIMIT + TAIL_LIMIT + 100
+
+
+@pytest.mark.vm
+def test_a_guest_that_fills_its_disk_says_so_in_time(kernel, run):
+    steps = f"{sys.executable} -m ci.guest info"
+    environment = "KCOMPAT_CI_SECONDS=200"
+    done = run(kernel, "sh", "-c", f"cat /dev/zero >/tmp/full; {environment} {steps}")
+    assert done.verdict.outcome is Outcome.FAIL
+    assert "No space left on device" in done.tail
 
 
 @pytest.mark.vm

@@ -57,6 +57,20 @@ def test_a_declaration_gives_way_to_a_definition_in_a_later_unit(tmp_path):
     assert (answer.state, answer.reason) == (State.UNKNOWN, "DWARF has struct sample only as a forward declaration")
 
 
+@pytest.mark.parametrize("strings, known", [
+    (("Linux version 5.10 (gcc (Debian 12.2.0-14) 12.2.0)", "5.10 SMP RANDSTRUCT_PLUGIN_e0bc614e4fd035a4"), False),
+    (("Linux version 6.12.117 (gcc (Debian 12.2.0-14) 12.2.0)", "6.12 SMP RANDSTRUCT_e0bc614e4fd035a4"), False),
+    (("6.12.117 mod_unload RANDSTRUCT_e0bc614e4fd035a4",), False),
+    (("Linux version 6.12.117 (Debian clang version 16.0.6)", "6.12.117 RANDSTRUCT_e0bc614e4fd035a4"), True),
+    (("Linux version 6.12.117 (gcc (Debian 12.2.0-14) 12.2.0)", "CONFIG_RANDSTRUCT_NONE"), True),
+])
+def test_what_gcc_has_shuffled_is_not_known(tmp_path, strings, known):
+    source = SOURCE + "".join(f'\nconst char string_{n}[] = "{s}";' for n, s in enumerate(strings))
+    answer, = DwarfResolver(compiled(tmp_path, "-g", source=source)).resolve(None, [FIELD])
+    assert (answer.state is State.KNOWN) == known
+    assert known or "RANDSTRUCT" in answer.reason
+
+
 def test_what_is_not_in_the_file_is_unknown_and_what_is_not_in_the_struct_absent(tmp_path):
     path = compiled(tmp_path, "-g")
     nowhere = Field("nowhere", "m", "int", (4,), ("m",), "sample")
