@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -16,7 +17,7 @@ _NETLINK_NETFILTER = 12
 _REQUEST, _ACK, _EXCL, _CREATE, _APPEND = 1, 4, 0x200, 0x400, 0x800
 _ERROR = 2
 _NESTED = 0x8000
-_NFPROTO_INET = 1
+_NFPROTO_INET, _NFPROTO_IPV4, _NFPROTO_IPV6 = 1, 2, 10
 # Message types: the subsystem in the high byte (uapi/linux/netfilter/nfnetlink.h).
 _CT_NEW, _CT_GET = 0x100, 0x101
 _TABLE, _CHAIN, _RULE = 0xA00, 0xA03, 0xA06
@@ -41,21 +42,35 @@ class Netfilter:
     """A conversation with the network namespace this thread is in now. Raises OSError where the kernel refuses."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-        self._socket.settimeout(_PATIENCE_S)
+        self._socket = _conversation()
 
     def track(self) -> None:
         """Makes the namespace track its connections: since 4.10 only one with a rule that asks for it does.
 
-        The rule is in a chain nothing leads to: it needs to exist, not to be reached.
+        The rule is in a chain nothing leads to: it needs to exist, not to be reached. A kernel without IPv6, or one that
+        was told so, has no table for both families.
         """
+        try:
+            self._require(_NFPROTO_INET)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
+                raise
+        # Each message of what was refused may still be answered.
+        self._socket.close()
+        self._socket = _conversation()
+        self._require(_NFPROTO_IPV4)
+        with suppress(OSError):
+            self._require(_NFPROTO_IPV6)
+
+    def _require(self, family: int) -> None:
         names = (b"kcompat\0", b"needs\0")
         state = _nested(4, _nested(1, _attribute(1, b"ct\0") + _nested(2, _number(1, 8) + _number(2, 0))))
         self._ask(
             _message(_BATCH_BEGIN, _REQUEST, 0, b"", _NFTABLES)
-            + _message(_TABLE, _REQUEST | _CREATE, _NFPROTO_INET, _attribute(1, names[0]))
-            + _message(_CHAIN, _REQUEST | _CREATE, _NFPROTO_INET, _attribute(1, names[0]) + _attribute(3, names[1]))
-            + _message(_RULE, _REQUEST | _CREATE | _APPEND | _ACK, _NFPROTO_INET,
+            + _message(_TABLE, _REQUEST | _CREATE, family, _attribute(1, names[0]))
+            + _message(_CHAIN, _REQUEST | _CREATE, family, _attribute(1, names[0]) + _attribute(3, names[1]))
+            + _message(_RULE, _REQUEST | _CREATE | _APPEND | _ACK, family,
                        _attribute(1, names[0]) + _attribute(2, names[1]) + state)
             + _message(_BATCH_END, _REQUEST, 0, b"", _NFTABLES))
 
@@ -96,6 +111,12 @@ class Netfilter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+
+def _conversation() -> socket.socket:
+    talk = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+    talk.settimeout(_PATIENCE_S)
+    return talk
 
 
 def unavailable(error: OSError) -> str:
