@@ -88,7 +88,8 @@ def replace(path: Path, fetched: Path) -> None:
 
 def _download(url: str, part: Path, progress: Callable[[int], None] | None) -> None:
     done = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={done}-"} if done else {}
+    # Packed on the way, the rest of the file would not be what a Range of it is.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
     with (httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True) as client,
           client.stream("GET", url, headers=headers) as answer):
         if answer.url.scheme != "https":
@@ -98,7 +99,8 @@ def _download(url: str, part: Path, progress: Callable[[int], None] | None) -> N
             return
         answer.raise_for_status()
         resumed = done if answer.status_code == 206 else 0
-        _write(part, answer.iter_bytes(_CHUNK), resumed, progress)
+        # As it comes: what waits here for a chunk to be full is lost with the line.
+        _write(part, answer.iter_bytes(), resumed, progress)
 
 
 def _write(part: Path, chunks: Iterator[bytes], done: int, progress: Callable[[int], None] | None) -> None:

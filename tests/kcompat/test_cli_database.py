@@ -120,19 +120,21 @@ def test_verify_exits_with_1(filled, run):
 
 
 class Ranges(http.server.SimpleHTTPRequestHandler):
-    """Answers Range as a server of files does, and remembers what was asked."""
+    """Answers Range as a server of files does, and remembers what was asked. `cut` bytes are all it sends at once."""
 
     asked: list
+    resumes = True
+    cut = None
 
     def do_GET(self):
         content = (self.directory / self.path.lstrip("/")).read_bytes()
-        begin = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        begin = re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) if self.resumes else None
         start = int(begin[1]) if begin else 0
         self.asked.append(start)
         self.send_response(416 if start >= len(content) else 206 if begin else 200)
         self.send_header("Content-Length", str(len(content[start:])))
         self.end_headers()
-        self.wfile.write(content[start:])
+        self.wfile.write(content[start:][:self.cut])
 
     def log_message(self, *_):
         pass
@@ -140,7 +142,7 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def https(tmp_path, monkeypatch):
-    """(URL, directory, where each request began) of a server whose certificate is trusted."""
+    """(URL, directory, handler) of a server whose certificate is trusted."""
     key, certificate, served = tmp_path / "key.pem", tmp_path / "cert.pem", tmp_path / "served"
     served.mkdir()
     subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate,
@@ -154,7 +156,7 @@ def https(tmp_path, monkeypatch):
         context.load_cert_chain(certificate, key)
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"https://127.0.0.1:{server.server_port}/offsets.db", served, handler.asked
+        yield f"https://127.0.0.1:{server.server_port}/offsets.db", served, handler
         server.shutdown()
 
 
@@ -163,18 +165,55 @@ def sums_of(path):
 
 
 def test_pull_replaces_the_database_and_resumes(filled, https, tmp_path):
-    url, served, asked = https
-    with Database.open(served / "offsets.db") as db:
-        db.record(NEW, [Offset.known(find("skc_daddr"), 16, "btf")])
-    digest = sums_of(served / "offsets.db")
+    url, served, server = https
+    digest = published(served)
     part = filled.with_name(f".{filled.name}.{digest[:16]}.part")
     part.write_bytes((served / "offsets.db").read_bytes()[:5000])
 
     exchange_pull.replace(filled, exchange_pull.fetch(url, digest, filled))
 
-    assert asked == [5000] and not part.exists()
+    assert server.asked == [5000] and not part.exists()
     with Database.open(filled) as db:
         assert db.kernels() == (NEW,)
+
+
+def test_pull_from_a_server_that_cannot_resume_begins_anew(filled, https):
+    url, served, server = https
+    digest = published(served)
+    server.resumes = False
+    filled.with_name(f".{filled.name}.{digest[:16]}.part").write_bytes(b"x" * 5000)
+
+    assert sums_of(exchange_pull.fetch(url, digest, filled)) == digest
+
+
+def test_pull_over_a_line_that_breaks_goes_on_where_it_broke(filled, https):
+    url, served, server = https
+    digest = published(served)
+    server.cut = size = (served / "offsets.db").stat().st_size // 2
+
+    with pytest.raises(KcompatError, match="run it again to go on from here"):
+        exchange_pull.fetch(url, digest, filled)
+    assert sums_of(exchange_pull.fetch(url, digest, filled)) == digest and server.asked == [0, size]
+    with Database.open(filled) as db:
+        assert len(db.kernels()) == 2
+
+
+def test_pull_onto_a_full_disk_says_so_and_leaves_the_database(https, mounted):
+    url, served, _ = https
+    digest = published(served)
+    db = mounted("-t", "tmpfs", "-o", "size=40k", "none") / "offsets.db"
+    db.write_bytes(b"as it was")
+
+    with pytest.raises(KcompatError, match="No space left on device"):
+        exchange_pull.fetch(url, digest, db)
+    assert db.read_bytes() == b"as it was"
+
+
+def published(directory):
+    """The checksum of a database that is there to be pulled."""
+    with Database.open(directory / "offsets.db") as db:
+        db.record(NEW, [Offset.known(find("skc_daddr"), 16, "btf")])
+    return sums_of(directory / "offsets.db")
 
 
 def test_pull_of_another_file_changes_nothing(filled, https):
