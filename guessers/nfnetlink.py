@@ -47,8 +47,8 @@ class Netfilter:
     def track(self) -> None:
         """Makes the namespace track its connections: since 4.10 only one with a rule that asks for it does.
 
-        The rule is in a chain nothing leads to: it needs to exist, not to be reached. A kernel without IPv6, or one that
-        was told so, has no table for both families.
+        The rule is in a chain nothing leads to: it needs to exist, not to be reached. A kernel without IPv6, or one
+        that was told so, has no table for both families.
         """
         try:
             self._require(_NFPROTO_INET)
