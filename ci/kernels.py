@@ -76,13 +76,13 @@ MATRIX = (
 )
 
 BUILT = (
-    Built("5.10-randstruct-1", _BULLSEYE, "5.10", ("base", "randstruct-plugin"), seed="1"),
+    Built("5.10-randstruct-1", _BULLSEYE, "5.10", ("base", "nftables", "randstruct-plugin"), seed="1"),
     Built("5.10-noipv6", _BULLSEYE, "5.10", ("base", "noipv6")),
     Built("5.10-nonetns-noconntrack", _BULLSEYE, "5.10", ("base", "nonetns", "noconntrack")),
-    Built("6.12-randstruct-2-up", _BOOKWORM, "6.12", ("base", "randstruct", "up"), seed="2"),
+    Built("6.12-randstruct-2-up", _BOOKWORM, "6.12", ("base", "nftables", "randstruct", "up"), seed="2"),
     # Not an older one: tracepoints reach UDP sockets from 6.3 on.
     Built("6.12-nokprobes", _BOOKWORM, "6.12", ("base", "nokprobes")),
-    Built("6.12-nojit", _BOOKWORM, "6.12", ("base", "nojit")),
+    Built("6.12-nojit", _BOOKWORM, "6.12", ("base", "nftables", "nojit")),
 )
 
 
