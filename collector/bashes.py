@@ -42,10 +42,16 @@ class Target(NamedTuple):
 def running(proc: Path = Path("/proc")) -> Iterator[Bash]:
     """Every process that runs a bash now. Processes that end meanwhile are left out."""
     for entry in os.scandir(proc):
-        if entry.name.isdigit():
-            with suppress(OSError):
-                if is_bash(program_of(int(entry.name), proc)):
-                    yield Bash(int(entry.name), _id(f"{entry.path}/exe"), _id(f"{entry.path}/root"))
+        if entry.name.isdigit() and (bash := look(int(entry.name), proc)):
+            yield bash
+
+
+def look(pid: int, proc: Path = Path("/proc")) -> Bash | None:
+    """The process, if it is there and runs a bash."""
+    with suppress(OSError):
+        if is_bash(program_of(pid, proc)):
+            return Bash(pid, _id(f"{proc}/{pid}/exe"), _id(f"{proc}/{pid}/root"))
+    return None
 
 
 def program_of(pid: int, proc: Path = Path("/proc")) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import select
 import threading
 import time
 from collections import Counter, deque
@@ -16,6 +17,7 @@ from collector.command_lines import MEASUREMENT, Typed, assemble, record
 from collector.config import NetflowOptions
 from collector.dataset import Dataset, Setup
 from collector.enrich.users import Users
+from collector.exec_events import ExecEvents
 from collector.record import Record
 from kcompat import probe, template
 from kcompat.attach import Attachment
@@ -69,11 +71,20 @@ class BashLines:
         self._waiting: deque[Record] = deque()
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._events: ExecEvents | None = None
         try:
             self._loaded.load(PROGRAM)
-            self._scan()
+            # From before the scan on: what begins during it is told.
+            self._events = ExecEvents()
+        except OSError as error:
+            log.info("bashes are found by looking for them alone: no exec events (%s)", error.strerror)
         except BaseException:
             self._loaded.close()
+            raise
+        try:
+            self._scan()
+        except BaseException:
+            self._release()
             raise
         self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
         self._thread.start()
@@ -96,14 +107,20 @@ class BashLines:
     def close(self) -> None:
         self._stop.set()
         self._thread.join()
+        self._release()
+
+    def _release(self) -> None:
         for attached in self._attached.values():
             attached.close()
         self._loaded.close()
+        if self._events:
+            self._events.close()
 
     def _run(self) -> None:
         scan_at_s = 0.0
-        while not self._stop.wait(_POLL_S):
+        while not self._stop.is_set():
             try:
+                self._wait()
                 begun_s = time.monotonic()
                 if begun_s >= scan_at_s:
                     self._scan()
@@ -112,6 +129,24 @@ class BashLines:
                     self._take()
             except Exception:
                 log.exception("%s goes on", NAME)
+
+    def _wait(self) -> None:
+        """Until it is time to look again. A bash that begins is hooked at once: soon it reads its first line."""
+        if self._events is None:
+            self._stop.wait(_POLL_S)
+            return
+        until_s = time.monotonic() + _POLL_S
+        while (rest_s := until_s - time.monotonic()) > 0 and select.select([self._events], [], [], rest_s)[0]:
+            for pid in self._events.pids():
+                if bash := bashes.look(pid):
+                    self._meet(bash)
+
+    def _meet(self, bash: Bash) -> None:
+        if bash.program not in self._programs:
+            self._hook(bash.pid, bash.program)
+        with self._lock:
+            self._bashes[bash.pid] = bash
+            self._roots.add(bash.root)
 
     def _scan(self) -> None:
         """Hooks the programs of bashes that are new, lets go of files no bash runs any more."""

@@ -17,6 +17,7 @@ import pytest
 from collector.config import NetflowOptions
 from collector.dataset import Setup
 from collector.datasets.bash import BashLines
+from collector.exec_events import ExecEvents
 from kcompat.errors import KcompatError
 from kcompat.offsets import Offsets
 from tests.kernel.conftest import cannot, version_code
@@ -216,6 +217,28 @@ def test_a_bash_that_is_replaced_while_it_runs_is_still_seen(tmp_path):
 
     for at in (old, new):
         assert [r.fields["cmd"] for r in records if r.fields["pid"] == str(at.pid)][-1] == ": second"
+
+
+def test_a_bash_that_begins_is_hooked_before_its_first_line(tmp_path, monkeypatch):
+    """By its exec alone: the looking for bashes is off. Its start waits for the hook, as long as a slow one takes."""
+    try:
+        ExecEvents().close()
+    except OSError as error:
+        pytest.skip(f"this kernel tells nobody of exec: {error}")
+    program, hooked, commands_of_start = tmp_path / "bash", tmp_path / "hooked", tmp_path / "rc"
+    shutil.copy(BASH, program)
+    commands_of_start.write_text(f"PS1='{PROMPT.decode()}'\nuntil [ -e {hooked} ]; do sleep 0.1; done\n")
+    with terminal(), collecting() as running:
+        monkeypatch.setattr(running, "_scan", lambda: None)
+        count = len(running._attached)
+        at = Terminal(str(program), "--rcfile", str(commands_of_start), "-i", prompts=0)
+        with closing(at):
+            wait_for_hooks(running, count + 1)
+            hooked.touch()
+            at.read(1)
+            at.type(b": first")
+            at.type(b": second")
+            assert commands(running, at.pid) == [": first", ": second"]
 
 
 READER = f"""
