@@ -27,6 +27,7 @@ TITLE = "Guesses in a row under load"
 _GUESSES = 200  # for the usual fifteen repetitions; a look at whether it works at all makes fewer
 _USUAL = 15
 _CONNECTIONS_S, _P99_MS = 200, 2000
+_NAMED = 5
 # Killed outright we take nothing down ourselves: the kernel ends them with us (PR_SET_PDEATHSIG, SIGKILL).
 _WITH_US = "import ctypes; ctypes.CDLL(None).prctl(1, 9)\n"
 _NEIGHBOUR = f"""{_WITH_US}
@@ -50,7 +51,7 @@ def run(repetitions: Repetitions) -> Result:
     before = measure.load()
     truth = Offsets(BtfResolver().resolve(Kernel.running(), CATALOGUE))
     guess()  # so that the object is at hand
-    seconds, rounds, verdicts = [], [], Counter[str]()
+    seconds, rounds, verdicts, untold = [], [], Counter[str](), Counter[str]()
     with _load():
         for _ in range(number):
             started = time.monotonic()
@@ -58,6 +59,7 @@ def run(repetitions: Repetitions) -> Result:
             seconds.append(time.monotonic() - started)
             rounds.append(found.stats.rounds)
             verdicts.update(_judged(found.offsets, truth))
+            untold.update(f"{f}: {o.reason}" for f, o in found.offsets.items() if o.state is State.UNKNOWN)
     lines = (
         of(f"one of {number} guesses", seconds, note=f"rounds {min(rounds)} to {max(rounds)}"),
         of("one guess, p99", [quantiles(seconds, n=100, method="inclusive")[-1]], target=Target(_P99_MS)),
@@ -67,7 +69,8 @@ def run(repetitions: Repetitions) -> Result:
     )
     remark = (f"beside a process that opens {_CONNECTIONS_S} connections a second and one that spins for each two "
               f"processors ({_spinners()} here)")
-    return Result("reliability", TITLE, lines, (remark,), (before, measure.load()), number, number)
+    left_open = (f"left open in {times} of {number}: {told}" for told, times in untold.most_common(_NAMED))
+    return Result("reliability", TITLE, lines, (remark, *left_open), (before, measure.load()), number, number)
 
 
 _NEVER = ("wrong", "ambiguous")
