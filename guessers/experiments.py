@@ -136,12 +136,12 @@ def _entering(states: list[tuple[int, ...]], old: int) -> int | None:
     return next((sk for sk, oldstate, *_ in states if oldstate == old), None)
 
 
-def collect_udp(sampler: Sampler, family: int) -> None:
+def collect_udp(sampler: Sampler, family: int, turns: int = 3) -> None:
     """Bound, connected, disconnected; and bound to multicast: that alone tells inet_saddr from skc_rcv_saddr."""
-    for _ in range(3):
+    for _ in range(turns):
         with _tolerant(sampler.haul, "a UDP socket"):
             _sample_datagrams(sampler, family)
-    for _ in range(3):
+    for _ in range(turns):
         with _tolerant(sampler.haul, "a multicast socket"):
             stimulus = sampler.stimulus
             end = stimulus.bind(stimulus.open(family, socket.SOCK_DGRAM), stimulus.addresses.multicast(family))

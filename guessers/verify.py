@@ -12,7 +12,7 @@ from contextlib import suppress
 from guessers.absence import has_ipv6
 from guessers.conclusions import SOCKET, Findings, conclude, follow_now
 from guessers.descriptors import collect_files
-from guessers.experiments import collect_tcp, netns_inode
+from guessers.experiments import collect_tcp, collect_udp, netns_inode
 from guessers.files import FILE_FAMILY
 from guessers.haul import Haul
 from guessers.hooks import BACKENDS, Backend
@@ -26,6 +26,7 @@ from guessers.search import stands
 from guessers.sending import collect_messages
 from guessers.skbuff import leads_to_bytes, samples
 from guessers.stimulus import Addresses, Stimulus
+from guessers.verdicts import peaceful
 from kcompat.fields import Field, find
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offset, Offsets, State
@@ -67,6 +68,8 @@ def _observe(memory: KernelMemory, nonce: bytes, offsets: Offsets) -> dict[Field
             families = (socket.AF_INET, socket.AF_INET6) if ipv6 else (socket.AF_INET,)
             for family in families:
                 collect_tcp(sampler, rng, family, _CONNECTIONS)
+                if sampler.direct:  # what connections have twice (daddr, saddr) is there once in these
+                    collect_udp(sampler, family, turns=1)
             if memory.has("sk_buff") and any(field.base == "sk_buff" for field in offsets):
                 Post(sampler, rng, families if stimulus.addresses.native_ipv6 else families[:1]).send(_PACKETS, 0)
             _follow(sampler, rng, offsets)
@@ -74,6 +77,10 @@ def _observe(memory: KernelMemory, nonce: bytes, offsets: Offsets) -> dict[Field
             head = offsets.get(_HEAD)
             findings.samples["sk_buff"] = samples(haul.packets, head.offset if head else None)
             held = {o.field: _holds(o, offsets, haul, findings, memory) for o in offsets.known().values()}
+            # Of two left at one place, or in the wrong order, neither is believed, whatever stands there.
+            places = {o.field: o.offset for o in offsets.known().values()
+                      if o.offset is not None and held[o.field] is not False}
+            held |= dict.fromkeys(places.keys() - peaceful(places).keys(), False)
             return {field: true for field, true in held.items() if true is not None}
         finally:
             stimulus.close()

@@ -29,6 +29,27 @@ class Shift:
         return offset - self.width if offset >= self.at + self.width and offset + width <= self.end else None
 
 
+class Swaps:
+    """Blocks of an object that change places, one pair after the other: (one, other, width)."""
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+
+    def window(self, data, base=0):
+        made = bytearray(data)
+        for a, b, width in self.pairs:
+            if base + max(a, b) + width <= len(made):
+                one, other = slice(base + a, base + a + width), slice(base + b, base + b + width)
+                made[one], made[other] = made[other], made[one]
+        return bytes(made)
+
+    def place(self, offset, width):
+        at = list(range(offset, offset + width))
+        for a, b, size in self.pairs:
+            at = [p - a + b if a <= p < a + size else p - b + a if b <= p < b + size else p for p in at]
+        return at[0] if at == list(range(at[0], at[0] + width)) else None
+
+
 def moved(recording, base, truth, shift):
     """The recording with the change in everything that is a `base`, and in what was looked up by place there."""
     haul = changed(recording.haul, base, truth, shift.window)

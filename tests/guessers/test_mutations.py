@@ -11,11 +11,12 @@ from guessers import guess
 from guessers.conclusions import FOLLOWED, conclude
 from guessers.guess import deduce, replay
 from guessers.search import alignment
-from kcompat.fields import CATALOGUE
+from kcompat.fields import CATALOGUE, find
 from kcompat.offsets import State
 from tests.guessers import corpus
-from tests.guessers.mutation import Shift, changed, moved
+from tests.guessers.mutation import Shift, Swaps, changed, moved
 
+LED = {find(name) for name in ("sk_buff.head", "msghdr.msg_name", "msghdr.msg_iter", "msghdr.msg_iter.iov")}
 recording = cache(corpus.recording)
 
 
@@ -52,7 +53,52 @@ def test_a_field_that_moved_is_followed_or_not_told(name, by):
     assert len(followed) > 0.6 * len(could), sorted(f.name for f in could - followed)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(PROVED), st.randoms(use_true_random=False))
+def test_whatever_changes_places_in_an_object_is_found_where_it_is_now(proved, rng):
+    """As in kernels with shuffled structs, and worse: members do not stay in the struct they belong to."""
+    name, field = proved
+    at = truth(name)
+    end = max(o + f.width for f, o in at.items() if f.base == field.base)
+    widths = [w for w in rng.choices((2, 4, 8), k=rng.randrange(1, 6)) if 2 * w <= end]
+    blocks = [(w, *rng.sample(range(end // w), 2)) for w in widths]
+    swaps = Swaps([(a * w, b * w, w) for w, a, b in blocks])
+    now = solved(moved(recording(name), field.base, at, swaps))
+    wrong = {f.name: (offset, place) for f, offset in now.items()
+             if (place := swaps.place(at[f], f.width) if f.base == field.base else at[f]) not in (offset, None)}
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", corpus.NAMES)
+def test_what_is_gone_is_not_found_elsewhere(name):
+    """Kernel memory is full of look-alikes; what is proved by a recorded look along a pointer does not go away."""
+    at = truth(name)
+    for field in at.keys() - LED:
+        def wiped(window, base=0, begin=at[field], width=field.width):
+            return put(window, base + begin, bytes(width))
+
+        now = solved(replace(recording(name), haul=changed(recording(name).haul, field.base, at, wiped)))
+        assert field not in now, field
+        assert {f.name: (o, at.get(f)) for f, o in now.items() if o != at.get(f)} == {}, field
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(corpus.NAMES), st.randoms(use_true_random=False), st.sampled_from((1, 2, 3, 5, 9, 20)))
+def test_with_a_few_of_the_samples_there_are_fewer_answers_and_no_wrong_ones(name, rng, count):
+    haul, at = recording(name).haul, truth(name)
+
+    def some(samples):
+        return rng.sample(samples, min(count, len(samples)))
+
+    few = replace(haul, socks=some(haul.socks), flows={n: some(flows) for n, flows in haul.flows.items()},
+                  packets=some(haul.packets), tracked=some(haul.tracked))
+    if few.files:
+        few.files = replace(few.files, walks=few.files.walks[:count], ends=some(few.files.ends))
+    assert {f.name: (o, at.get(f)) for f, o in solved(replace(recording(name), haul=few)).items()
+            if o != at.get(f)} == {}
+
+
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(PROVED), st.integers(0, 10**6), st.binary(min_size=40, max_size=40))
 def test_one_sample_that_lies_takes_verdicts_away_and_never_changes_them(proved, which, noise):
     name, field = proved

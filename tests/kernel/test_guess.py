@@ -16,6 +16,7 @@ from guessers.conclusions import FOLLOWED
 from guessers.guess import guess, replay
 from guessers.hooks import BACKENDS
 from guessers.recording import dumps, loads
+from guessers.search import search
 from guessers.verify import verify
 from kcompat.capabilities import BTF
 from kcompat.fields import CATALOGUE, find
@@ -246,6 +247,30 @@ def test_verify_refutes_one_of_many(oracle, name, offset):
     field = find(name)
     offsets = [Offset.known(field, offset, "test") if f is field else o for f, o in oracle.known().items()]
     assert refuted(offsets) == {field}
+
+
+def test_verify_refutes_what_connections_have_twice(oracle):
+    """A copy of daddr in a routing key, the source address beside the bound one: other sockets tell them apart."""
+    known = oracle.known()
+    connections = [s.sample for s in guess().recording.haul.socks if "TCP" in s.sample.label]
+    copies = {f: Offset.known(f, at, "test", width=o.width) for f, o in known.items() if f.base == "sock"
+              and f.width > 1 and f not in FOLLOWED for at in search(f, connections).candidates if at != o.offset}
+    assert {f.member for f in copies} >= {"skc_daddr", "skc_rcv_saddr", "inet_saddr"}
+    if not sampled_directly():
+        pytest.skip("nothing here names a UDP socket")
+    assert refuted([copies.get(f, o) for f, o in known.items()]) >= copies.keys()
+
+
+def sampled_directly():
+    return must_have("kprobe") or release_version(Kernel.running().release) >= release_version("6.3")
+
+
+@pytest.mark.thorough
+def test_verify_believes_neither_of_two_at_one_place(oracle):
+    """Nothing in a handful of packets shows the one or the other; that both are there cannot be."""
+    mark, other = find("nf_conn.mark"), find("nf_conn.status")
+    at = oracle[other].offset
+    assert refuted([oracle[other], Offset.known(mark, at, "test", width=4)]) == {mark, other}
 
 
 def refuted(offsets):
