@@ -232,6 +232,7 @@ def test_tagged_frames_are_seen_on_both_ends(ends, tags):
     assert counts(records, direction="incoming") == counts(records, direction="outgoing") == {3: 1}
 
 
+@pytest.mark.thorough
 def test_a_bridge_shows_each_query_once(ends):
     """In the namespace of the bridge a packet passes two or three interfaces, and ends in neither of its sockets."""
     with wires.namespace("bridge") as middle, wires.namespace("left") as left:
@@ -330,6 +331,7 @@ class Records(list):
     write = list.extend
 
 
+@pytest.mark.thorough
 def test_namespaces_are_joined_as_they_come_and_left_as_they_go():
     running = Dnsflow(Setup(OPTIONS, Offsets(), 0))
     with closing(running):
