@@ -183,6 +183,7 @@ def container(tmp_path):
     return root
 
 
+@pytest.mark.thorough
 def test_a_container_has_its_own_bash_and_its_own_users(bash_lines, container):
     """New pid and mount namespaces. The file is new too: the line read while it is found may be missed."""
     hooked = len(bash_lines._attached)
@@ -255,6 +256,7 @@ int main(void)
 """
 
 
+@pytest.mark.thorough
 def test_a_shared_libreadline_is_seen_in_bash_alone(tmp_path):
     """As of a bash that is linked with it: what is called bash counts, another program on the same library does not."""
     libraries = list(Path("/usr/lib").glob(f"{sysconfig.get_config_var('MULTIARCH')}/libreadline.so.*"))

@@ -113,6 +113,7 @@ def test_evidence_explains_every_field():
                 "runner_up"} <= set(offset.evidence), field
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 def test_a_recorded_guess_is_made_again_from_the_file(masked):
     """Verdicts and evidence are equal; masked the verdicts are, but for a number that looked like an address."""
@@ -249,6 +250,7 @@ def test_verify_refutes_one_of_many(oracle, name, offset):
     assert refuted(offsets) == {field}
 
 
+@pytest.mark.thorough
 def test_verify_refutes_what_connections_have_twice(oracle):
     """A copy of daddr in a routing key, the source address beside the bound one: other sockets tell them apart."""
     known = oracle.known()
