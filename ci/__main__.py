@@ -22,7 +22,7 @@ from ci.job import Job
 from ci.kernels import Built, Entry
 from ci.matrix import GUEST_ENVIRONMENT, REPOSITORY, Kind, Limits, origin
 from ci.product import ProductError
-from ci.results import MatrixResult, exit_code
+from ci.results import MatrixResult, exit_code, joined
 from ci.runs import Spread, default_jobs, run_matrix
 from ci.scheduler import SchedulerError
 from ci.store import Store, StoreError, default_store, load
@@ -148,31 +148,32 @@ def run(
 
 
 @main.command()
-@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.argument("files", metavar="[FILE]...", type=click.Path(path_type=Path), nargs=-1)
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML there.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write one self-contained page there.")
 @click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Write a table for the docs there.")
 @click.option("--screenshot", type=click.Path(path_type=Path, dir_okay=False),
               help="Draw the page as PNG there, and dark as ...-dark.png; the Markdown shows it.")
 def report(
-    file: Path | None, junit: Path | None, html: Path | None, markdown: Path | None, screenshot: Path | None
+    files: tuple[Path, ...], junit: Path | None, html: Path | None, markdown: Path | None, screenshot: Path | None
 ) -> None:
     """Show what a run found, for people or for other programs. FILE is what `run` wrote; default: the last run.
 
-    Exit status is that of the run.
+    Several files are parts of one matrix, and of a kernel in two of them the last one counts. Exit status is that of
+    the run.
 
     \b
     Examples:
       python -m ci report
       python -m ci report --junit junit.xml --html report.html
-      python -m ci report /srv/results/matrix.json
+      python -m ci report /srv/results/*/matrix.json
       python -m ci report --markdown docs/kernel-matrix.md --screenshot docs/kernel-matrix.png
     """
     from ci.report import write_html, write_junit, write_markdown, write_screenshot
     from ci.report_screenshot import BrowserError
 
     try:
-        result = load(file or default_store().results)
+        result = joined([load(file) for file in files or (default_store().results,)])
         if junit:
             write_junit(result, junit)
         if html:

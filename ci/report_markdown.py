@@ -51,10 +51,14 @@ def _head(result: MatrixResult) -> str:
     counts = count(result.kernels)
     return _HEAD.format(
         started=_safe(result.started),
-        revision=f", revision {_safe(result.revision)[:12]}" if result.revision else "",
+        revision=f", revision {_safe(_short(result.revision))}" if result.revision else "",
         kernels=len(outcomes), minutes=result.seconds / 60, fields=sum(counts.values()),
         outcomes=", ".join(f"{outcomes.count(outcome)} {outcome.value}" for outcome in Outcome),
         host="\n".join(f"- {_safe(name)}: {_safe(value)}" for name, value in result.host.items()), **counts)
+
+
+def _short(revisions: str) -> str:
+    return ", ".join(revision[:12] for revision in revisions.split(", "))
 
 
 def _cells(kernel: KernelResult) -> list[str]:

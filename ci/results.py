@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -100,6 +100,21 @@ class MatrixResult:
             raise ValueError(f"format {raw['format']!r} is not {FORMAT}")
         kernels = tuple(_kernel(kernel) for kernel in raw["kernels"])
         return cls(raw["started"], raw["seconds"], raw["host"], kernels, raw["revision"])
+
+
+def joined(results: Sequence[MatrixResult]) -> MatrixResult:
+    """Parts of one matrix, run one after the other or each on a machine of its own: of a kernel the last one counts.
+
+    What is not the same in all parts, the machine or the revision, is told as several.
+    """
+    kernels = {kernel.name: kernel for result in results for kernel in result.kernels}
+    host = {key: _each(result.host.get(key) for result in results) or "" for key in results[0].host}
+    return MatrixResult(min(result.started for result in results), sum(result.seconds for result in results), host,
+                        tuple(kernels.values()), _each(result.revision for result in results))
+
+
+def _each(values: Iterable[str | None]) -> str | None:
+    return ", ".join(dict.fromkeys(value for value in values if value)) or None
 
 
 def worst(outcomes: Iterable[Outcome]) -> Outcome:

@@ -136,9 +136,9 @@ def test_list_and_help_name_everything():
         assert "Example" in CliRunner().invoke(cli.main, args).stdout
 
 
-def stored(tmp_path, outcome):
+def stored(tmp_path, outcome, name="5.10"):
     check = Check("boot", outcome, "why")
-    kernels = (KernelResult("5.10", "x86_64", "generic", checks=(check,)),)
+    kernels = (KernelResult(name, "x86_64", "generic", checks=(check,)),)
     save(MatrixResult("2026-11-23T22:00:00+00:00", 60.0, {"machine": "x86_64"}, kernels), Store(tmp_path).results)
     return tmp_path
 
@@ -148,6 +148,16 @@ def test_report_shows_a_run_and_ends_as_it_did(ci, tmp_path, outcome, code):
     result = ci("report", stored(tmp_path, outcome))
     assert result.exit_code == code
     assert "5.10" in result.stdout
+
+
+def test_several_results_are_parts_of_one_matrix(ci, tmp_path):
+    parts = [stored(tmp_path / str(n), outcome, name) for n, (name, outcome) in enumerate(
+        [("5.10", Outcome.FAIL), ("6.1", Outcome.PASS), ("5.10", Outcome.PASS)])]
+    result = ci("report", *parts, "--markdown", tmp_path / "matrix.md")
+    assert result.exit_code == 0
+    told = (tmp_path / "matrix.md").read_text()
+    assert "2 kernels in 3 minutes, 2 pass, 0 fail" in told
+    assert ci("report", *reversed(parts)).exit_code == 1
 
 
 def test_report_of_no_run(ci, tmp_path):
