@@ -82,7 +82,8 @@ def _source(asked: Sequence[tuple[str, str]]) -> str:
     lines += [f"const unsigned int {_SYMBOL}[][2] = {{", '#line 1 "layout.c"']
     for name, path in asked:
         of = f"struct {name.partition('.')[0]}"
-        lines.append(f"{{ offsetof({of}, {path}), sizeof((({of} *)0)->{path}) }},")
+        # Not offsetof: an error in a macro is told where that was defined.
+        lines.append(f"{{ __builtin_offsetof({of}, {path}), sizeof((({of} *)0)->{path}) }},")
     return "\n".join([*lines, "};", ""])
 
 

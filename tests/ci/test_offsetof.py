@@ -24,6 +24,7 @@ def output(tmp_path):
     (tmp_path / "include/net/sock.h").write_text("""
         #pragma once
         #include <stddef.h>
+        #undef offsetof
         struct file { char pad[136]; void *f_inode; };
         struct net { char pad[5]; struct { long x; int inum; } ns; short older; };
         struct tuple { char bytes[40]; };
