@@ -90,7 +90,7 @@ def list_kernels() -> None:
               help="Also the tests marked thorough, of which the kernel decides little: minutes more each.")
 @click.option("--deadline", type=click.FloatRange(min=1), default=900.0, show_default=True, help="Seconds per kernel.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-              help="Results, offset database and logs. Default: matrix in the cache.")
+              help="Results, offset database, recorded guesses and logs. Default: matrix in the cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the guest's console on standard error; with COMMAND only.")
 @click.option("--append", multiple=True, metavar="ARG", help="One more kernel argument; may be repeated.")
