@@ -67,16 +67,22 @@ static __always_inline void establish(void *sk, struct tcp_state *state, u32 acc
 	state->established = 1;
 }
 
-/* One older than us, in use: it was established, by whom is for user space to say. */
-static __always_inline struct tcp_state *find_or_adopt(void *sk, u32 accepted, u32 copied)
+/*
+ * Whether the address is another socket's by now, and neither the end of the one nor the start of the other was seen:
+ * no kprobe runs while its processor is at other BPF work. A closed socket may have given its port back.
+ */
+static __always_inline int is_another(void *sk, const struct tcp_state *state)
 {
-	struct tcp_state *state = find(sk);
+	u16 local_port = 0;
+	u16 remote_port = 0;
 
-	if (!state)
-		return adopt(sk, UNKNOWN, WAS_ESTABLISHED, accepted, copied);
 	if (!(state->flags & WAS_ESTABLISHED))
-		establish(sk, state, accepted, copied);
-	return state;
+		return 0;
+	READ(&local_port, sk, sock_common__skc_num);
+	READ(&remote_port, sk, sock_common__skc_dport);
+	remote_port = __builtin_bswap16(remote_port);
+	return (local_port && local_port != state->tuple.local_port) ||
+	       (remote_port && remote_port != state->tuple.remote_port);
 }
 
 /* Nothing counts before there is a base to count from: its event may not have been seen. */
@@ -206,6 +212,32 @@ static __always_inline void bury(void *sk, struct tcp_state *state)
 	socks.delete(&key);
 }
 
+/* The state of this socket; that of another one before it is buried. */
+static __always_inline struct tcp_state *find_own(void *sk)
+{
+	struct tcp_state *state = find(sk);
+
+	if (!state)
+		return 0;
+	if (is_another(sk, state)) {
+		bury(sk, state);
+		return 0;
+	}
+	return state;
+}
+
+/* One older than us, in use: it was established, by whom is for user space to say. */
+static __always_inline struct tcp_state *find_or_adopt(void *sk, u32 accepted, u32 copied)
+{
+	struct tcp_state *state = find_own(sk);
+
+	if (!state)
+		return adopt(sk, UNKNOWN, WAS_ESTABLISHED, accepted, copied);
+	if (!(state->flags & WAS_ESTABLISHED))
+		establish(sk, state, accepted, copied);
+	return state;
+}
+
 static __always_inline void remember_listener(void *sk)
 {
 	struct tuple tuple = {};
@@ -230,7 +262,7 @@ static __always_inline void on_state(void *sk, int from, int to)
 	}
 	if (from == LISTEN)
 		return;
-	state = find(sk);
+	state = find_own(sk);
 	if (to == SYN_SENT) {
 		if (state)
 			bury(sk, state);
