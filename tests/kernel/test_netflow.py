@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from collector.config import NetflowOptions
-from collector.datasets.netflow import Netflow
+from collector.datasets.netflow import _TCP, Netflow
 from collector.flows import aggregate
 from guessers.namespace import Netns, add_ipv6, in_own_thread, wait_until_bindable
 from kcompat.errors import Unsupported
@@ -24,6 +24,8 @@ from tests.kernel import signs
 
 OPTIONS = NetflowOptions("box", interval_s=1, loopback=True)
 TCP_INFO_SIZE = 160
+# Of struct tcp_state, counted from the member behind written_base.
+REMOTE_PORT, PID = 5, 7
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +273,33 @@ def test_a_connection_older_than_the_collector_is_counted_from_then_on(offsets, 
     assert total(records, "bytes_read") == 300 + 77
     assert total(records, "tcp_established") == 0
     assert total(records, "tcp_closed") == 2
+
+
+def test_what_another_socket_left_at_its_address_is_not_counted_on(netflow):
+    """As it lies there when the end of the one and the start of the other were missed: other ports, other numbers."""
+    def traffic():
+        client, server = pair()
+        client.send(b"x" * 10)
+        server.recv(20)
+        states = netflow._loaded.maps["socks"]
+        for key, value in states.items():
+            birth, written, written_base, *others = _TCP.unpack(value)
+            if others[PID] == os.getpid():
+                others[REMOTE_PORT] ^= 1
+                states.set(key, _TCP.pack(birth, written - 0x10000000, written_base - 0x10000000, *others))
+                changed.append(key)
+        client.send(b"y" * 100)
+        server.recv(200)
+        client.close()
+        server.close()
+        settle()
+        records.extend(own_records(netflow))
+
+    changed, records = [], []
+    in_namespace(traffic)
+    assert len(changed) == 2
+    assert total(records, "bytes_written") == 110
+    assert total(records, "bytes_read") == 110
 
 
 def needs_ipv6():
