@@ -12,7 +12,8 @@ from collector.packet_ring import attach
 _CONNECTOR = 11
 _PROCESSES = 1
 _LISTEN = 1
-_EXEC = 2
+_ACKNOWLEDGED, _EXEC = 0, 2
+_PATIENCE_S = 1.0
 _DONE = 3
 # struct nlmsghdr and struct cn_msg come before the event: what it is, the processor, the time, thread and process.
 _EVENT_AT = 16 + 20
@@ -28,11 +29,14 @@ class ExecEvents:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _CONNECTOR)
         try:
             # Forks and ends of processes, which are most events, do not wake us.
-            attach(self._socket, _only(_EXEC))
-            self._socket.setblocking(False)
+            attach(self._socket, _only(_EXEC, _ACKNOWLEDGED))
             self._socket.bind((0, _PROCESSES))
             body = struct.pack("=IIIIHHI", _PROCESSES, _PROCESSES, 0, 0, 4, 0, _LISTEN)
             self._socket.send(struct.pack("=IHHII", 16 + len(body), _DONE, 0, 0, os.getpid()) + body)
+            # A kernel with connectors but without this one says nothing at all.
+            self._socket.settimeout(_PATIENCE_S)
+            self._socket.recv(4096)
+            self._socket.setblocking(False)
         except BaseException:
             self._socket.close()
             raise
@@ -59,7 +63,8 @@ class ExecEvents:
         self._socket.close()
 
 
-def _only(event: int) -> bytes:
+def _only(one: int, other: int) -> bytes:
     """Classic BPF, which reads in network order what the kernel wrote in its own: load the word, compare, return."""
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in (
-        (0x20, 0, 0, _EVENT_AT), (0x15, 0, 1, socket.htonl(event)), (0x06, 0, 0, 0xFFFF), (0x06, 0, 0, 0)))
+        (0x20, 0, 0, _EVENT_AT), (0x15, 1, 0, socket.htonl(one)), (0x15, 0, 1, socket.htonl(other)),
+        (0x06, 0, 0, 0xFFFF), (0x06, 0, 0, 0)))

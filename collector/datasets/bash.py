@@ -32,7 +32,7 @@ NAME = MEASUREMENT
 SOURCE = Path(__file__).with_name("bash.bpf.c")
 PROGRAM = "uretprobe__readline"
 _POLL_S = 0.2
-# Looking for bashes takes a readlink of every process: never more than this share of the time.
+# Looking for bashes takes a readlink of every process: never more than this share of a processor.
 _SCAN_SHARE = 0.02
 # Longer than the program runs: after it all parts of a line are there.
 _WHOLE_NS = 50_000_000
@@ -121,10 +121,10 @@ class BashLines:
         while not self._stop.is_set():
             try:
                 self._wait()
-                begun_s = time.monotonic()
-                if begun_s >= scan_at_s:
+                if time.monotonic() >= scan_at_s:
+                    begun_s = time.thread_time()
                     self._scan()
-                    scan_at_s = begun_s + (time.monotonic() - begun_s) / _SCAN_SHARE
+                    scan_at_s = time.monotonic() + (time.thread_time() - begun_s) / _SCAN_SHARE
                 with self._lock:
                     self._take()
             except Exception:

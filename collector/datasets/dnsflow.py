@@ -33,7 +33,7 @@ NAME = MEASUREMENT
 _LARGE_RINGS, _LARGE, _SMALL = 2, 256 * BLOCK, 8 * BLOCK
 _MAX_NAMESPACES = 512
 _RESCAN_S = 1.0
-# Looking for namespaces takes a stat of every process: never more than this share of the time.
+# Looking for namespaces takes a stat of every process: never more than this share of a processor.
 _RESCAN_SHARE = 0.01
 # Until every packet of now has been handed over: the kernel's timer of a block runs up to twice.
 _SETTLE_S = 2.5 * RETIRE_MS / 1000
@@ -142,12 +142,12 @@ class Dnsflow:
         home = Netns() if Path("/proc/self/ns/net").exists() else None
         rescan_at_s = 0.0
         while not self._stop.is_set():
-            begun_s = time.monotonic()
-            if begun_s >= rescan_at_s:
+            if time.monotonic() >= rescan_at_s:
+                begun_s = time.thread_time()
                 self._rescan(home)
                 self._ready.set()
-                took_s = time.monotonic() - begun_s
-                rescan_at_s = begun_s + max(_RESCAN_S, took_s / _RESCAN_SHARE)
+                took_s = time.thread_time() - begun_s
+                rescan_at_s = time.monotonic() + max(_RESCAN_S, took_s / _RESCAN_SHARE)
             self._poll.poll(_POLL_S)
             with self._lock:
                 self._drain()

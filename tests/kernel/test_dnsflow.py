@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -39,7 +40,7 @@ def ends(namespaces):
 
 @pytest.fixture
 def short_timeout(monkeypatch):
-    monkeypatch.setattr(dns_exchanges, "TIMEOUT_NS", 10**9)
+    monkeypatch.setattr(dns_exchanges, "TIMEOUT_NS", 3 * 10**9)
 
 
 @contextmanager
@@ -152,16 +153,23 @@ def _entered(manager):
 
 
 def test_what_sleeps_50_ms_reads_50_ms(ends):
+    waited_s = []
+
     def traffic():
         with wires.answering(answer):
-            ask("127.0.0.1", *[("slow.test", 1)] * 3)
+            for _ in range(3):
+                begun_s = time.monotonic()
+                ask("127.0.0.1", ("slow.test", 1))
+                waited_s.append(time.monotonic() - begun_s)
 
     with dnsflow(ends[0]) as running:
         ends[0].run(traffic)
         fields = one(running.flush(1)).fields
 
     assert fields["count"] == 3
-    assert SLEPT_S <= fields["latency"] / 1e9 <= fields["latency_max"] / 1e9 < SLEPT_S + 0.05
+    # Who asked has waited longer than the packets were on their way, by however slow this machine is.
+    assert SLEPT_S <= fields["latency"] / 1e9 <= sum(waited_s) / 3
+    assert SLEPT_S <= fields["latency_max"] / 1e9 <= max(waited_s)
 
 
 def test_no_answer_is_told_when_its_time_is_over(ends, short_timeout):
@@ -172,7 +180,7 @@ def test_no_answer_is_told_when_its_time_is_over(ends, short_timeout):
     with dnsflow(ends[0]) as running:
         ends[0].run(traffic)
         assert counts(running.flush(1)) == {0: 1}
-        time.sleep(1.2)
+        time.sleep(3)
         (record,) = running.flush(2)
 
     assert record.fields == {"rcode": -1, "latency": 0, "latency_max": 0, "count": 1}
@@ -236,7 +244,10 @@ def test_tagged_frames_are_seen_on_both_ends(ends, tags):
 def test_a_bridge_shows_each_query_once(ends):
     """In the namespace of the bridge a packet passes two or three interfaces, and ends in neither of its sockets."""
     with wires.namespace("bridge") as middle, wires.namespace("left") as left:
-        wires.ip("-n", middle.name, "link", "add", "bridge", "type", "bridge")
+        try:
+            wires.ip("-n", middle.name, "link", "add", "bridge", "type", "bridge")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"this kernel has no bridges: {error.stderr.decode().strip()}")
         wires.ip("-n", middle.name, "link", "set", "bridge", "up")
         wires.ip("-n", middle.name, "address", "add", "10.204.0.254/24", "dev", "bridge")
         wires.ip("-n", left.name, "link", "add", "wire", "type", "veth", "peer", "name", "left", "netns", middle.name)
@@ -367,8 +378,9 @@ def test_what_finds_the_ring_full_is_counted(ends):
     with dnsflow(ends[0]) as running:
         with running._lock:  # as if this machine had no time for us
             ends[0].run(traffic)
-        running.flush(1)
+        given_up = counts(running.flush(1))
 
-    assert running.losses["packets"] > 0
-    # Each was a query of its own, waiting now, or its packet was lost, or there was no room.
-    assert len(running._exchanges) + running.losses["packets"] + running.losses["dns queries"] == sent
+    assert running.losses["packets"] > 0 and not given_up - Counter({-1: sent})
+    # Each was a query of its own: waiting now, given up on a slow machine, without room, or its packet was lost.
+    waiting = len(running._exchanges) + given_up[-1] + running.losses["dns queries"]
+    assert waiting + running.losses["packets"] == sent
