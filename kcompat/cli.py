@@ -205,7 +205,7 @@ def render(db: Path | None, dataset: str, dialect: str | None, source: str, vmli
     """The BPF C of DATASET as it would be compiled here, with the offsets of this kernel.
 
     With --dialect it begins with a comment on each program: its size in that kernel, or why it would not load there.
-    Exits with 1 if a kprobe program would not: then that kernel has no such dataset.
+    Exits with 1 if a probe's program would not: then that kernel has no such dataset.
 
     \b
     Examples:
@@ -230,8 +230,8 @@ def render(db: Path | None, dataset: str, dialect: str | None, source: str, vmli
 def compile_ahead(db: Path | None, machine: str | None, as_json: bool) -> None:
     """Compile what guess and collect load, before it is needed: also for kernels that run elsewhere. Needs root.
 
-    The guess's program is one for all kernels of a machine type. Collect's is compiled for each kernel in the
-    database, and kernels whose fields lie at the same places share it. The objects go to $KCOMPAT_CACHE/bpf, and a
+    The guess's and bash's programs are one for all kernels of a machine type. netflow's is compiled for each kernel in
+    the database, and kernels whose fields lie at the same places share it. The objects go to $KCOMPAT_CACHE/bpf, and a
     machine that has them there, owned by who runs kcompat, needs neither bcc nor LLVM. Exits with 1 if the database
     does not know enough of a kernel.
 

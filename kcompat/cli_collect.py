@@ -42,9 +42,9 @@ def _offsets(request: Request, datasets: tuple[str, ...]) -> tuple[Kernel, Offse
 
 
 def rendered_for(dialect: str, source: str) -> tuple[str, bool]:
-    """The C of `rendered` under a comment on how each program fares in an old kernel; and whether the kprobes do.
+    """The C of `rendered` under a comment on how each program fares in an old kernel; and whether the probes do.
 
-    Kprobes are the hooks every dialect has: where one of their programs is refused, there is no dataset.
+    Probes are the hooks every dialect has: where one of their programs is refused, there is no dataset.
     """
     fits = check(compile_source(source), dialect)
     loads = sum(fit.loads for fit in fits)
@@ -54,7 +54,7 @@ def rendered_for(dialect: str, source: str) -> tuple[str, bool]:
         lines.append(f" * {fit.program}: {what}")
     helpers = sorted({helper for fit in fits if fit.loads for helper in fit.helpers})
     lines += [" *", *(f" * {line}" for line in textwrap.wrap(f"helpers: {', '.join(helpers)}", 100)), " */", ""]
-    return "\n".join(lines) + source, all(fit.loads for fit in fits if fit.program.startswith(("kprobe", "kretprobe")))
+    return "\n".join(lines) + source, all(fit.loads for fit in fits if not fit.program.startswith("rawtp"))
 
 
 def run(request: Request, nodename: str, *, datasets: tuple[str, ...], interval: float, duration: float | None,

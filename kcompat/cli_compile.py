@@ -23,7 +23,7 @@ from offset_db.resolver import DatabaseResolver
 
 @dataclass(slots=True)
 class Program:
-    """One source, compiled or refused, and the kernels that load it; the guess's is for every kernel."""
+    """One source, compiled or refused, and the kernels that load it; none named is every kernel."""
 
     name: str
     kernels: list[str]
@@ -36,14 +36,18 @@ class Program:
 def compile_all(db_path: Path | None, machine: str | None) -> list[Program]:
     """The guess's program, and each dataset's for every kernel of the database that is of this machine type.
 
-    Kernels whose fields lie at the same places share a program. The sources are those of `kcompat collect` with its
-    default options: another --ephemeral-port is another program.
+    What reads no field is one for all kernels, as the guess's is; of the rest, kernels whose fields lie at the same
+    places share a program. The sources are those of `kcompat collect` with its default options: another
+    --ephemeral-port is another program.
     """
     machine = machine or platform.machine()
     programs = {memory.source(machine): Program("guess", [])}
+    for dataset in pipeline.programmed():
+        if not pipeline.wanted((dataset,)):
+            programs[pipeline.render(dataset, Offsets(), NetflowOptions("any"))] = Program(dataset, [])
     refused = []
     for kernel, offsets in _remembered(db_path, machine):
-        for dataset in pipeline.programmed():
+        for dataset in filter(lambda name: pipeline.wanted((name,)), pipeline.programmed()):
             try:
                 source = pipeline.render(dataset, offsets, NetflowOptions("any"))
             except UnknownField as error:
@@ -80,7 +84,7 @@ def programs_json(programs: list[Program]) -> str:
 def programs_text(programs: list[Program]) -> str:
     lines = []
     for program in programs:
-        whose = ", ".join(program.kernels) if program.name != "guess" else "every kernel"
+        whose = ", ".join(program.kernels) or "every kernel"
         how = program.reason or ("was there" if program.cached else f"compiled in {program.seconds:.1f} s")
         lines.append(f"{program.name} for {whose}: {how}\n")
     return "".join(lines) + f"objects are in {cache_dir()}\n"
