@@ -13,14 +13,14 @@ from ci.product import ProductError, kcompat
 
 def test_files_are_unpacked_as_they_were(tmp_path):
     files = {f"{tmp_path}/a/one": b"\0\xffEND\n" * 999, f"{tmp_path}/two": b""}
-    script = guest_script(Job(("true",), tmp_path, 1.0, files=files), "nonce", "", f"{tmp_path}/port")
+    script = guest_script(Job(("true",), tmp_path, 1.0, files=files), "nonce", f"{tmp_path}/port")
     unpacking = script[script.index("base64"):script.index("\nEND\n") + 5]
     subprocess.run(["sh", "-eu"], input=unpacking.encode(), check=True, timeout=60)
     assert {path: Path(path).read_bytes() for path in files} == files
 
 
 def test_no_files_no_unpacking():
-    assert "base64" not in guest_script(Job(("true",), "/", 1.0), "nonce", "", "/dev/null")
+    assert "base64" not in guest_script(Job(("true",), "/", 1.0), "nonce", "/dev/null")
 
 
 def test_an_image_that_is_none_is_left_to_the_guest_and_said(tmp_path):
