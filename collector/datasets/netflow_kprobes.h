@@ -26,7 +26,7 @@ static __always_inline void *end_call(void)
 static __always_inline int know_before_call(void *sk)
 {
 	u8 state = 0;
-	struct tcp_state *known = find(sk);
+	struct tcp_state *known = find_own(sk);
 
 	if (known && known->flags & WAS_ESTABLISHED)
 		return 1;

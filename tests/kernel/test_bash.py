@@ -201,6 +201,7 @@ def test_a_container_has_its_own_bash_and_its_own_users(bash_lines, container):
         time.sleep(0.05)
 
 
+@pytest.mark.thorough
 def test_a_bash_that_is_replaced_while_it_runs_is_still_seen(tmp_path):
     copy = tmp_path / "bash"
     shutil.copy(BASH, copy)
