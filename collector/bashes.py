@@ -50,7 +50,7 @@ def look(pid: int, proc: Path = Path("/proc")) -> Bash | None:
     """The process, if it is there and runs a bash."""
     with suppress(OSError):
         if is_bash(program_of(pid, proc)):
-            return Bash(pid, _id(f"{proc}/{pid}/exe"), _id(f"{proc}/{pid}/root"))
+            return Bash(pid, file_id(f"{proc}/{pid}/exe"), file_id(f"{proc}/{pid}/root"))
     return None
 
 
@@ -70,14 +70,14 @@ def target(pid: int, proc: Path = Path("/proc")) -> Target:
     Raises KcompatError when it does so nowhere that can be found, OSError when the process has ended.
     """
     program = f"{proc}/{pid}/exe"
-    file = _id(program)
+    file = file_id(program)
     if (offset := _offset(program)) is not None:
         return Target(file, program, offset)
     for line in (proc / str(pid) / "maps").read_text(errors="surrogateescape").splitlines():
         if match := _MAPPED.match(line.removesuffix(_DELETED)):
             library = f"{proc}/{pid}/map_files/{match[1]}"
             if (offset := _offset(library)) is not None:
-                return Target(_id(library), library, offset)
+                return Target(file_id(library), library, offset)
     raise KcompatError(f"{program_of(pid, proc)} of process {pid} has no {FUNCTION}(), nor a libreadline that has")
 
 
@@ -85,6 +85,7 @@ def _offset(path: str) -> int | None:
     return function_offset(Elf(open_file(Path(path)), Path(path)), FUNCTION)
 
 
-def _id(path: str) -> FileId:
+def file_id(path: str) -> FileId:
+    """Raises OSError."""
     found = Path(path).stat()
     return found.st_dev, found.st_ino

@@ -11,6 +11,8 @@ from collector.config import NetflowOptions
 from collector.datasets.netflow_hooks import BACKENDS, Backend
 from collector.enrich.domains import Domains
 from collector.record import Record
+from kcompat import probe
+from kcompat.errors import Missing, Unsupported
 from kcompat.fields import Field
 from kcompat.offsets import Offsets
 
@@ -45,6 +47,16 @@ class Running(Protocol):
         """Everything since the last flush, once; `time_ns` since the epoch stamps what has no time of its own."""
 
     def close(self) -> None: ...
+
+
+def require(name: str, trial: Callable[[], str]) -> None:
+    """Raises Missing or Unsupported where a trial of kcompat.probe shows that the dataset cannot run."""
+    try:
+        trial()
+    except probe.Denied as error:
+        raise Missing(f"{name} is off: {error.strerror}: run it with sudo") from error
+    except OSError as error:
+        raise Unsupported(f"{name} is off: {error.strerror}") from error
 
 
 def no_fields() -> Sequence[Field]:

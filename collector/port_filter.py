@@ -126,6 +126,15 @@ def _v4(a: _Assembler) -> None:
     a.add(_JUMP, to="ports")
 
 
+def _skip_by_length(a: _Assembler, more: int, shift: int) -> None:
+    """Keeps the number of the next header, and leaves this one's size: its length byte and `more`, shifted."""
+    a.add(_LD_BYTE_X, 0)
+    a.add(_ST, 0)
+    a.add(_LD_BYTE_X, 1)
+    a.add(_ADD, more)
+    a.add(_LSH, shift)
+
+
 def _v6(a: _Assembler) -> None:
     """The same; memory slot 0 keeps the number of the next header while its place is worked out."""
     a.label("v6")
@@ -157,18 +166,10 @@ def _v6(a: _Assembler) -> None:
         a.add(_LD_CONSTANT, 8)
         a.add(_JUMP, to=here("next"))
         a.label(here("authentication"))
-        a.add(_LD_BYTE_X, 0)
-        a.add(_ST, 0)
-        a.add(_LD_BYTE_X, 1)
-        a.add(_ADD, 2)
-        a.add(_LSH, 2)
+        _skip_by_length(a, 2, 2)
         a.add(_JUMP, to=here("next"))
         a.label(here("skip"))
-        a.add(_LD_BYTE_X, 0)
-        a.add(_ST, 0)
-        a.add(_LD_BYTE_X, 1)
-        a.add(_ADD, 1)
-        a.add(_LSH, 3)
+        _skip_by_length(a, 1, 3)
         a.label(here("next"))
         a.add(_ADD_X)
         a.add(_TAX)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dc_field
 
-from guessers.pointers import behind, places_of, shared
+from guessers.pointers import behind, places_of, shared, word
 from guessers.search import Found, Sample, by_chance, exchanged, pointers
 from guessers.sockets import (
     F_INODE,
@@ -112,7 +112,7 @@ class Memory:
 
     def pointer(self, address: int, size: int, at: int) -> int:
         """The pointer at `at` of an object of that size; 0 where there is none."""
-        return _word(self.window(address, size), at)
+        return word(self.window(address, size), at)
 
 
 class Ways:
@@ -120,7 +120,7 @@ class Ways:
 
     def __init__(self, walk: Walk) -> None:
         self._lowest = walk.lowest
-        self._files = {at: _word(walk.after, at)
+        self._files = {at: word(walk.after, at)
                        for at in flipped(walk.before, walk.again, walk.after, walk.lowest)}
         self._seen: dict[int, bytes] = {}
         self.found: set[Way] | None = None
@@ -142,7 +142,7 @@ class Ways:
             window = memory.window(address, _FILES_SIZE)
             for at in pointers([window], len(window), self._lowest) if files in self._seen else ():
                 if window[at:at + 8] != self._seen[files][at:at + 8]:
-                    fdtable = memory.window(_word(window, at), TABLE_SIZE)
+                    fdtable = memory.window(word(window, at), TABLE_SIZE)
                     for way in self._through(memory, files, at, fdtable, table.sockets):
                         leads[way] = fdtable
                     null |= set(self._through(memory, files, at, fdtable, others))
@@ -158,7 +158,7 @@ class Ways:
         for at in pointers([fdtable], _FDTABLE_END, self._lowest):
             self.tried += 1
             found += [Way(files, fdt, at, back) for back in shared(
-                _backs(memory, _word(fdtable, at), fd, sock) for fd, sock in sockets.items())]
+                _backs(memory, word(fdtable, at), fd, sock) for fd, sock in sockets.items())]
         return found
 
 
@@ -206,7 +206,7 @@ def follow(files: Files, way: Way) -> tuple[bytes, list[OurSocket | None]]:
     memory = Memory(files.tape.read, files.walks[0].lowest)
     table = memory.window(memory.pointer(memory.pointer(files.task, files.task_size, way.files), _FILES_SIZE, way.fdt),
                           TABLE_SIZE)
-    array = _word(table, way.fd)
+    array = word(table, way.fd)
     ours: list[OurSocket | None] = []
     for end in files.ends:
         file = memory.pointer(array + 8 * end.descriptor, 8, 0)
@@ -232,7 +232,3 @@ def conclude_files(files: Files) -> tuple[list[Found], dict[str, list[Sample]]]:
             samples["socket"] = [cut(sample, end) for sample in whole]
             found += [inode, search_ops(ours, samples["socket"])]
     return found, samples
-
-
-def _word(window: bytes, at: int) -> int:
-    return int.from_bytes(window[at:at + 8], "little")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from guessers.pointers import shared
+from guessers.pointers import shared, word
 from guessers.search import Found, Sample, exchanged, search
 from kcompat.fields import Field, find
 
@@ -73,7 +73,7 @@ class Messages:
 def near(seen: Iterable[Seen]) -> set[int]:
     """Where all of them hold a pointer to something on their own stack."""
     return shared({at for at in range(0, len(s.data) - 7, 8)
-                   if abs(_word(s.data, at) - s.address) < _NEAR and not _word(s.data, at) % 8}
+                   if abs(word(s.data, at) - s.address) < _NEAR and not word(s.data, at) % 8}
                   for s in seen)
 
 
@@ -168,7 +168,3 @@ def _evidence(samples: int, distinct: int, trail: list[int], expected: float, nu
     return {"samples": samples, "held_out": 0, "distinct_values": distinct, "candidates_by_sample": trail,
             "refuted_by_held_out": [], "expected_false_positives": expected, "null_survivors": null, "method": method,
             "chance": chance}
-
-
-def _word(window: bytes, at: int) -> int:
-    return int.from_bytes(window[at:at + 8], "little")

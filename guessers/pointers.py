@@ -96,7 +96,7 @@ def parted(windows: Sequence[bytes], groups: Sequence[G], at: int) -> dict[G, in
     """The word at `at` of each group, if it is the same throughout the group and another one in every other."""
     leads: dict[G, int] = {}
     for window, group in zip(windows, groups, strict=True):
-        if leads.setdefault(group, _word(window, at)) != _word(window, at):
+        if leads.setdefault(group, word(window, at)) != word(window, at):
             return None
     return leads if len(set(leads.values())) == len(leads) else None
 
@@ -108,7 +108,7 @@ def leads_to_socket(sock: SockSample, at: int, read: Reader) -> bool:
 
 def leads_to_netns(sock: SockSample, at: int, inum: int | None, read: Reader) -> bool:
     """Whether the pointer at `at` leads to something that holds this socket's namespace number, at `inum` if given."""
-    places = _inode_places(_word(sock.sample.window, at), sock.netns, read, lowest_pointer(sock.address))
+    places = _inode_places(word(sock.sample.window, at), sock.netns, read, lowest_pointer(sock.address))
     return bool(places) if inum is None else inum in places
 
 
@@ -125,7 +125,7 @@ def _socket_proofs(sock: SockSample, at: int, read: Reader, lowest: int,
                    of: SockSample | None = None) -> set[tuple[int, int]]:
     """Where, behind the pointer at `at`, the sock and the inode stand: its own, or those of another one."""
     of = of or sock
-    target = behind(_word(sock.sample.window, at), _SOCKET_WINDOW, read, lowest)
+    target = behind(word(sock.sample.window, at), _SOCKET_WINDOW, read, lowest)
     backs = places_of(target, of.address.to_bytes(8, "little"), 8)
     inodes = places_of(target, of.inode.to_bytes(8, "little"), 8)
     return {(b, i) for b in backs for i in inodes if b < i}
@@ -165,7 +165,8 @@ def shared(sets: Iterable[set[T]]) -> set[T]:
     return common or set()
 
 
-def _word(window: bytes, at: int) -> int:
+def word(window: bytes, at: int) -> int:
+    """The eight bytes at `at` as a number, such as a pointer."""
     return int.from_bytes(window[at:at + 8], "little")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from guessers.pointers import parted, places_of, shared
+from guessers.pointers import parted, places_of, shared, word
 from guessers.search import Found, Sample, by_chance, chance_of_pattern, exchanged, pointers
 from guessers.tape import Reader
 from kcompat.fields import find
@@ -68,7 +68,7 @@ def search_inode(ours: Sequence[OurSocket], sockets: Sequence[Sample], files: Se
 
     def distance(at: int, sockets: Sequence[int]) -> int:
         """How far behind all of these sockets the pointer at `at` leads; 0 if not equally far, or past the number."""
-        found = {_word(f.window, at) - socket for f, socket in zip(files, sockets, strict=False)}
+        found = {word(f.window, at) - socket for f, socket in zip(files, sockets, strict=False)}
         return one if len(found) == 1 and 0 < (one := found.pop()) <= max(numbers) else 0
 
     leads: dict[int, list[int]] = {}
@@ -109,7 +109,3 @@ def evidence_of(samples: int, trail: list[int], expected: float, null: int, meth
     return {"samples": samples, "held_out": 0, "distinct_values": samples, "candidates_by_sample": trail,
             "refuted_by_held_out": [], "expected_false_positives": expected, "null_survivors": null, "method": method,
             "chance": chance}
-
-
-def _word(window: bytes, at: int) -> int:
-    return int.from_bytes(window[at:at + 8], "little")

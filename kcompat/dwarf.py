@@ -15,7 +15,7 @@ from kcompat.dwarf_units import Unit, Units
 from kcompat.elf import Elf, open_file
 from kcompat.errors import BadInput, KcompatError, Missing
 from kcompat.fields import Field, structs
-from kcompat.kernel import Kernel
+from kcompat.kernel import BANNER, Kernel
 from kcompat.layout import Struct, offset_of
 from kcompat.offsets import Offset
 
@@ -23,7 +23,6 @@ from kcompat.offsets import Offset
 _MAX_WALKED = 2 << 20
 # In the vermagic string of a kernel whose structs are shuffled, and of its modules (include/linux/vermagic.h).
 _RANDSTRUCT = re.compile(rb"RANDSTRUCT_(?:PLUGIN_)?[0-9a-f]{16}")
-_BANNER = re.compile(rb"Linux version \d[^\0\n]*")
 _STRINGS = (".rodata", ".modinfo")
 SHUFFLED = ("this kernel's structs were shuffled by GCC's RANDSTRUCT plugin, and GCC's debug information has the order "
             "of the source: only a guess on the running kernel can tell")
@@ -44,8 +43,9 @@ class DwarfResolver:
         Of a kernel that GCC's RANDSTRUCT plugin has shuffled nothing is known: that BTF is not made of its DWARF
         (``depends on !GCC_PLUGIN_RANDSTRUCT``, lib/Kconfig.debug) has the same reason. Clang's DWARF is right.
         """
-        found = load(self._path, structs(wanted))
-        if _shuffled_by_gcc(Elf(open_file(self._path), self._path)):
+        elf = _opened(self._path)
+        found = _search(elf, structs(wanted))
+        if _shuffled_by_gcc(elf):
             return [Offset.unknown(f, self.name, SHUFFLED) for f in wanted]
         return [offset_of(f, found.get(f.struct), self.name) for f in wanted]
 
@@ -55,10 +55,19 @@ def load(path: Path, names: Iterable[str]) -> dict[str, Struct]:
 
     Raises Missing when there is no such file, BadInput for anything that is not ELF with whole DWARF.
     """
+    return _search(_opened(path), names)
+
+
+def _opened(path: Path) -> Elf:
     if not path.exists():
         raise Missing(f"{path} does not exist: give a vmlinux, a .ko or a .o with debug information")
     elf = Elf(open_file(path), path)
     _refuse_what_lies_elsewhere(elf)
+    return elf
+
+
+def _search(elf: Elf, names: Iterable[str]) -> dict[str, Struct]:
+    path = elf.path
     try:
         with path.open("rb") as file:
             return _Search(Sections(elf, file.fileno())).structs(names)
@@ -77,7 +86,7 @@ def _shuffled_by_gcc(elf: Elf) -> bool:
         hits = (pattern.search(elf.data, s.offset, s.offset + s.size) for s in sections)
         return next((hit[0] for hit in hits if hit), None)
 
-    return said(_RANDSTRUCT) is not None and b"clang version" not in (said(_BANNER) or b"")
+    return said(_RANDSTRUCT) is not None and b"clang version" not in (said(BANNER) or b"")
 
 
 def _refuse_what_lies_elsewhere(elf: Elf) -> None:

@@ -17,7 +17,8 @@ NOTES = Path("/sys/kernel/notes")
 _NT_GNU_BUILD_ID = 3
 _SHT_PROGBITS, _SHT_NOTE = 1, 7
 _SHF_ALLOC = 2
-_BANNER = re.compile(rb"Linux version (\d+\.\d\S*) \([^\0\n]*")
+# What /proc/version shows too; its first group is the release.
+BANNER = re.compile(rb"Linux version (\d+\.\d\S*) \([^\0\n]*")
 _BTF_MAGICS = (b"\x9f\xeb", b"\xeb\x9f")
 
 # (e_machine, bits, byte order) of elf(5) -> what uname(2) calls it.
@@ -72,7 +73,7 @@ class Kernel:
         build_id = next(filter(None, notes), None)
         # Only what is loaded: .debug_str and .comment may hold banners of other kernels.
         loaded = (s for s in elf.sections if s.kind == _SHT_PROGBITS and s.flags & _SHF_ALLOC)
-        banners = [m for s in loaded for m in _BANNER.finditer(data, s.offset, s.offset + s.size)]
+        banners = [m for s in loaded for m in BANNER.finditer(data, s.offset, s.offset + s.size)]
         if not banners:
             raise BadInput(path, "no kernel: it holds no \"Linux version\" banner")
         # Since 6.1 an overridden one without build number ("# SMP") is left in vmlinux (kernel commit 2df8220cc511).

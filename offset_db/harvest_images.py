@@ -7,13 +7,12 @@ import struct
 from collections.abc import Iterator
 
 from kcompat.elf import MAGIC as ELF_MAGIC
-from kcompat.kernel import build_id_of_notes
+from kcompat.kernel import BANNER, build_id_of_notes
 from offset_db.harvest_unpack import MAGICS
 
 _BZIMAGE_PROTOCOL = 0x208  # the first whose header says where the payload is, Linux 2.6.26
 _MAX_TRIES = 64
 _MAX_VDSO = 1 << 20
-_BANNER = re.compile(rb"Linux version (\d+\.\d\S*) \([^\0\n]*")
 _BUILD_ID_NOTE = struct.pack("<III", 4, 20, 3) + b"GNU\0"
 
 
@@ -67,7 +66,7 @@ def btf_within(image: bytes) -> bytes | None:
 
 def banner_within(image: bytes) -> tuple[str, str] | None:
     """(release, banner) of a bare image."""
-    found = list(_BANNER.finditer(image))
+    found = list(BANNER.finditer(image))
     best = next((m for m in found if re.search(rb" #\d", m[0])), found[0] if found else None)
     return (best[1].decode("latin-1"), best[0].decode("latin-1").strip()) if best else None
 

@@ -15,14 +15,14 @@ from collector import bashes
 from collector.bashes import Bash, FileId
 from collector.command_lines import MEASUREMENT, Typed, assemble, record
 from collector.config import NetflowOptions
-from collector.dataset import Dataset, Setup
+from collector.dataset import Dataset, Setup, require
 from collector.enrich.users import Users
 from collector.exec_events import ExecEvents
 from collector.record import Record
 from kcompat import probe, template
 from kcompat.attach import Attachment
 from kcompat.bpf import compile_cached
-from kcompat.errors import KcompatError, Missing, Unsupported
+from kcompat.errors import KcompatError
 from kcompat.load import Loaded
 from kcompat.offsets import Offsets
 
@@ -55,12 +55,7 @@ class BashLines:
         self._host = setup.options.host
         self.left_out: Counter[str] = Counter()
         self._lost: Counter[str] = Counter()
-        try:
-            probe.uprobe()
-        except probe.Denied as error:
-            raise Missing(f"{NAME} is off: {error.strerror}: run it with sudo") from error
-        except OSError as error:
-            raise Unsupported(f"{NAME} is off: {error.strerror}") from error
+        require(NAME, probe.uprobe)
         compiled, _ = compile_cached(render(setup.offsets, setup.options))
         self._loaded = Loaded(compiled, setup.version_code)
         self._attached: dict[FileId, Attachment] = {}
@@ -207,8 +202,7 @@ class BashLines:
         if bash := self._bashes.get(pid):
             return bash.root
         with suppress(OSError):
-            found = Path(f"/proc/{pid}/root").stat()
-            return found.st_dev, found.st_ino
+            return bashes.file_id(f"/proc/{pid}/root")
         return None if self._roots - {self._users.here} else self._users.here
 
     def _is_bash(self, line: Typed) -> bool:

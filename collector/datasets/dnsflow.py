@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from collector.dataset import Dataset, Setup
+from collector.dataset import Dataset, Setup, require
 from collector.dns_exchanges import PORT, Exchange, Exchanges
 from collector.dns_flows import MEASUREMENT, DnsFlows
 from collector.namespaces import ONLY, doors
@@ -24,7 +24,7 @@ from collector.record import Record
 from collector.routes import Routes
 from guessers.namespace import Netns, enter
 from kcompat import probe
-from kcompat.errors import KcompatError, Missing, Unsupported
+from kcompat.errors import KcompatError, Unsupported
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +72,7 @@ class Dnsflow:
 
     def __init__(self, setup: Setup, only: Iterable[int] | None = None) -> None:
         """`only` these namespaces, by number. Raises Missing or Unsupported where there are no packet sockets."""
-        try:
-            probe.packet_socket()
-        except probe.Denied as error:
-            raise Missing(f"{NAME} is off: {error.strerror}: run it with sudo") from error
-        except OSError as error:
-            raise Unsupported(f"{NAME} is off: {error.strerror}") from error
+        require(NAME, probe.packet_socket)
         self._domains = setup.domains
         self._only = None if only is None else set(only)
         self._code = port_filter(PORT)

@@ -6,9 +6,8 @@ import os
 import pwd
 import stat
 from functools import lru_cache
-from pathlib import Path
 
-from collector.bashes import FileId
+from collector.bashes import FileId, file_id
 
 _LONGEST_FILE = 1 << 20
 
@@ -17,8 +16,7 @@ class Users:
     """Answers (user, process, its root) with a name, or the number where there is none."""
 
     def __init__(self) -> None:
-        root = Path("/").stat()
-        self.here = root.st_dev, root.st_ino
+        self.here = file_id("/")
         """Our own root."""
 
     def name(self, uid: int, pid: int, root: FileId | None) -> str:
