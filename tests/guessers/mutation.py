@@ -8,6 +8,12 @@ from kcompat.fields import find
 NET, SOCKET, PRIVATE, FILES, FDT = map(find, ("skc_net", "sk_socket", "private_data", "task_struct.files",
                                               "files_struct.fdt"))
 TUPLES = tuple(map(find, ("tuplehash0.tuple", "tuplehash1.tuple")))
+ITER = find("msghdr.msg_iter")
+
+
+def whole(field):
+    """How many bytes have to stay together for the field to be one: an iov_iter is wherever its first byte is."""
+    return 1 if field is ITER else min(field.widths)
 
 
 class Shift:
@@ -57,8 +63,12 @@ def moved(recording, base, truth, shift):
         haul = replace(haul, packets=[replace(p, behind=tuple(
             (to, data) for at, data in p.behind if (to := shift.place(at, 8)) is not None)) for p in haul.packets])
     if base == "msghdr" and haul.messages:
-        haul = replace(haul, messages=replace(haul.messages, followed=[
-            replace(s, followed=to) for s in haul.messages.followed if (to := shift.place(s.followed, 8)) is not None]))
+        haul = replace(haul, messages=replace(
+            haul.messages,
+            followed=[replace(s, followed=to) for s in haul.messages.followed
+                      if (to := shift.place(s.followed, 8)) is not None],
+            received=[replace(r, iterators=tuple(r.address + shift.place(i - r.address, 1) for i in r.iterators))
+                      for r in haul.messages.received]))
     return replace(recording, haul=haul)
 
 

@@ -14,7 +14,7 @@ from guessers.search import alignment
 from kcompat.fields import CATALOGUE, find
 from kcompat.offsets import State
 from tests.guessers import corpus
-from tests.guessers.mutation import Shift, Swaps, changed, moved
+from tests.guessers.mutation import Shift, Swaps, changed, moved, whole
 
 LED = {find(name) for name in ("sk_buff.head", "msghdr.msg_name", "msghdr.msg_iter", "msghdr.msg_iter.iov")}
 recording = cache(corpus.recording)
@@ -45,7 +45,7 @@ def test_a_field_that_moved_is_followed_or_not_told(name, by):
         shift = Shift(place, max(field.widths), by)
         now = solved(moved(recording(name), field.base, at, shift))
         wrong = {f.name: (offset, at.get(f)) for f, offset in now.items()
-                 if offset != (shift.place(at[f], min(f.widths)) if f.base == field.base else at[f])}
+                 if offset != (shift.place(at[f], whole(f)) if f.base == field.base else at[f])}
         assert not wrong, f"{field} moved by {by}"
         followed |= {field} & now.keys()
     # A member that must be aligned to 8 is not looked for elsewhere; nor is one that would part what is one member.
@@ -65,7 +65,7 @@ def test_whatever_changes_places_in_an_object_is_found_where_it_is_now(proved, r
     swaps = Swaps([(a * w, b * w, w) for w, a, b in blocks])
     now = solved(moved(recording(name), field.base, at, swaps))
     wrong = {f.name: (offset, place) for f, offset in now.items()
-             if (place := swaps.place(at[f], f.width) if f.base == field.base else at[f]) not in (offset, None)}
+             if (place := swaps.place(at[f], whole(f)) if f.base == field.base else at[f]) not in (offset, None)}
     assert not wrong
 
 

@@ -63,7 +63,7 @@ def test_masked_there_is_no_address_and_the_same_answer(name):
 def addresses(data):
     """Every number that could be an address of a 4-level kernel, at every place a pointer can stand."""
     text = lzma.decompress(data).decode()
-    found = {int(number) for number in re.findall(r"\d{18,}", text)}
+    found = {int(number) for number in re.findall(r"(?<![\da-f])\d{18,20}(?![\da-f])", text)}
     for code in map(bytes.fromhex, re.findall('"((?:[0-9a-f]{16})+)(?:[0-9a-f]{2})*"', text)):
         found |= {word for word, in struct.iter_unpack("<Q", code)}
     return {one for one in found if is_pointer(one, FOUR_LEVELS + 1) and one >> 31 != 0x1_FFFF_FFFE}
