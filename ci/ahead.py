@@ -59,13 +59,20 @@ def _programs(kernel: Path, machine: str, database: Path, objects: Path) -> Iter
 
 
 def _tests(kernel: Path, machine: str, database: Path, objects: Path) -> Iterable[Path]:
-    command = [sys.executable, "-m", "tests.kernel.ahead", machine, str(database)]
+    """What pytest makes of the tests' modules lies beside them in the repository, which the guest is given."""
+    _python("pytest", "--collect-only", "--quiet", "-p", "no:cacheprovider", "tests/kernel", objects=objects)
+    made = _python("tests.kernel.ahead", machine, str(database), objects=objects)
+    return [Path(line) for line in made.splitlines()]
+
+
+def _python(module: str, *arguments: str, objects: Path) -> str:
+    environment = {**os.environ, "KCOMPAT_CACHE": str(objects), "PYTHONDONTWRITEBYTECODE": ""}
     try:
-        done = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "KCOMPAT_CACHE": str(objects)},
+        done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=REPOSITORY, env=environment,
                               stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
                               timeout=DEADLINE_S)
     except subprocess.TimeoutExpired as error:
-        raise ProductError(f"tests.kernel.ahead did not end within {DEADLINE_S:.0f} s") from error
+        raise ProductError(f"{module} did not end within {DEADLINE_S:.0f} s") from error
     if done.returncode:
-        raise ProductError(next(iter(last_lines(done.stderr, 1)), "tests.kernel.ahead said nothing"))
-    return [Path(line) for line in done.stdout.splitlines()]
+        raise ProductError(next(iter(last_lines(done.stderr, 1)), f"{module} said nothing"))
+    return done.stdout
