@@ -1,13 +1,26 @@
-"""What a user may set for the datasets, checked once, with messages that name the value that was wrong."""
+"""Every key a user may set for the collector, each in one place: its name, type, bounds, default, and what it does."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Interval, MinLen
 
 from collector.addresses import Cidr
 from kcompat.errors import KcompatError
+
+if TYPE_CHECKING:
+    from pydantic_core.core_schema import CoreSchema
+
+# How a key is added: a line in `Options` or in a section of it, annotated with its bounds and, last, what it does.
+# From there it has its place in the TOML file, in `kcompat config sample`, in the environment and after --set, and
+# pydantic, which is loaded only to read what a user wrote, checks it.
 
 SHORTEST_INTERVAL_S = 1
 LONGEST_INTERVAL_S = 30 * 60
@@ -15,6 +28,29 @@ DIRECTIONS = ("incoming", "outgoing")
 # The kernel's comm keeps 15 bytes of a name (TASK_COMM_LEN less the NUL).
 _COMM_BYTES = 15
 _EXCLUSION_KINDS = "cidr=NETWORK, port=NUMBER, process=NAME, direction=incoming|outgoing"
+# For every section: a key that does not exist is a mistake.
+FORBID = {"extra": "forbid"}
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """For a key whose default is nothing, or this machine's own: what the sample shows, commented out."""
+
+    value: Any
+
+
+class Restart:
+    """Marks a key that a running collector cannot take over: it is for the next start."""
+
+
+class Duration:
+    """A number of seconds, or text with units as DataKit writes it: `90`, `"90s"`, `"1m30s"`."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(seconds, handler(source))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,30 +89,72 @@ class Exclusions:
                     raise _bad_rule(rule, f"expected one of {_EXCLUSION_KINDS}")
         return cls(tuple(cidrs), frozenset(ports), frozenset(processes), frozenset(directions))
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        def parsed(rules: list[str]) -> Exclusions:
+            try:
+                return cls.parse(rules)
+            except KcompatError as error:
+                raise ValueError(str(error)) from None
+
+        return core_schema.no_info_after_validator_function(parsed, core_schema.list_schema(core_schema.str_schema()))
+
 
 @dataclass(frozen=True, slots=True)
-class NetflowOptions:
-    """`ephemeral_port` is where client ports turn into `*`; `max_flows` bounds the points of one interval."""
+class OffsetSources:
+    """Where the offsets of this kernel's fields come from."""
 
-    host: str
-    interval_s: float = 60
-    ephemeral_port: int = 32768
-    loopback: bool = False
-    exclude: Exclusions = Exclusions()
-    max_flows: int = 1 << 16
-    dns_queries: bool = False
-    """Whether dnsflow tells names and types apart."""
+    __pydantic_config__ = FORBID
 
-    def __post_init__(self) -> None:
-        if not self.host:
-            raise KcompatError("the host name is empty")
-        if not SHORTEST_INTERVAL_S <= self.interval_s <= LONGEST_INTERVAL_S:
-            raise KcompatError(f"interval of {self.interval_s} s: "
-                               f"must be {SHORTEST_INTERVAL_S} s to {LONGEST_INTERVAL_S} s (30 minutes)")
-        if not 0 <= self.ephemeral_port <= 0xFFFF:
-            raise KcompatError(f"ephemeral port {self.ephemeral_port}: must be 0 to 65535")
-        if self.max_flows < 1:
-            raise KcompatError(f"at most {self.max_flows} flows an interval: must be 1 or more")
+    source: Annotated[Literal["auto", "db", "btf", "dwarf", "guess"], Restart,
+                      "auto asks the database (verified by one event), BTF, DWARF (with a vmlinux), then guesses."
+                      ] = "auto"
+    vmlinux: Annotated[Path | None, Restart, Example("/usr/lib/debug/boot/vmlinux-6.1.0-40-amd64"),
+                       "A vmlinux, or a BTF file, to read offsets from."] = None
+    db: Annotated[Path | None, Restart, Example("/var/lib/kcompat/offsets.db"),
+                  "The file in which offsets are remembered. Default: as the --db of every command."] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the collector is told. Made from a file, the environment and a command line by `config_reading`."""
+
+    __pydantic_config__ = FORBID
+
+    host: Annotated[str, MinLen(1), Example("web-1"), "The host tag of every record. Default: this machine's name."
+                    ] = field(default_factory=lambda: os.uname().nodename)
+    datasets: Annotated[tuple[str, ...], MinLen(1), "What to collect: any of netflow, dnsflow, bash."] = ("netflow",)
+    interval_s: Annotated[float, Duration(), Interval(ge=SHORTEST_INTERVAL_S, le=LONGEST_INTERVAL_S),
+                          "Time between points: seconds, 1 to 1800, or text like \"1m30s\"."] = 60.0
+    outputs: Annotated[tuple[str, ...], MinLen(1),
+                       "Where records go, any number of: table, jsonl:PATH, lineproto:PATH, http://URL, https://URL. "
+                       "A PATH of - is standard output."] = ("table",)
+    tags: Annotated[Mapping[str, str], "Tags added to every record; none replaces one of its own."
+                    ] = field(default_factory=dict)
+    ephemeral_port: Annotated[int, Interval(ge=0, le=0xFFFF), Restart,
+                              "Client ports from here on are reported as *; 0 to 65535."] = 32768
+    loopback: Annotated[bool, "Keep flows of the loopback interface."] = False
+    exclude: Annotated[Exclusions, f"Flows left out, by rules: {_EXCLUSION_KINDS}."] = Exclusions()
+    max_flows: Annotated[int, Interval(ge=1, le=1 << 22), Restart,
+                         "At most so many points of a dataset in one interval; what is more is counted as lost."
+                         ] = 1 << 16
+    dns_queries: Annotated[bool, "dnsflow: tell names and types of queries apart."] = False
+    ipv6: Annotated[bool, "Keep flows over IPv6."] = True
+    offsets: Annotated[OffsetSources, "Where the offsets of this kernel's fields come from."] = OffsetSources()
+
+
+def seconds(value: Any) -> Any:
+    """Seconds of a text with units; whatever is no text is left to whoever checks numbers."""
+    if not isinstance(value, str):
+        return value
+    number = r"(?:\d+(?:\.\d*)?|\.\d+)"
+    if re.fullmatch(number, value):
+        return float(value)
+    if not re.fullmatch(rf"(?:{number}(?:ms|[smh])\s*)+", value):
+        raise ValueError("expected seconds, or a time like 90s, 1m30s")
+    return sum(float(count) * _UNITS_S[unit] for count, unit in re.findall(rf"({number})(ms|[smh])", value))
 
 
 def _cidr(rule: str, value: str) -> Cidr:
@@ -94,3 +172,6 @@ def _port(rule: str, value: str) -> int:
 
 def _bad_rule(rule: str, fault: str) -> KcompatError:
     return KcompatError(f"exclusion {rule!r}: {fault}")
+
+
+NetflowOptions = Options  # until nobody spells it so any more

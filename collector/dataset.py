@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from collector.config import NetflowOptions
+from collector.config import Options
 from collector.datasets.netflow_hooks import BACKENDS, Backend
 from collector.enrich.domains import Domains
 from collector.record import Record
@@ -21,7 +21,7 @@ from kcompat.offsets import Offsets
 class Setup:
     """What datasets are started with; `domains` is what they have in common: one fills it, another asks it."""
 
-    options: NetflowOptions
+    options: Options
     offsets: Offsets
     version_code: int
     backends: Sequence[Backend] = BACKENDS
@@ -75,4 +75,4 @@ class Dataset:
     name: str
     start: Callable[[Setup], Running]
     wanted: Callable[[], Sequence[Field]] = no_fields
-    render: Callable[[Offsets, NetflowOptions], str] | None = None
+    render: Callable[[Offsets, Options], str] | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from collector.addresses import describe
-from collector.config import NetflowOptions
+from collector.config import Options
 from collector.dns_exchanges import PORT, Exchange
 from collector.flows import NameOf
 from collector.protocols.dns import question_text
@@ -49,7 +49,7 @@ class DnsFlows:
     `forwarded` ones have neither end here: they are of the namespaces, or the machines, at their ends.
     """
 
-    def __init__(self, options: NetflowOptions, is_local: IsLocal) -> None:
+    def __init__(self, options: Options, is_local: IsLocal) -> None:
         self.left_out: Counter[str] = Counter()
         self._options = options
         self._is_local = is_local
@@ -109,7 +109,8 @@ class DnsFlows:
         if not direction:
             return "forwarded"
         if (direction in exclude.directions or PORT in exclude.ports
-                or any(cidr.holds(client) or cidr.holds(server) for cidr in exclude.cidrs)):
+                or any(cidr.holds(client) or cidr.holds(server) for cidr in exclude.cidrs)
+                or (ends[1].family == "IPv6" and not self._options.ipv6)):
             return "excluded"
         return ""
 

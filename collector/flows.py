@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from collector.addresses import Address, describe, star_ports
-from collector.config import NetflowOptions
+from collector.config import Options
 from collector.record import Record
 
 MEASUREMENT = "netflow"
@@ -59,7 +59,7 @@ _Sums = list[int]
 NameOf = Callable[[int, bytes], str | None]
 
 
-def aggregate(deltas: Iterable[FlowDelta], options: NetflowOptions, time_ns: int,
+def aggregate(deltas: Iterable[FlowDelta], options: Options, time_ns: int,
               dropped: Counter[str] | None = None, name_of: NameOf | None = None) -> list[Record]:
     """One netflow record per flow key, all stamped `time_ns`; `name_of` fills `dst_domain`.
 
@@ -110,7 +110,7 @@ def aggregate(deltas: Iterable[FlowDelta], options: NetflowOptions, time_ns: int
 class _Ends(dict[bytes, tuple[Address, str]]):
     """Address to its description and why flows with it are left out ("" if they are not), worked out once each."""
 
-    def __init__(self, options: NetflowOptions) -> None:
+    def __init__(self, options: Options) -> None:
         super().__init__()
         self._options = options
 
@@ -121,7 +121,8 @@ class _Ends(dict[bytes, tuple[Address, str]]):
             fault = "address"
         elif address.type == "loopback" and not self._options.loopback:
             fault = "loopback"
-        elif any(cidr.holds(raw) for cidr in self._options.exclude.cidrs):
+        elif (any(cidr.holds(raw) for cidr in self._options.exclude.cidrs)
+              or (address.family == "IPv6" and not self._options.ipv6)):
             fault = "excluded"
         end = self[raw] = address, fault
         return end

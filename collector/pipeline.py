@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from collector.config import NetflowOptions
+from collector.config import Options
 from collector.dataset import Dataset, Running, Setup
 from collector.datasets import bash, dnsflow, netflow_running
 from collector.datasets.netflow_hooks import BACKENDS, Backend
@@ -23,10 +23,9 @@ from kcompat.version import running_version_code
 
 log = logging.getLogger(__name__)
 
-# A new dataset is a row here (and a word in kcompat.cli, whose help imports nothing).
+# A new dataset is a row here (and a word in what the configuration says of `datasets`).
 DATASETS: dict[str, Dataset] = {row.name: row for row in (netflow_running.DATASET, dnsflow.DATASET,
                                                        bash.DATASET)}
-DEFAULT = (netflow_running.DATASET.name,)
 
 
 @dataclass(slots=True)
@@ -45,7 +44,7 @@ def wanted(datasets: Iterable[str] = tuple(DATASETS)) -> Sequence[Field]:
     return tuple(dict.fromkeys(wants for name in datasets for wants in DATASETS[name].wanted()))
 
 
-def render(dataset: str, offsets: Offsets, options: NetflowOptions) -> str:
+def render(dataset: str, offsets: Offsets, options: Options) -> str:
     """A dataset's C as it will be compiled. Raises UnknownField, or KcompatError for a dataset that has none."""
     row = DATASETS.get(dataset)
     if row is None or row.render is None:
@@ -58,7 +57,7 @@ def programmed() -> tuple[str, ...]:
     return tuple(name for name, row in DATASETS.items() if row.render)
 
 
-def collect(options: NetflowOptions, offsets: Offsets, sink: Sink, *, datasets: Iterable[str] = DEFAULT,
+def collect(options: Options, offsets: Offsets, sink: Sink, *,
             duration_s: float | None = None, stop: threading.Event | None = None,
             backends: Sequence[Backend] = BACKENDS, ready: threading.Event | None = None,
             off: Callable[[str, KcompatError], None] | None = None) -> Summary:
@@ -72,7 +71,7 @@ def collect(options: NetflowOptions, offsets: Offsets, sink: Sink, *, datasets: 
     summary = Summary()
     setup = Setup(options, offsets, running_version_code(Kernel.running().release), backends)
     with ExitStack() as stack:
-        running = _started(setup, datasets, off, stack)
+        running = _started(setup, off, stack)
         summary.how = {name: one.how for name, one in running.items()}
         if ready:
             ready.set()
@@ -83,17 +82,17 @@ def collect(options: NetflowOptions, offsets: Offsets, sink: Sink, *, datasets: 
             # Against drift: the next flush is due an interval after the last was due, not after it was done.
             due = max(due + options.interval_s, time.monotonic())
             stop.wait((due if end is None else min(due, end)) - time.monotonic())
-            _flush(running.values(), sink, summary)
+            _flush(running.values(), options, sink, summary)
         if not summary.flushes:
-            _flush(running.values(), sink, summary)
+            _flush(running.values(), options, sink, summary)
     return summary
 
 
-def _started(setup: Setup, datasets: Iterable[str], off: Callable[[str, KcompatError], None] | None,
+def _started(setup: Setup, off: Callable[[str, KcompatError], None] | None,
              stack: ExitStack) -> dict[str, Running]:
     running: dict[str, Running] = {}
     failed: list[KcompatError] = []
-    for name in datasets:
+    for name in dict.fromkeys(setup.options.datasets):
         try:
             running[name] = DATASETS[name].start(setup)
         except KcompatError as error:
@@ -109,10 +108,12 @@ def _started(setup: Setup, datasets: Iterable[str], off: Callable[[str, KcompatE
     return running
 
 
-def _flush(running: Iterable[Running], sink: Sink, summary: Summary) -> None:
+def _flush(running: Iterable[Running], options: Options, sink: Sink, summary: Summary) -> None:
     left_out: Counter[str] = Counter()
     for one in running:
         records = one.flush(time.time_ns())
+        if options.tags:
+            records = [record._replace(tags={**options.tags, **record.tags}) for record in records]
         summary.records += len(records)
         summary.lost |= one.losses
         left_out += one.left_out

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from kcompat.cli_collect_command import collect
+from kcompat.cli_config import config
 from kcompat.cli_database_exchange import database
 from kcompat.cli_errors import Commands, log_to_stderr, say
 from kcompat.cli_harvest import harvest
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 BACKENDS = ("kprobe", "rawtp")
 # Named here too, because `--help` must import neither the collector nor what judges BPF; a test holds them together.
-DATASETS = ("netflow", "dnsflow", "bash")
 PROGRAMMED = ("netflow", "bash")
 MACHINES = ("x86_64", "aarch64")
 DIALECTS = ("4.4", "4.9", "4.14", "4.19", "5.4", "5.10", "current")
@@ -248,44 +249,5 @@ def compile_ahead(db: Path | None, machine: str | None, as_json: bool) -> None:
     sys.exit(int(any(p.reason for p in programs)))
 
 
-@main.command()
-@click.option("--datasets", default="netflow", show_default=True, metavar="NAMES", help="What to collect, with commas.")
-@click.option("--interval", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Time between points.")
-@click.option("--duration", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-              help="Stop after that time. Default: run until stopped.")
-@click.option("--output", "outputs", multiple=True, metavar="SINK",
-              help="table, jsonl:PATH, lineproto:PATH or http://URL; PATH - is standard output. May be repeated. "
-                   "Default: table.")
-@click.option("--loopback", is_flag=True, help="Keep flows of the loopback interface.")
-@click.option("--exclude", multiple=True, metavar="RULE",
-              help="Leave out flows: cidr=NETWORK, port=NUMBER, process=NAME, direction=incoming|outgoing. "
-                   "May be repeated.")
-@click.option("--ephemeral-port", type=int, default=32768, show_default=True, metavar="PORT",
-              help="Client ports from here on are reported as *.")
-@click.option("--dns-queries", is_flag=True, help="dnsflow: tell names and types of queries apart.")
-@click.option("--hostname", metavar="NAME", help="The host tag. Default: this machine's name.")
-@_sources
-@click.pass_obj
-def collect(db: Path | None, /, datasets: str, source: str, vmlinux: Path | None, **settings: Any) -> None:
-    """Collect what processes do on the network, and people in bash, until stopped. Needs root.
-
-    netflow is TCP and UDP flows, dnsflow is DNS queries and how they were answered, which also gives netflow's
-    addresses their names, bash is what people type.
-
-    SIGTERM ends it with a last flush and exit status 0, Ctrl-C with a last flush and 130.
-
-    \b
-    Examples:
-      sudo kcompat collect --interval 10
-      sudo kcompat collect --datasets netflow,dnsflow
-      sudo kcompat collect --datasets bash --interval 5 --output jsonl:-
-      sudo kcompat collect --output jsonl:/var/log/flows.jsonl --output table
-      sudo kcompat collect --output http://127.0.0.1:9529/v1/write/network
-      sudo kcompat collect --exclude port=22 --exclude cidr=10.0.0.0/8
-    """
-    from kcompat.cli_collect import run
-
-    names = tuple(dict.fromkeys(name.strip() for name in datasets.split(",")))
-    if unknown := [name for name in names if name not in DATASETS]:
-        raise click.BadParameter(f"no dataset {unknown[0]!r}; there is {', '.join(DATASETS)}", param_hint="--datasets")
-    sys.exit(run(Request(source, vmlinux, db, running_only=True), os.uname().nodename, datasets=names, **settings))
+main.add_command(config)
+main.add_command(collect)

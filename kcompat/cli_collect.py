@@ -12,7 +12,7 @@ from types import FrameType
 
 from collector import pipeline
 from collector.canary import Refuted
-from collector.config import Exclusions, NetflowOptions
+from collector.config import Options
 from collector.sinks import open_sinks
 from kcompat.bpf import compile_source
 from kcompat.cli_errors import say
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def rendered(dataset: str, request: Request, nodename: str) -> str:
     """The C of the dataset with this kernel's offsets; where they came from goes to standard error."""
-    return pipeline.render(dataset, _offsets(request, (dataset,))[1], NetflowOptions(nodename))
+    return pipeline.render(dataset, _offsets(request, (dataset,))[1], Options(nodename))
 
 
 def _offsets(request: Request, datasets: tuple[str, ...]) -> tuple[Kernel, Offsets]:
@@ -57,26 +57,22 @@ def rendered_for(dialect: str, source: str) -> tuple[str, bool]:
     return "\n".join(lines) + source, all(fit.loads for fit in fits if not fit.program.startswith("rawtp"))
 
 
-def run(request: Request, nodename: str, *, datasets: tuple[str, ...], interval: float, duration: float | None,
-        outputs: tuple[str, ...], loopback: bool, exclude: tuple[str, ...], ephemeral_port: int,
-        dns_queries: bool, hostname: str | None) -> int:
+def run(request: Request, options: Options, *, duration: float | None) -> int:
     """Collects until the duration, SIGTERM (exit status 0) or Ctrl-C (130)."""
     # Everything a user may have got wrong comes before anything that takes time or needs root.
-    options = NetflowOptions(hostname if hostname is not None else nodename, interval, ephemeral_port, loopback,
-                             Exclusions.parse(exclude), dns_queries=dns_queries)
-    sinks = open_sinks(outputs or ("table",))
+    sinks = open_sinks(options.outputs)
     stop = threading.Event()
     try:
         require_bpf()
         with _signals(stop) as caught:
-            kernel, offsets = _offsets_of_any(request, datasets)
+            kernel, offsets = _offsets_of_any(request, options.datasets)
 
             def off(name: str, error: KcompatError) -> None:
                 if isinstance(error, Refuted):
                     quarantine(request, kernel, error.fields, "the collector's own connections came out wrong")
 
-            summary = pipeline.collect(options, offsets, sinks, datasets=datasets, duration_s=duration, stop=stop,
-                                       ready=_Announced(f"collecting every {interval:g} s"), off=off)
+            summary = pipeline.collect(options, offsets, sinks, duration_s=duration, stop=stop,
+                                       ready=_Announced(f"collecting every {options.interval_s:g} s"), off=off)
     finally:
         sinks.close()
     say(_told(summary, sinks.dropped))

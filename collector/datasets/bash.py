@@ -14,7 +14,7 @@ from pathlib import Path
 from collector import bashes
 from collector.bashes import Bash, FileId
 from collector.command_lines import MEASUREMENT, Typed, assemble, record
-from collector.config import NetflowOptions
+from collector.config import Options
 from collector.dataset import Dataset, Setup, require
 from collector.enrich.users import Users
 from collector.exec_events import ExecEvents
@@ -40,7 +40,7 @@ _MAX_WAITING = 1 << 16
 _MAX_TARGETS = 1024
 
 
-def render(offsets: Offsets, options: NetflowOptions) -> str:
+def render(offsets: Offsets, options: Options) -> str:
     """The C as it will be compiled: the same for every kernel."""
     return template.render(NAME, template.read_source(SOURCE), offsets)
 

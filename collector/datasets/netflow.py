@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from collector.config import NetflowOptions
+from collector.config import Options
 from collector.datasets.netflow_hooks import BACKENDS, HOOKS, Backend, Hook
 from collector.flows import FlowDelta
 from collector.listeners import listening
@@ -61,7 +61,7 @@ def wanted() -> tuple[Field, ...]:
     return hard + soft
 
 
-def render(offsets: Offsets, options: NetflowOptions) -> str:
+def render(offsets: Offsets, options: Options) -> str:
     """The C as it will be compiled. Raises UnknownField when an indispensable offset is not known."""
     sizes = {"MAX_SOCKS": _MAX_SOCKS, "MAX_FLOWS": options.max_flows, "EPHEMERAL_PORT": options.ephemeral_port}
     return template.render(NAME, template.read_source(SOURCE), offsets, sizes)
@@ -70,7 +70,7 @@ def render(offsets: Offsets, options: NetflowOptions) -> str:
 class Netflow:
     """The running dataset. `flush` gives what happened since the last one. Use as a context manager."""
 
-    def __init__(self, offsets: Offsets, options: NetflowOptions, version_code: int,
+    def __init__(self, offsets: Offsets, options: Options, version_code: int,
                  backends: Sequence[Backend] = BACKENDS) -> None:
         compiled, _ = compile_cached(render(offsets, options))
         self._loaded = Loaded(compiled, version_code)

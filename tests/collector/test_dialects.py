@@ -2,7 +2,7 @@
 
 import pytest
 
-from collector.config import NetflowOptions
+from collector.config import Options
 from collector.datasets import bash, netflow
 from collector.datasets.netflow_hooks import HOOKS
 from guessers import hooks, memory
@@ -19,8 +19,8 @@ RAW_TRACEPOINTS, SEND_LENGTH = (4, 17), (6, 3)
 @pytest.fixture(scope="module")
 def compiled():
     return {"memory": compile_source(memory.source()),
-            "netflow": compile_source(netflow.render(OFFSETS, NetflowOptions("box"))),
-            "bash": compile_source(bash.render(Offsets(), NetflowOptions("box")))}
+            "netflow": compile_source(netflow.render(OFFSETS, Options("box"))),
+            "bash": compile_source(bash.render(Offsets(), Options("box")))}
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

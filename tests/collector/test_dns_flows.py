@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.config import Exclusions, NetflowOptions
+from collector.config import Exclusions, Options
 from collector.dns_exchanges import Exchange
 from collector.dns_flows import DnsFlows
 from tests.collector.wire import TCP, UDP, packed, question
 
 HERE, THERE, LOOP = packed("10.0.0.1"), packed("8.8.8.8"), packed("127.0.0.53")
 ASKED = Exchange(7, HERE, 40000, THERE, 53, UDP, 0, 100, question("x.org"))
-OPTIONS = NetflowOptions("box")
+OPTIONS = Options("box")
 
 
 def flows(options=OPTIONS):
@@ -56,7 +56,7 @@ def test_names_and_types_only_when_asked_for():
     other = ASKED._replace(question=question("y.org", 28))
     assert len(taken(ASKED, other)[0]) == 1
 
-    records, _ = taken(ASKED, other, options=NetflowOptions("box", dns_queries=True))
+    records, _ = taken(ASKED, other, options=Options("box", dns_queries=True))
     assert {(r.fields["query_name"], r.fields["query_type"]) for r in records} == {("x.org", "A"), ("y.org", "AAAA")}
 
 
@@ -64,16 +64,16 @@ def test_names_and_types_only_when_asked_for():
     (ASKED._replace(server=LOOP), OPTIONS, "loopback"),
     (ASKED._replace(client=packed("10.9.9.9")), OPTIONS, "forwarded"),
     (ASKED._replace(client=packed("0.0.0.0")), OPTIONS, "address"),
-    (ASKED, NetflowOptions("box", exclude=Exclusions.parse(["cidr=8.8.0.0/16"])), "excluded"),
-    (ASKED, NetflowOptions("box", exclude=Exclusions.parse(["direction=outgoing"])), "excluded"),
-    (ASKED, NetflowOptions("box", exclude=Exclusions.parse(["port=40000"])), "excluded"),
+    (ASKED, Options("box", exclude=Exclusions.parse(["cidr=8.8.0.0/16"])), "excluded"),
+    (ASKED, Options("box", exclude=Exclusions.parse(["direction=outgoing"])), "excluded"),
+    (ASKED, Options("box", exclude=Exclusions.parse(["port=40000"])), "excluded"),
 ])
 def test_what_nobody_wants_is_left_out_and_counted(exchange, options, reason):
     assert taken(exchange, options=options) == ([], Counter({reason: 1}))
 
 
 def test_loopback_is_kept_when_asked_for():
-    (record,), _ = taken(ASKED._replace(server=LOOP), options=NetflowOptions("box", loopback=True))
+    (record,), _ = taken(ASKED._replace(server=LOOP), options=Options("box", loopback=True))
 
     assert record.tags["src_ip_type"] == "loopback" and record.tags["direction"] == "incoming"
 
@@ -86,7 +86,7 @@ exchanges = st.lists(st.builds(lambda client, rcode, latency, transport, port: A
 
 @given(exchanges, st.integers(1, 3))
 def test_counts_out_are_counts_in_less_what_was_left_out(given_exchanges, max_flows):
-    records, left_out = taken(*given_exchanges, options=NetflowOptions("box", max_flows=max_flows))
+    records, left_out = taken(*given_exchanges, options=Options("box", max_flows=max_flows))
 
     assert sum(r.fields["count"] for r in records) + left_out.total() == len(given_exchanges)
     assert len(records) <= max_flows

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.config import Exclusions, NetflowOptions
+from collector.config import Exclusions, Options
 from collector.flows import ENRICHER_TAGS, FlowDelta, aggregate
 
-OPTIONS = NetflowOptions("box")
+OPTIONS = Options("box")
 MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -67,7 +67,7 @@ def test_sums_out_are_sums_in_less_what_was_dropped(given_deltas):
 def test_flows_past_the_cap_are_dropped_and_counted(given_deltas, max_flows):
     uncapped, capped = Counter(), Counter()
     everything = aggregate(given_deltas, OPTIONS, 1, uncapped)
-    records = aggregate(given_deltas, NetflowOptions("box", max_flows=max_flows), 1, capped)
+    records = aggregate(given_deltas, Options("box", max_flows=max_flows), 1, capped)
 
     assert records == everything[:max_flows]
     assert bool(capped["overflow"]) == (len(everything) > max_flows)
@@ -124,7 +124,7 @@ def test_connections_of_one_client_merge_when_their_port_is_starred():
     (merged,) = aggregate(many, OPTIONS, 1)
 
     assert merged.fields["bytes_read"] == 2300
-    assert len(aggregate(many, NetflowOptions("box", ephemeral_port=65535), 1)) == 23
+    assert len(aggregate(many, Options("box", ephemeral_port=65535), 1)) == 23
 
 
 @pytest.mark.parametrize("change", [
@@ -169,7 +169,7 @@ def test_what_is_never_reported_is_counted_by_reason(change, reason):
 def test_loopback_on_request():
     local = CURL._replace(local=packed("::1"), remote=packed("::1"))
 
-    (record,) = aggregate([local], NetflowOptions("box", loopback=True), 1)
+    (record,) = aggregate([local], Options("box", loopback=True), 1)
 
     assert (record.tags["src_ip_type"], record.tags["family"]) == ("loopback", "IPv6")
 
@@ -179,7 +179,7 @@ def test_loopback_on_request():
 ])
 def test_exclusions(rule):
     dropped = Counter()
-    options = NetflowOptions("box", exclude=Exclusions.parse([rule]))
+    options = Options("box", exclude=Exclusions.parse([rule]))
     other = CURL._replace(local=packed("11.0.0.1"), local_port=22, remote=packed("2001:db8::1"), remote_port=50000,
                           process_name="sshd", direction="incoming")
 

@@ -57,11 +57,10 @@ def test_help_documents_every_exit_status(run):
         assert f"\n    {code} " in said
 
 
-def test_the_datasets_and_dialects_are_those_there_are():
+def test_the_programs_and_dialects_are_those_there_are():
     from collector import pipeline
     from kcompat import dialect
 
-    assert tuple(pipeline.DATASETS) == cli.DATASETS
     assert pipeline.programmed() == cli.PROGRAMMED
     assert cli.DIALECTS == dialect.DIALECTS
 
@@ -354,7 +353,9 @@ def test_tables_stay_under_80_columns_and_without_colour(run, kernel_file, db):
 
 @pytest.mark.parametrize("option, value", [
     ("--interval", "0"), ("--interval", "99999"), ("--ephemeral-port", "70000"), ("--exclude", "cidr=nonsense"),
-    ("--exclude", "nonsense"), ("--output", "nonsense"), ("--output", "jsonl:/nowhere/at/all"), ("--hostname", "")])
+    ("--exclude", "nonsense"), ("--output", "nonsense"), ("--output", "jsonl:/nowhere/at/all"), ("--hostname", ""),
+    ("--tags", "nonsense"), ("--set", "nonsense"), ("--set", "interval=1"), ("--enabled", "ebpf-trace"),
+    ("--config", "/nowhere.toml")])
 def test_a_bad_setting_of_collect_is_named_before_root_is_needed(run, db, option, value):
     done = run("collect", option, value)
 

@@ -6,7 +6,7 @@ import os
 import pytest
 from click.testing import CliRunner
 
-from collector.config import NetflowOptions
+from collector.config import Options
 from collector.datasets import bash, netflow
 from guessers import memory
 from kcompat.bpf import compile_cached
@@ -54,8 +54,8 @@ def test_kernels_that_are_alike_share_and_what_is_not_known_is_said(db):
 @pytest.mark.parametrize("machine", MACHINES)
 def test_guess_and_collect_find_what_they_look_for(db, machine):
     _, programs = compiled(db, "--machine", machine)
-    sources = (memory.source(machine), netflow.render(Offsets(ANSWERS), NetflowOptions("host")),
-               bash.render(Offsets(ANSWERS), NetflowOptions("host")))
+    sources = (memory.source(machine), netflow.render(Offsets(ANSWERS), Options("host")),
+               bash.render(Offsets(ANSWERS), Options("host")))
     assert [compile_cached(source, machine=machine)[1] for source in sources] == [True, True, True]
     assert not any(p["cached"] for p in programs.values())
     assert all(p["cached"] for p in compiled(db, "--machine", machine)[1].values() if p["path"])

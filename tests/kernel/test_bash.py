@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.config import NetflowOptions
+from collector.config import Options
 from collector.dataset import Setup
 from collector.datasets.bash import BashLines
 from collector.exec_events import ExecEvents
@@ -69,7 +69,7 @@ def terminal(*command, **settings):
 def collecting():
     if not signs.UPROBES:
         pytest.skip("this kernel has no uprobes")
-    with closing(BashLines(Setup(NetflowOptions("box"), Offsets(), version_code()))) as running:
+    with closing(BashLines(Setup(Options("box"), Offsets(), version_code()))) as running:
         yield running
 
 

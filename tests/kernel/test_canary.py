@@ -7,14 +7,14 @@ import pytest
 
 from collector import pipeline
 from collector.canary import Refuted
-from collector.config import NetflowOptions
+from collector.config import Options
 from kcompat.cli_sources import Request, quarantine
 from kcompat.fields import find
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offset, Offsets
 from offset_db.db import Database
 
-OPTIONS = NetflowOptions("box", interval_s=1, loopback=True)
+OPTIONS = Options("box", interval_s=1, loopback=True)
 # Shifted, each makes another program: this one is compiled ahead for guests (tests/kernel/ahead.py).
 IN_GUESTS = ("skc_dport",)
 

@@ -7,19 +7,20 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
 from collector import dns_exchanges, pipeline
-from collector.config import NetflowOptions
+from collector.config import Options
 from collector.dataset import Setup
 from collector.datasets.dnsflow import Dnsflow
 from kcompat.offsets import Offsets
 from tests.collector import wire as bytes_of
 from tests.kernel import signs, wires
 
-OPTIONS = NetflowOptions("box", loopback=True)
+OPTIONS = Options("box", loopback=True)
 SLEPT_S = 0.05
 A, B = "10.203.0.1", "10.203.0.2"
 A6, B6 = "fd00:203::1", "fd00:203::2"
@@ -278,7 +279,7 @@ def test_names_and_types_are_told_when_asked_for(ends):
         with wires.answering(answer):
             ask("127.0.0.1", ("r0.Example.TEST", 1), ("r0.example.test", 28))
 
-    with dnsflow(ends[0], options=NetflowOptions("box", loopback=True, dns_queries=True)) as running:
+    with dnsflow(ends[0], options=Options("box", loopback=True, dns_queries=True)) as running:
         ends[0].run(traffic)
         records = running.flush(1)
 
@@ -314,8 +315,8 @@ def test_netflow_tells_the_name_of_an_address_that_was_answered(ends, oracle):
             served.recv(777, socket.MSG_WAITALL)
             served.send(b"x")
 
-    collecting = threading.Thread(target=pipeline.collect, args=(OPTIONS, oracle, records), kwargs={
-        "datasets": ("dnsflow", "netflow"), "stop": stop, "ready": ready})
+    collecting = threading.Thread(target=pipeline.collect, args=(
+        replace(OPTIONS, datasets=("dnsflow", "netflow")), oracle, records), kwargs={"stop": stop, "ready": ready})
     collecting.start()
     try:
         assert ready.wait(60)

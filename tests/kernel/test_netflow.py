@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.config import NetflowOptions
+from collector.config import Options
 from collector.datasets.netflow import _TCP, Netflow
 from collector.flows import aggregate
 from guessers.namespace import Netns, add_ipv6, in_own_thread, wait_until_bindable
@@ -22,7 +22,7 @@ from kcompat.kernel import Kernel
 from kcompat.version import running_version_code
 from tests.kernel import signs
 
-OPTIONS = NetflowOptions("box", interval_s=1, loopback=True)
+OPTIONS = Options("box", interval_s=1, loopback=True)
 TCP_INFO_SIZE = 160
 # Of struct tcp_state, counted from the member behind written_base.
 REMOTE_PORT, PID = 5, 7

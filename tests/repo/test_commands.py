@@ -36,7 +36,8 @@ def test_the_commands_of_the_design_are_there():
                         "kcompat db verify", "kcompat db import", "kcompat db merge", "kcompat db export",
                         "kcompat db pull", "kcompat db vacuum", "kcompat db serve",
                         "kcompat db disagreements", "kcompat harvest", "kcompat render",
-                        "kcompat collect", "kcompat compile"}
+                        "kcompat collect", "kcompat compile", "kcompat config", "kcompat config sample",
+                        "kcompat config check"}
 
 
 @pytest.mark.parametrize("words, command", ALL, ids=ids)

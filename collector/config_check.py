@@ -1,0 +1,36 @@
+"""What the types of the configuration cannot say: whether there is such a dataset, or such a kind of sink."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from collector.config import Options
+from collector.config_reading import Complaint
+from collector.pipeline import DATASETS
+from collector.sinks import SINK_HELP, SINKS
+
+
+def judge(options: Options) -> Iterator[Complaint]:
+    """For `config_reading.read`."""
+    for at, name in enumerate(options.datasets):
+        if name not in DATASETS:
+            yield ("datasets", at), f"there is no dataset {name!r}: there is {', '.join(DATASETS)}"
+    for at, spec in enumerate(options.outputs):
+        if spec.partition(":")[0] not in SINKS:
+            yield ("outputs", at), f"there is no sink {spec!r}: expected {SINK_HELP}"
+
+
+def exposure(file: Path) -> str | None:
+    """Why a file that may hold tokens, and decides what root does, is not safe where it is; None if it is.
+
+    Others must not write it. Reading it is their good right unless it has a password in a URL, which nobody can tell.
+    """
+    status = file.stat()
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"others than its owner may write it: chmod go-w {file}"
+    if os.geteuid() == 0 and status.st_uid != 0:
+        return f"it is not root's, who runs kcompat: chown root {file}"
+    return None

@@ -1,0 +1,160 @@
+"""File, environment and command line become one set of options; whatever is wrong is told with its place."""
+
+import tomllib
+
+import pytest
+
+from collector.config import Exclusions, Options
+from collector.config_check import exposure, judge
+from collector.config_keys import keys, sample
+from collector.config_reading import BadConfig, Given, assignment, line_of, read
+from collector.pipeline import DATASETS
+from kcompat.errors import KcompatError
+
+
+@pytest.fixture
+def file(tmp_path):
+    """file(text) -> its path."""
+    def write(text):
+        path = tmp_path / "kcompat.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def faults(path, *flags, environment=None):
+    with pytest.raises(BadConfig) as error:
+        read(path, environment, flags, judge)
+    return [(fault.where.removeprefix(f"{path}:"), fault.what) for fault in error.value.faults]
+
+
+def test_the_sample_is_the_default(file):
+    assert read(file(sample()), judge=judge) == Options()
+
+
+def test_the_sample_has_every_key_and_its_examples_are_valid(file):
+    examples = sample().replace("\n# host", "\nhost").replace("\n# vmlinux", "\nvmlinux").replace("\n# db", "\ndb")
+    given = tomllib.loads(examples)
+
+    assert {*given, *(f"{table}.{key}" for table, held in given.items() if isinstance(held, dict) for key in held)
+            } >= set(keys())
+    assert read(file(examples), judge=judge).host == "web-1"
+    assert max(map(len, sample().splitlines())) <= 120
+
+
+def test_every_key_says_what_it_does_and_every_dataset_is_named():
+    assert all(key.doc.endswith(".") for key in keys().values())
+    assert all(name in keys()["datasets"].doc for name in DATASETS)
+
+
+def test_the_command_line_wins_over_the_environment_and_that_over_the_file(file):
+    path = file("interval_s = 10\nhost = 'file'\nmax_flows = 7\n[offsets]\nsource = 'db'\n")
+
+    options = read(path, {"KCOMPAT_COLLECT_HOST": "environment", "KCOMPAT_COLLECT_INTERVAL_S": "20s", "PATH": "/bin",
+                          "KCOMPAT_COLLECT_OFFSETS__SOURCE": "btf", "KCOMPAT_CACHE": "/tmp"},
+                   [Given("--interval", "interval_s", "30")])
+
+    assert (options.interval_s, options.host, options.max_flows) == (30, "environment", 7)
+    assert options.offsets.source == "btf"
+
+
+def test_text_becomes_what_its_key_is_written_as():
+    options = read(environment={"KCOMPAT_COLLECT_DATASETS": "netflow, bash", "KCOMPAT_COLLECT_TAGS": "a=b,c=d=e",
+                                "KCOMPAT_COLLECT_EXCLUDE": "port=22,process=sshd", "KCOMPAT_COLLECT_LOOPBACK": "true",
+                                "KCOMPAT_COLLECT_MAX_FLOWS": "9"})
+
+    assert options.datasets == ("netflow", "bash") and options.tags == {"a": "b", "c": "d=e"}
+    assert options.exclude == Exclusions.parse(["port=22", "process=sshd"])
+    assert options.loopback is True and options.max_flows == 9
+
+
+def test_everything_wrong_is_told_with_its_line(file):
+    path = file("""\
+# a comment
+interval_s = "90q"
+datasets = [
+    "netflow",
+    3,
+]
+ephemeral_prot = 3
+tags = {a = 3, "b" = "x"}
+
+[offsets]
+sourc = 4
+[offset]
+source = "btf"
+""")
+
+    assert faults(path) == [
+        ("2", "interval_s = '90q': expected seconds, or a time like 90s, 1m30s"),
+        ("3", "datasets[1] = 3: must be a valid string"),
+        ("7", "there is no key ephemeral_prot; did you mean ephemeral_port?"),
+        ("8", "tags.a = 3: must be a valid string"),
+        ("11", "there is no key offsets.sourc; did you mean offsets.source?"),
+        ("12", "there is no key offset; did you mean offsets?"),
+    ]
+
+
+def test_datasets_and_sinks_that_there_are_not_are_told(file):
+    path = file("datasets = ['netflow', 'netflwo']\noutputs = ['jsonl:x',\n 'carrier-pigeon:home']\n")
+
+    (one, other) = faults(path)
+
+    assert one == ("1", f"there is no dataset 'netflwo': there is {', '.join(DATASETS)}")
+    assert other[0] == "2" and "there is no sink 'carrier-pigeon:home': expected table | jsonl" in other[1]
+
+
+@pytest.mark.parametrize(("text", "line", "words"), [
+    ("a = 1\nb = = 2\n", "2", "not TOML: Invalid value"), ("a = 1\n\nb = [1,\n", "3", "not TOML: Invalid value"),
+    ("host = 'a'\nhost = 'b'\n", "2", "not TOML: Cannot overwrite a value")])
+def test_what_is_no_toml_is_told_with_its_line(file, text, line, words):
+    ((where, what),) = faults(file(text))
+
+    assert (where, what) == (line, words)
+
+
+def test_a_variable_or_flag_that_sets_nothing_is_told():
+    assert faults(None, assignment("max_flow=3"), environment={"KCOMPAT_COLLECT_OFFSETS__SOURC": "btf"}) == [
+        ("KCOMPAT_COLLECT_OFFSETS__SOURC", "there is no key offsets.sourc; did you mean offsets.source?"),
+        ("--set max_flow", "there is no key max_flow; did you mean max_flows?")]
+
+
+def test_a_flag_into_a_table_that_the_file_has_as_something_else_is_told(file):
+    ((where, what),) = faults(file("offsets = 3\n"), assignment("offsets.source=btf"))
+
+    assert where == "1" and what.startswith("offsets = 3: ")
+
+
+def test_tokens_in_urls_are_not_repeated(file):
+    told = faults(file("outputs = 'https://user:hunter2@host/write?token=tkn_secret'\n"))
+
+    assert "hunter2" not in str(told) and "tkn_secret" not in str(told) and "host/write" in str(told)
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), (b"\xff\xfe", "no UTF-8"),
+                                                (b"#" * (1 << 21), "over 1 MB")])
+def test_a_file_that_cannot_be_read_is_told(tmp_path, content, words):
+    path = tmp_path / "kcompat.toml"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(KcompatError, match=words) as error:
+        read(path)
+
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_a_line_is_where_the_statement_begins():
+    text = 'a = 1\n\n# b\nb = """\n[c]\n"""\n[c]\nd = [\n 1,\n 2 ]\n[[e]]\nf = 1\n[[e]]\nf = 2\n'
+
+    assert [line_of(text, path) for path in (("a",), ("b",), ("c", "d", 1), ("c", "x"), ("e", 0, "f"), ("e", 1, "f"),
+                                             ("nowhere",))] == [1, 4, 8, 7, 12, 14, 1]
+
+
+def test_a_file_that_others_may_write_is_not_safe(file):
+    path = file("")
+    path.chmod(0o640)
+    assert exposure(path) is None
+    path.chmod(0o662)
+    assert "chmod go-w" in exposure(path)
