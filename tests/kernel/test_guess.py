@@ -1,5 +1,6 @@
 """The guess against BTF, on whatever kernel this runs: every field of the catalogue, again and again, undisturbed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -327,7 +328,19 @@ def disagreements_of(told, oracle):
 
 
 def resources():
-    """Descriptors and threads of this process: programs, maps and hooks are descriptors, all but events of tracefs."""
+    """Descriptors, threads and namespaces of this process: programs, maps and hooks are descriptors, but for tracefs.
+
+    With a namespace its tracked connections go.
+    """
     events = KPROBE_EVENTS.read_text().splitlines() if KPROBE_EVENTS.exists() else []
     events = [line for line in events if f"kcompat_{os.getpid()}" in line]
-    return len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), events
+    return len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), namespaces(), events
+
+
+def namespaces():
+    """The network namespaces that this process's threads are in."""
+    found = set()
+    for path in Path("/proc/self/task").glob("*/ns/net"):
+        with contextlib.suppress(OSError):
+            found.add(path.readlink())
+    return found

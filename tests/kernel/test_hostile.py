@@ -18,7 +18,7 @@ from guessers.guess import guess
 from guessers.memory import KernelMemory, ReadFault
 from kcompat.fields import CATALOGUE
 from kcompat.offsets import State
-from tests.kernel.test_guess import busy_neighbour, disagreements, wrong
+from tests.kernel.test_guess import busy_neighbour, disagreements, namespaces, wrong
 
 # Which kernel it is makes no difference here.
 pytestmark = pytest.mark.thorough
@@ -138,9 +138,5 @@ def meddler():
 
 
 def left_behind():
-    """Network namespaces, descriptors and interfaces, by the kernel's own lists."""
-    namespaces = set()
-    for path in Path("/proc").glob("[0-9]*/ns/net"):
-        with contextlib.suppress(OSError):
-            namespaces.add(path.readlink())
-    return namespaces, len(list(Path("/proc/self/fd").iterdir())), sorted(Path("/sys/class/net").iterdir())
+    """Network namespaces of ours, descriptors and interfaces, by the kernel's own lists."""
+    return namespaces(), len(list(Path("/proc/self/fd").iterdir())), sorted(Path("/sys/class/net").iterdir())
