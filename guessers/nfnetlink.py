@@ -42,7 +42,9 @@ class Netfilter:
     """A conversation with the network namespace this thread is in now. Raises OSError where the kernel refuses."""
 
     def __init__(self) -> None:
-        self._socket = _conversation()
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        self._socket.settimeout(_PATIENCE_S)
+        self._number = 0
 
     def track(self) -> None:
         """Makes the namespace track its connections: since 4.10 only one with a rule that asks for it does.
@@ -56,9 +58,6 @@ class Netfilter:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
                 raise
-        # Each message of what was refused may still be answered.
-        self._socket.close()
-        self._socket = _conversation()
         self._require(_NFPROTO_IPV4)
         with suppress(OSError):
             self._require(_NFPROTO_IPV6)
@@ -67,12 +66,12 @@ class Netfilter:
         names = (b"kcompat\0", b"needs\0")
         state = _nested(4, _nested(1, _attribute(1, b"ct\0") + _nested(2, _number(1, 8) + _number(2, 0))))
         self._ask(
-            _message(_BATCH_BEGIN, _REQUEST, 0, b"", _NFTABLES)
-            + _message(_TABLE, _REQUEST | _CREATE, family, _attribute(1, names[0]))
-            + _message(_CHAIN, _REQUEST | _CREATE, family, _attribute(1, names[0]) + _attribute(3, names[1]))
-            + _message(_RULE, _REQUEST | _CREATE | _APPEND | _ACK, family,
-                       _attribute(1, names[0]) + _attribute(2, names[1]) + state)
-            + _message(_BATCH_END, _REQUEST, 0, b"", _NFTABLES))
+            _message(_BATCH_BEGIN, _REQUEST, 0, b"", _NFTABLES),
+            _message(_TABLE, _REQUEST | _CREATE, family, _attribute(1, names[0])),
+            _message(_CHAIN, _REQUEST | _CREATE, family, _attribute(1, names[0]) + _attribute(3, names[1])),
+            _message(_RULE, _REQUEST | _CREATE | _APPEND | _ACK, family,
+                     _attribute(1, names[0]) + _attribute(2, names[1]) + state),
+            _message(_BATCH_END, _REQUEST, 0, b"", _NFTABLES))
 
     def insert(self, original: Tuple, reply: Tuple, *, mark: int, status: int, timeout_s: int) -> None:
         """Makes an entry of the connection tracker."""
@@ -84,22 +83,29 @@ class Netfilter:
         """What the tracker says of an entry; no mark from a kernel that keeps none."""
         answer = self._ask(_message(_CT_GET, _REQUEST | _ACK, original.family, _tuple(_CTA_ORIGINAL, original)))
         told = _attributes(answer[20:])
+        if _CTA_STATUS not in told:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         mark = told.get(_CTA_MARK)
         return int.from_bytes(told[_CTA_STATUS], "big"), None if mark is None else int.from_bytes(mark, "big")
 
-    def _ask(self, request: bytes) -> bytes:
-        """The answer that came before the acknowledgement."""
-        self._socket.send(request)
+    def _ask(self, *messages: bytes) -> bytes:
+        """The answer that came before the acknowledgement of these messages.
+
+        Of a batch that is refused several may be answered: what belongs to an earlier question is passed over.
+        """
+        self._number += 1
+        self._socket.send(b"".join(numbered(message, self._number) for message in messages))
         answer = b""
         while True:
             data = self._socket.recv(65536)
             while len(data) >= 16:
-                size, kind = struct.unpack_from("<IH", data)
-                if kind == _ERROR:
-                    if code := -struct.unpack_from("<i", data, 16)[0]:
-                        raise OSError(code, os.strerror(code))
-                    return answer
-                answer = data[:size]
+                size, kind, _, number = struct.unpack_from("<IHHI", data)
+                if number == self._number:
+                    if kind == _ERROR:
+                        if code := -struct.unpack_from("<i", data, 16)[0]:
+                            raise OSError(code, os.strerror(code))
+                        return answer
+                    answer = data[:size]
                 data = data[(max(size, 16) + 3) & ~3:]
 
     def close(self) -> None:
@@ -113,12 +119,6 @@ class Netfilter:
         self.close()
 
 
-def _conversation() -> socket.socket:
-    talk = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-    talk.settimeout(_PATIENCE_S)
-    return talk
-
-
 def unavailable(error: OSError) -> str:
     """Why the kernel tracks nothing for us, in words."""
     if error.errno in (errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT, errno.ENOSYS):
@@ -130,6 +130,11 @@ def _message(kind: int, flags: int, family: int, attributes: bytes, resource: in
     """struct nlmsghdr and struct nfgenmsg, whose version is 0 and whose resource is in network byte order."""
     return struct.pack("<IHHII", 20 + len(attributes), kind, flags, 0, 0) + struct.pack(
         ">BBH", family, 0, resource) + attributes
+
+
+def numbered(message: bytes, number: int) -> bytes:
+    """The message with that nlmsg_seq, which its answers have too."""
+    return message[:8] + struct.pack("<I", number) + message[12:]
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
