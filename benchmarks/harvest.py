@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks import measure
 from benchmarks.measure import Repetitions, Result, Target, of
 from kcompat.btf import RUNNING
-from kcompat.btf_types import STRUCT, kind_of, vlen_of
+from kcompat.btf_index import STRUCT, kind_of, vlen_of
 from kcompat.errors import KcompatError, Missing
 from kcompat.fields import find
 from offset_db.db import Database

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kcompat.btf_types import Btf
-from kcompat.elf import Elf, open_file
+from kcompat.elf import MAGIC, Data, Elf, open_file
 from kcompat.errors import BadInput, Missing
 from kcompat.fields import Field, structs
 from kcompat.kernel import Kernel
@@ -22,8 +23,9 @@ def load(path: Path, base: Btf | None = None) -> Btf:
     An out-of-tree module brings a distilled base of its own, used when none is given.
     Raises BadInput for anything that is not whole BTF, Missing when there is no such file.
     """
-    data = open_file(path)
-    if isinstance(data, bytes):
+    data = _mapped() if path == RUNNING else None
+    data = data or open_file(path)
+    if data[:len(MAGIC)] != MAGIC:
         return Btf(data, path, base)
     elf = Elf(data, path)
     section = elf.find(".BTF")
@@ -59,6 +61,15 @@ class BtfResolver:
         undefined = {f.module for f in wanted
                      if f.module and not any(s.members is not None for s in found.get(f.struct, ()))}
         return sorted(m for m in undefined if m and self._path.with_name(m).exists())
+
+
+def _mapped() -> Data | None:
+    """The running kernel's BTF where the kernel has it, which can be mapped since 6.16; reading copies page by page."""
+    try:
+        with RUNNING.open("rb", buffering=0) as file:
+            return mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    except (OSError, ValueError):
+        return None
 
 
 def _advice(path: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kcompat.btf import BtfResolver
-from kcompat.btf_types import MAGICS
+from kcompat.btf_sections import MAGICS
 from kcompat.elf import MAGIC as ELF_MAGIC
 from kcompat.errors import BadInput, KcompatError, Missing
 from kcompat.fields import CATALOGUE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from kcompat.btf_types import ARRAY, FWD, INT, PTR, STRUCT, TYPEDEF, UNION, VOLATILE
+from kcompat.btf_index import ARRAY, FWD, INT, PTR, STRUCT, TYPEDEF, UNION, VOLATILE
 
 _INT_SIGNED = 1 << 24
 # (name, type id, bit position, size in bits of a bitfield or 0)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from kcompat.btf_types import MAGICS as BTF_MAGICS
+from kcompat.btf_sections import MAGICS as BTF_MAGICS
 from kcompat.elf import MAGIC as ELF_MAGIC
 from kcompat.errors import BadInput, KcompatError
 from offset_db import harvest_images as images

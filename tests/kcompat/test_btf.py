@@ -173,7 +173,7 @@ def test_unknown_kinds_are_stepped_over_when_the_file_says_how():
     plain = b.build(hdr_len=32)
     data = plain[:24] + struct.pack("<II", len(plain) - 24, len(layout)) + plain[24:] + layout
     assert find(sample(data), "m") == Place(0, 4)
-    assert one_bad_input(b.build()) == "BTF type of unknown kind 20"
+    assert one_bad_input(b.build()) == "BTF type 1 is of unknown kind 20"
 
 
 @pytest.mark.parametrize("wrong", [
@@ -236,6 +236,30 @@ def test_missing_empty_foreign_and_unreadable_files(tmp_path):
     for name, fault in (("empty", "empty"), ("elf", "without a .BTF section"), ("", "directory")):
         with pytest.raises(BadInput, match=fault):
             list(BtfResolver(tmp_path / name).resolve(None, CATALOGUE))
+
+
+@ORDERS
+def test_what_only_looks_like_a_struct_is_none(order):
+    """Words in the middle of an enum that would make a struct of the wanted name, with a member at 512."""
+    b = BtfBuilder(order)
+    name, member = b.string("sample"), b.string("m")
+    u32 = b.int("unsigned int", 4)
+    b.type(6, "values", 4, 4, tail=(name, 4 << 24 | 1, 1024, member, u32, 4096, name, 4 << 24))
+    assert "sample" not in Btf(b.build(), "test").structs(["sample"])
+    b.struct("sample", 8, ("m", u32, 32))
+    assert [find(s, "m") for s in Btf(b.build(), "test").structs(["sample"])["sample"]] == [Place(4, 4)]
+
+
+def test_what_lies_behind_all_that_was_asked_for_is_not_looked_at():
+    b = BtfBuilder()
+    b.struct("sample", 4, ("m", b.int("unsigned int", 4), 0))
+    b.type(21, "not a kind")
+    data = b.build()
+    assert find(sample(data), "m") == Place(0, 4)
+    # That there is no such struct is said of sound BTF only, and so is that there is one behind the fault.
+    assert one_bad_input(data, ["sample", "another"]) == "BTF type 3 is of unknown kind 21"
+    b.struct("sample", 8, ("m", 1, 32))
+    assert one_bad_input(b.build()) == one_bad_input(b.build()) == "BTF type 3 is of unknown kind 21"
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", BLOB[:4], BLOB[:24], BLOB[:200], b"\xeb\x9f\1\0"]))
