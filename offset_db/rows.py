@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from kcompat.errors import KcompatError
@@ -138,11 +139,17 @@ def stored_of(row: Mapping[str, Any]) -> Stored | None:
     try:
         offset = Offset(field, _STATES[row["state"]], row["source"], row["value"], row["width"], row["bit_offset"],
                         row["bit_size"], _VERDICTS[row["verdict"]], row["confidence"],
-                        tuple(json.loads(row["candidates"])), row["reason"], from_json(row["evidence"]))
+                        _candidates(row["candidates"]), row["reason"], from_json(row["evidence"]))
     except (KeyError, TypeError, ValueError) as error:
         raise Unreadable(f"the row of {field.name} from {row['source']!r}: {error}") from error
     return Stored(offset, row["recorded_at"], row["module_build_id"], row["verified_at"], row["quarantined_at"],
                   row["quarantine_reason"])
+
+
+@lru_cache(maxsize=4096)
+def _candidates(text: str) -> tuple[int, ...]:
+    # A look-up reads a hundred of them, most of one small number.
+    return tuple(json.loads(text))
 
 
 def kernel_of(row: Mapping[str, Any]) -> Kernel:
