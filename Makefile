@@ -32,7 +32,7 @@ help:
 	@echo "make test    install what is missing, lint, all tests"
 	@echo "make lint    ruff, mypy, import-linter, clang-format"
 	@echo "make bench   the README's performance table"
-	@echo "make fuzz    the solver over 100,000 random layouts, a quarter of an hour"
+	@echo "make fuzz    the solver over 100,000 random layouts, the BTF and DWARF readers over flipped bytes: half an hour"
 	@echo "make matrix  the kernel tests in every kernel of ci/kernels.py, in QEMU"
 	@echo "make venv    only the virtual environment, with everything developers use"
 
@@ -54,6 +54,7 @@ bench: venv
 
 fuzz: venv
 	KCOMPAT_LAYOUTS=$${KCOMPAT_LAYOUTS:-100000} $(BIN)/python -m pytest --timeout 0 tests/guessers/test_fuzz.py
+	$(BIN)/python -m benchmarks.fuzz --seconds $${KCOMPAT_FUZZ_S:-180}
 
 # What the run says is what make says, whatever becomes of the reports.
 matrix: packages-matrix venv

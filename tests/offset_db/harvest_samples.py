@@ -23,11 +23,11 @@ struct nf_conn { char before[128]; unsigned long status; unsigned mark; } the_co
 
 
 def btf(dport=40, filler=0):
-    """BTF with one struct of the catalogue. `filler` types make reading it take a moment."""
+    """BTF with one struct of the catalogue. `filler` nameless structs make reading it take a moment."""
     b = BtfBuilder()
     u16, u32 = b.int("unsigned short", 2), b.int("unsigned int", 4)
     b.struct("sock_common", dport + 8, ("skc_daddr", u32, 0), ("skc_dport", u16, dport * 8))
-    b.types += struct.pack("<3I", 0, 2 << 24, u32) * filler
+    b.types += struct.pack("<3I", 0, 4 << 24, 0) * filler
     return b.build()
 
 
