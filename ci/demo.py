@@ -104,7 +104,8 @@ def _collecting(directory: Path, *outputs: str) -> Iterator[None]:
     command = [str(KCOMPAT), "--db", str(DATABASE), "collect", "--interval", "60",
                *(part for output in outputs for part in ("--output", output))]
     print(f"\n$ kcompat collect {' '.join(command[6:])}", flush=True)
-    with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=directory) as process:
+    environment = os.environ | {"KCOMPAT_RUN": str(directory / "run")}  # beside a collector that is here for good
+    with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=directory, env=environment) as process:
         try:
             _wait_for(process, b"collecting")
             yield

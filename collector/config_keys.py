@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -68,6 +68,25 @@ def sample() -> str:
             lines.append(f"# {name} = {_toml(one.example)}")
         lines.append("")
     return "\n".join(lines)
+
+
+def taken_over(old: Options, new: Options) -> tuple[Options, list[str]]:
+    """What a running collector makes of new options: as they are, but for (restart) keys; those that differ by name."""
+    kept = [path for path, key in keys().items() if key.restart and _at(old, path) != _at(new, path)]
+    for path in kept:
+        new = _with(new, path.split("."), _at(old, path))
+    return new, kept
+
+
+def _at(options: Any, path: str) -> Any:
+    for name in path.split("."):
+        options = getattr(options, name)
+    return options
+
+
+def _with(section: Any, path: list[str], value: Any) -> Any:
+    name, *rest = path
+    return replace(section, **{name: _with(getattr(section, name), rest, value) if rest else value})
 
 
 def _walk(cls: type, prefix: str) -> Iterator[Key | Section]:

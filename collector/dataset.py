@@ -14,12 +14,17 @@ from collector.record import Record
 from kcompat import probe
 from kcompat.errors import Missing, Unsupported
 from kcompat.fields import Field
+from kcompat.hook_status import HookStatus
 from kcompat.offsets import Offsets
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Setup:
-    """What datasets are started with; `domains` is what they have in common: one fills it, another asks it."""
+    """What datasets are started with; `domains` is what they have in common: one fills it, another asks it.
+
+    `options` are replaced between two flushes when the configuration is read again: they are asked when they are
+    used, not once. Keys of the kind Restart stay as they were.
+    """
 
     options: Options
     offsets: Offsets
@@ -34,6 +39,10 @@ class Running(Protocol):
     @property
     def how(self) -> str:
         """How it sees what it counts, in two words for the last line of a run."""
+
+    @property
+    def hooks(self) -> Sequence[HookStatus]:
+        """What became of each program at each hook; packet sockets and the like are hooks too."""
 
     @property
     def losses(self) -> Mapping[str, int]:

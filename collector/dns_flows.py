@@ -51,7 +51,7 @@ class DnsFlows:
 
     def __init__(self, options: Options, is_local: IsLocal) -> None:
         self.left_out: Counter[str] = Counter()
-        self._options = options
+        self.options = options
         self._is_local = is_local
         # Count, sum and maximum of latencies in ns, and a namespace it was seen in.
         self._sums: dict[_Key, list[int]] = {}
@@ -63,14 +63,14 @@ class DnsFlows:
         ends = self._ends.get(way)
         if ends is None:
             ends = self._told(exchange, way)
-        reason = ends.fault or (client_port in self._options.exclude.ports and "excluded")
+        reason = ends.fault or (client_port in self.options.exclude.ports and "excluded")
         if reason:
             self.left_out[reason] += 1
             return
-        key = _Key(*ends.tags, transport, ends.direction, rcode, question if self._options.dns_queries else b"")
+        key = _Key(*ends.tags, transport, ends.direction, rcode, question if self.options.dns_queries else b"")
         sums = self._sums.get(key)
         if sums is None:
-            if len(self._sums) >= self._options.max_flows:
+            if len(self._sums) >= self.options.max_flows:
                 self.left_out["overflow"] += 1
                 return
             sums = self._sums[key] = [0, 0, 0, netns]
@@ -100,17 +100,17 @@ class DnsFlows:
 
     def _fault(self, client: bytes, server: bytes, direction: str) -> str:
         """Why it is in no record; empty if it is."""
-        exclude = self._options.exclude
+        exclude = self.options.exclude
         ends = describe(client), describe(server)
         if any(end.is_zero for end in ends):
             return "address"
-        if not self._options.loopback and any(end.type == "loopback" for end in ends):
+        if not self.options.loopback and any(end.type == "loopback" for end in ends):
             return "loopback"
         if not direction:
             return "forwarded"
         if (direction in exclude.directions or PORT in exclude.ports
                 or any(cidr.holds(client) or cidr.holds(server) for cidr in exclude.cidrs)
-                or (ends[1].family == "IPv6" and not self._options.ipv6)):
+                or (ends[1].family == "IPv6" and not self.options.ipv6)):
             return "excluded"
         return ""
 
@@ -118,7 +118,7 @@ class DnsFlows:
         src, dst = describe(key.local), describe(key.remote)
         name = name_of(netns, key.remote)
         return {
-            "host": self._options.host,
+            "host": self.options.host,
             "source": MEASUREMENT,
             "direction": key.direction,
             "src_ip": src.text,
@@ -136,7 +136,7 @@ class DnsFlows:
         count, latency_ns, longest_ns, _ = sums
         fields: dict[str, FieldValue] = {"rcode": key.rcode, "latency": latency_ns // count, "latency_max": longest_ns,
                                          "count": count}
-        if self._options.dns_queries:
+        if self.options.dns_queries:
             fields["query_name"], fields["query_type"] = question_text(key.question)
         return fields
 

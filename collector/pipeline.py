@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from collector.config import Options
-from collector.dataset import Dataset, Running, Setup
+from collector.config_keys import taken_over
+from collector.dataset import Dataset, Setup
 from collector.datasets import bash, dnsflow, netflow_running
 from collector.datasets.netflow_hooks import BACKENDS, Backend
+from collector.sinks.outputs import Outputs
 from collector.sinks.sink import Sink
+from collector.status import Status
+from collector.supervised import Off, Supervised
 from kcompat.errors import KcompatError
 from kcompat.fields import Field
 from kcompat.kernel import Kernel
-from kcompat.offsets import Offsets
+from kcompat.offsets import Offsets, State
 from kcompat.version import running_version_code
 
 log = logging.getLogger(__name__)
 
+# How often the loop looks for other options.
+_GLANCE_S = 0.25
 # A new dataset is a row here (and a word in what the configuration says of `datasets`).
 DATASETS: dict[str, Dataset] = {row.name: row for row in (netflow_running.DATASET, dnsflow.DATASET,
                                                        bash.DATASET)}
@@ -57,67 +65,159 @@ def programmed() -> tuple[str, ...]:
     return tuple(name for name, row in DATASETS.items() if row.render)
 
 
-def collect(options: Options, offsets: Offsets, sink: Sink, *,
-            duration_s: float | None = None, stop: threading.Event | None = None,
-            backends: Sequence[Backend] = BACKENDS, ready: threading.Event | None = None,
-            off: Callable[[str, KcompatError], None] | None = None) -> Summary:
-    """Collects until `stop` is set or `duration_s` is over, then flushes once more.
+def collect(options: Options, offsets: Offsets, sink: Sink, **settings: Any) -> Summary:
+    """Collects as a `Pipeline` does, from its beginning to its end."""
+    stop = settings.pop("stop", None)
+    duration_s = settings.pop("duration_s", None)
+    return Pipeline(options, offsets, sink, **settings).run(stop or threading.Event(), duration_s)
 
-    A dataset that cannot run is told to `off` and the others go on; when none is left, what was wrong with the first
-    is raised: UnknownField, Missing, Unsupported, or Refuted. `ready` is set once everything is attached and has
-    proved itself. Raises BrokenPipeError when the only reader has left.
+
+class Pipeline:
+    """The datasets of `options` and the loop that flushes them into `sink`.
+
+    A dataset that cannot run is told to `off`, tried again from time to time with what `again` then says of the
+    offsets of these datasets, and the others go on. `ready` is set once everything is attached and has proved itself.
     """
-    stop = stop or threading.Event()
-    summary = Summary()
-    setup = Setup(options, offsets, running_version_code(Kernel.running().release), backends)
-    with ExitStack() as stack:
-        running = _started(setup, off, stack)
-        summary.how = {name: one.how for name, one in running.items()}
-        if ready:
-            ready.set()
-        started = time.monotonic()
-        end = None if duration_s is None else started + duration_s
-        due = started
-        while not stop.is_set() and (end is None or time.monotonic() < end):
-            # Against drift: the next flush is due an interval after the last was due, not after it was done.
-            due = max(due + options.interval_s, time.monotonic())
-            stop.wait((due if end is None else min(due, end)) - time.monotonic())
-            _flush(running.values(), options, sink, summary)
-        if not summary.flushes:
-            _flush(running.values(), options, sink, summary)
-    return summary
 
+    def __init__(self, options: Options, offsets: Offsets, sink: Sink, *, backends: Sequence[Backend] = BACKENDS,
+                 ready: threading.Event | None = None, off: Off | None = None,
+                 again: Callable[[tuple[str, ...]], Offsets] | None = None) -> None:
+        self._setup = Setup(options, offsets, running_version_code(Kernel.running().release), backends)
+        self._sink = sink
+        self._ready = ready or threading.Event()
+        self._off, self._again = off, again
+        self._datasets: dict[str, Supervised] = {}
+        self._summary = Summary()
+        self._started_s = time.time()
+        self._reloads = 0
+        self._next: Options | None = None
+        self._status: Status | None = None
 
-def _started(setup: Setup, off: Callable[[str, KcompatError], None] | None,
-             stack: ExitStack) -> dict[str, Running]:
-    running: dict[str, Running] = {}
-    failed: list[KcompatError] = []
-    for name in dict.fromkeys(setup.options.datasets):
+    def run(self, stop: threading.Event, duration_s: float | None = None) -> Summary:
+        """Until `stop` is set or the duration is over; then flushes once more.
+
+        When no dataset can run at the beginning, what was wrong with the first is raised: UnknownField, Missing,
+        Unsupported, or Refuted. Raises BrokenPipeError when the only reader has left.
+        """
         try:
-            running[name] = DATASETS[name].start(setup)
-        except KcompatError as error:
-            failed.append(error)
-            if off:
-                off(name, error)
-        else:
-            stack.callback(running[name].close)
-    if failed and not running:
-        raise failed[0]
-    for why in failed:
-        log.warning("%s", why)
-    return running
+            self._start()
+            self._ready.set()
+            begun = due = time.monotonic()
+            flushed = False
+            end = math.inf if duration_s is None else begun + duration_s
+            while not stop.is_set() and time.monotonic() < end:
+                # Against drift: the next flush is due an interval after the last was due, not after it was done.
+                due = max(due + self.options.interval_s, time.monotonic())
+                flushed = self._until(stop, min(due, end))
+                if flushed:
+                    self._flush()
+                else:
+                    due = time.monotonic()
+            if not flushed:
+                self._flush()
+        finally:
+            for one in self._datasets.values():
+                one.close()
+        return self._summary
 
+    @property
+    def options(self) -> Options:
+        return self._setup.options
 
-def _flush(running: Iterable[Running], options: Options, sink: Sink, summary: Summary) -> None:
-    left_out: Counter[str] = Counter()
-    for one in running:
-        records = one.flush(time.time_ns())
-        if options.tags:
-            records = [record._replace(tags={**options.tags, **record.tags}) for record in records]
-        summary.records += len(records)
-        summary.lost |= one.losses
-        left_out += one.left_out
-        if records:
-            sink.write(records)
-    summary.left_out = left_out
-    summary.flushes += 1
+    @property
+    def status(self) -> Status | None:
+        """Of the last flush or change; from any thread."""
+        return self._status
+
+    def adopt(self, options: Options) -> None:
+        """From now on these are the options; from any thread, also from a signal's handler."""
+        self._next = options
+
+    def _start(self) -> None:
+        for name in dict.fromkeys(self.options.datasets):
+            self._begin(name)
+        failed = [one.error for one in self._datasets.values() if one.error]
+        if failed and not any(one.running for one in self._datasets.values()):
+            raise failed[0]
+        self._took_stock()
+
+    def _begin(self, name: str) -> None:
+        one = self._datasets[name] = Supervised(DATASETS[name], self._off)
+        if one.start(self._setup):
+            self._summary.how[name] = one.how
+
+    def _until(self, stop: threading.Event, due: float) -> bool:
+        """Waits, and meanwhile does what is to be done between two flushes; False when the intervals begin anew."""
+        while not stop.is_set() and (rest_s := due - time.monotonic()) > 0:
+            retry_at = min((one.retry_at for one in self._datasets.values() if not one.running), default=math.inf)
+            if retry_at <= time.monotonic():
+                self._retry()
+                continue
+            stop.wait(min(rest_s, _GLANCE_S))
+            if self._next:
+                self._change(self._next)
+                return False
+        return True
+
+    def _retry(self) -> None:
+        self._ask_again()
+        for name, one in self._datasets.items():
+            if not one.running and one.retry_at <= time.monotonic() and one.start(self._setup):
+                self._summary.how[name] = one.how
+        self._took_stock()
+
+    def _ask_again(self) -> None:
+        """Offsets that were not known may be by now, and other datasets need others."""
+        if self._again:
+            try:
+                self._setup.offsets = self._again(self.options.datasets)
+            except KcompatError as error:
+                log.debug("offsets: %s", error)
+
+    def _change(self, options: Options) -> None:
+        """Takes over other options: what was counted until now is flushed with the old ones."""
+        self._next = None
+        self._flush()
+        options, kept = taken_over(self.options, options)
+        if kept:
+            log.warning("%s: for the next start; what runs keeps the old value", ", ".join(kept))
+        if options.outputs != self.options.outputs and isinstance(self._sink, Outputs):
+            try:
+                self._sink.reopen(options.outputs)
+            except KcompatError as error:
+                log.warning("the outputs stay as they were: %s", error)
+                options = replace(options, outputs=self.options.outputs)
+        self._setup.options = options
+        for name in self._datasets.keys() - set(options.datasets):
+            self._datasets.pop(name).close()
+        if new := [name for name in dict.fromkeys(options.datasets) if name not in self._datasets]:
+            self._ask_again()
+            for name in new:
+                self._begin(name)
+        self._reloads += 1
+        log.info("the configuration was read again")
+        self._took_stock()
+
+    def _flush(self) -> None:
+        summary, tags = self._summary, self.options.tags
+        for one in self._datasets.values():
+            records = one.flush(time.time_ns())
+            if tags:
+                records = [record._replace(tags={**tags, **record.tags}) for record in records]
+            summary.records += len(records)
+            if records:
+                self._sink.write(records)
+        for one in self._datasets.values():
+            summary.lost |= one.lost
+        summary.left_out = sum((one.left_out for one in self._datasets.values()), Counter())
+        summary.flushes += 1
+        self._took_stock()
+
+    def _took_stock(self) -> None:
+        sources = Counter(offset.source for offset in self._setup.offsets.values() if offset.state is State.KNOWN)
+        self._status = Status(
+            pid=os.getpid(), host=self.options.host, kernel=os.uname().release,
+            offsets=dict(sources), started_s=self._started_s, taken_s=time.time(), interval_s=self.options.interval_s,
+            flushes=self._summary.flushes, reloads=self._reloads,
+            datasets=tuple(one.status() for one in self._datasets.values()),
+            sinks=self._sink.statuses() if isinstance(self._sink, Outputs) else ())

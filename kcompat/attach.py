@@ -32,6 +32,10 @@ class Attachment:
     name: str
     _undo: Callable[[], None] | None
 
+    @property
+    def is_attached(self) -> bool:
+        return self._undo is not None
+
     def close(self) -> None:
         undo, self._undo = self._undo, None
         if undo:

@@ -17,6 +17,7 @@ from kcompat.cli_errors import Commands, log_to_stderr, say
 from kcompat.cli_harvest import harvest
 from kcompat.cli_output import emit
 from kcompat.cli_sources import SOURCES, Request
+from kcompat.cli_status import status
 
 if TYPE_CHECKING:
     from guessers.hooks import Backend
@@ -251,3 +252,4 @@ def compile_ahead(db: Path | None, machine: str | None, as_json: bool) -> None:
 
 main.add_command(config)
 main.add_command(collect)
+main.add_command(status)

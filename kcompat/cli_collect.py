@@ -6,19 +6,21 @@ import logging
 import signal
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from collector import pipeline
 from collector.canary import Refuted
 from collector.config import Options
-from collector.sinks import open_sinks
+from collector.instance import Lock, StatusSocket, run_dir
+from collector.sinks.outputs import Outputs
 from kcompat.bpf import compile_source
 from kcompat.cli_errors import say
 from kcompat.cli_sources import Request, answer, quarantine
 from kcompat.dialect import check
-from kcompat.errors import KcompatError
+from kcompat.errors import KcompatError, Missing
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offsets
 from kcompat.probe import require_bpf
@@ -57,26 +59,71 @@ def rendered_for(dialect: str, source: str) -> tuple[str, bool]:
     return "\n".join(lines) + source, all(fit.loads for fit in fits if not fit.program.startswith("rawtp"))
 
 
-def run(request: Request, options: Options, *, duration: float | None) -> int:
-    """Collects until the duration, SIGTERM (exit status 0) or Ctrl-C (130)."""
+def run(request: Request, options: Options, *, duration: float | None, again: Callable[[], Options]) -> int:
+    """Collects until the duration, SIGTERM (exit status 0) or Ctrl-C (130). SIGHUP takes what `again` reads."""
     # Everything a user may have got wrong comes before anything that takes time or needs root.
-    sinks = open_sinks(options.outputs)
-    stop = threading.Event()
+    sinks = Outputs(options.outputs)
     try:
         require_bpf()
-        with _signals(stop) as caught:
+        with _alone() as directory, _signals() as caught:
             kernel, offsets = _offsets_of_any(request, options.datasets)
 
             def off(name: str, error: KcompatError) -> None:
                 if isinstance(error, Refuted):
                     quarantine(request, kernel, error.fields, "the collector's own connections came out wrong")
 
-            summary = pipeline.collect(options, offsets, sinks, duration_s=duration, stop=stop,
-                                       ready=_Announced(f"collecting every {options.interval_s:g} s"), off=off)
+            runs = pipeline.Pipeline(options, offsets, sinks, off=off,
+                                     ready=_Announced(f"collecting every {options.interval_s:g} s"),
+                                     again=lambda datasets: _offsets_of_any(request, datasets)[1])
+            caught.on_hangup = lambda: _reload(runs, again)
+            with _telling(directory, runs):
+                summary = runs.run(caught.stop, duration)
     finally:
         sinks.close()
     say(_told(summary, sinks.dropped))
-    return 130 if signal.SIGINT in caught else 0
+    return 130 if signal.SIGINT in caught.numbers else 0
+
+
+def _reload(runs: pipeline.Pipeline, again: Callable[[], Options]) -> None:
+    """A configuration that is wrong changes nothing."""
+    try:
+        runs.adopt(again())
+    except KcompatError as error:
+        log.warning("the configuration stays as it was: %s", error)
+
+
+@contextmanager
+def _alone() -> Iterator[Path | None]:
+    """Holds the lock of the one collector; None where there is no place for it, which is said."""
+    directory = run_dir()
+    try:
+        lock = Lock(directory)
+    except Missing as error:
+        log.warning("a second collector may run, and `kcompat status` cannot ask this one: %s", error)
+        yield None
+        return
+    try:
+        yield directory
+    finally:
+        lock.close()
+
+
+@contextmanager
+def _telling(directory: Path | None, runs: pipeline.Pipeline) -> Iterator[None]:
+    """Answers `kcompat status` meanwhile."""
+    if directory is None:
+        yield
+        return
+    try:
+        told = StatusSocket(directory, lambda: runs.status.as_json() if runs.status else None)
+    except Missing as error:
+        log.warning("`kcompat status` cannot ask this collector: %s", error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        told.close()
 
 
 def _offsets_of_any(request: Request, datasets: tuple[str, ...]) -> tuple[Kernel, Offsets]:
@@ -114,18 +161,31 @@ def _told(summary: pipeline.Summary, dropped: int) -> str:
     return f"{words}; lost: {', '.join(f'{count} {name}' for name, count in lost.items()) or 'nothing'}"
 
 
-@contextmanager
-def _signals(stop: threading.Event) -> Iterator[list[int]]:
-    """The first SIGTERM or SIGINT asks for a last flush; a second Ctrl-C does not wait for it."""
-    caught: list[int] = []
+class _Caught:
+    """Signals so far, and what they set off. The first SIGTERM or SIGINT asks for a last flush."""
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and caught:
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.stop = threading.Event()
+        self.on_hangup: Callable[[], None] = lambda: None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            # Reading files is nothing for a signal's handler, which may have interrupted anything.
+            threading.Thread(target=self.on_hangup, name="reload", daemon=True).start()
+            return
+        if number == signal.SIGINT and self.numbers:
             raise KeyboardInterrupt
-        caught.append(number)
-        stop.set()
+        self.numbers.append(number)
+        self.stop.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+@contextmanager
+def _signals() -> Iterator[_Caught]:
+    """A second Ctrl-C does not wait for the last flush."""
+    caught = _Caught()
+    before = {number: signal.signal(number, caught.handle)
+              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield caught
     finally:

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from kcompat.cli_sources import SOURCES, Request
 
 if TYPE_CHECKING:
+    from collector.config import Options
     from collector.config_reading import Given
 
 # What DataKit calls the parts of its eBPF collector, and the datasets they are. NAT is part of netflow here.
@@ -86,10 +87,15 @@ def collect(ctx: click.Context, /, file: Path | None, assignments: tuple[str, ..
              for name, value in by_key.items() if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
     given += [assignment(words) for words in assignments]
     given += _of_datakit(enabled, datakit, no_ipv6, given)
-    options = read(file, os.environ, given, judge)
+    environment = dict(os.environ)
+
+    def again() -> Options:
+        return read(file, environment, given, judge)
+
+    options = again()
     sources = options.offsets
     request = Request(sources.source, sources.vmlinux, ctx.obj or sources.db, running_only=True)
-    sys.exit(run(request, options, duration=duration))
+    sys.exit(run(request, options, duration=duration, again=again))
 
 
 def _of_datakit(enabled: str | None, apiserver: str | None, no_ipv6: bool | None, given: list[Given]) -> list[Given]:

@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from types import TracebackType
 
 from kcompat import attach
+from kcompat.attach import Attachment
 from kcompat.bpf import Object, ObjectProgram
 from kcompat.errors import KcompatError, Missing, Unsupported
+from kcompat.hook_status import HookState, HookStatus
 from kcompat.maps import Map
 from kcompat.sysbpf import ProgramRefused, ProgType, prog_load, raise_memlock
 
@@ -31,7 +33,8 @@ class Loaded:
         self._object = compiled
         self._version_code = version_code
         self._programs: dict[str, int] = {}
-        self.attachments: list[attach.Attachment] = []
+        self._outcomes: dict[tuple[str, str], tuple[HookStatus, Attachment | None]] = {}
+        self.attachments: list[Attachment] = []
         self.maps: dict[str, Map] = {}
         raise_memlock()
         try:
@@ -59,25 +62,43 @@ class Loaded:
                 raise _explained(error, f"program {name}") from error
         return self._programs[name]
 
-    def attach(self, name: str, hook: str) -> attach.Attachment:
+    def attach(self, name: str, hook: str) -> Attachment:
         """Hooks program `name`: `hook` is a function, a raw tracepoint, ``category:name`` of a tracepoint, or
         ``path:0xoffset`` in a file that processes run.
 
         Raises OSError when the hook is not there, so that a caller can try the next one.
         """
+        for key in [key for key, (_, attached) in self._outcomes.items() if _let_go(attached)]:
+            del self._outcomes[key]
+        try:
+            attached = self._attach(name, hook)
+        except (KcompatError, OSError) as error:
+            refused = (not isinstance(error, Missing) if isinstance(error, KcompatError)
+                       else error.errno in (errno.EPERM, errno.EACCES))
+            reason = str(error) if isinstance(error, KcompatError) else str(error.strerror)
+            state = HookState.REFUSED if refused else HookState.MISSING
+            self._outcomes[name, hook] = HookStatus(name, hook, state, reason), None
+            raise
+        self._outcomes[name, hook] = HookStatus(name, hook, HookState.ATTACHED), attached
+        self.attachments.append(attached)
+        return attached
+
+    @property
+    def hooks(self) -> list[HookStatus]:
+        """What became of every program at every hook it was tried at, but of hooks let go one by one."""
+        return [status for status, attached in list(self._outcomes.values()) if not _let_go(attached)]
+
+    def _attach(self, name: str, hook: str) -> Attachment:
         program = self.load(name)
         kind = name.partition("__")[0]
         if kind == "rawtp":
-            attached = attach.raw_tracepoint(program, hook)
-        elif kind == "tp":
-            attached = attach.tracepoint(program, *hook.split(":", 1))
-        elif kind == "uretprobe":
+            return attach.raw_tracepoint(program, hook)
+        if kind == "tp":
+            return attach.tracepoint(program, *hook.split(":", 1))
+        if kind == "uretprobe":
             path, _, offset = hook.rpartition(":")
-            attached = attach.uretprobe(program, path, int(offset, 16))
-        else:
-            attached = attach.kprobe(program, hook, at_return=kind == "kretprobe")
-        self.attachments.append(attached)
-        return attached
+            return attach.uretprobe(program, path, int(offset, 16))
+        return attach.kprobe(program, hook, at_return=kind == "kretprobe")
 
     def attach_first(self, name: str, hooks: Iterable[str]) -> str | None:
         """Hooks the program to the first of several alternative hooks this kernel has; None when it has none."""
@@ -91,6 +112,8 @@ class Loaded:
 
     def detach(self) -> None:
         """Takes every hook away; maps and programs stay."""
+        self._outcomes = {key: (status._replace(state=HookState.AVAILABLE) if attached else status, None)
+                          for key, (status, attached) in self._outcomes.items()}
         while self.attachments:
             self.attachments.pop().close()
 
@@ -113,6 +136,10 @@ class Loaded:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+
+def _let_go(attached: Attachment | None) -> bool:
+    return attached is not None and not attached.is_attached
 
 
 def _explained(error: OSError, what: str) -> KcompatError:

@@ -7,7 +7,7 @@ import select
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from kcompat import probe, template
 from kcompat.attach import Attachment
 from kcompat.bpf import compile_cached
 from kcompat.errors import KcompatError
+from kcompat.hook_status import HookStatus
 from kcompat.load import Loaded
 from kcompat.offsets import Offsets
 
@@ -52,7 +53,7 @@ class BashLines:
 
     def __init__(self, setup: Setup) -> None:
         """Raises Missing or Unsupported where no uprobe can be set."""
-        self._host = setup.options.host
+        self._setup = setup
         self.left_out: Counter[str] = Counter()
         self._lost: Counter[str] = Counter()
         require(NAME, probe.uprobe)
@@ -83,6 +84,10 @@ class BashLines:
             raise
         self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
         self._thread.start()
+
+    @property
+    def hooks(self) -> Sequence[HookStatus]:
+        return self._loaded.hooks
 
     @property
     def losses(self) -> Mapping[str, int]:
@@ -190,7 +195,7 @@ class BashLines:
             if not self._is_bash(line):
                 continue
             user = self._users.name(line.uid, line.pid, self._root(line.pid))
-            if made := record(line, user, self._host, epoch_ns + line.time_ns):
+            if made := record(line, user, self._setup.options.host, epoch_ns + line.time_ns):
                 self._lost["ends of long command lines"] += line.is_cut
                 self._waiting.append(made)
         while len(self._waiting) > _MAX_WAITING:

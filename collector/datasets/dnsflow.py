@@ -8,7 +8,7 @@ import select
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from collector.routes import Routes
 from guessers.namespace import Netns, enter
 from kcompat import probe
 from kcompat.errors import KcompatError, Unsupported
+from kcompat.hook_status import HookState, HookStatus
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class Dnsflow:
     def __init__(self, setup: Setup, only: Iterable[int] | None = None) -> None:
         """`only` these namespaces, by number. Raises Missing or Unsupported where there are no packet sockets."""
         require(NAME, probe.packet_socket)
+        self._setup = setup
         self._domains = setup.domains
         self._only = None if only is None else set(only)
         self._code = port_filter(PORT)
@@ -96,6 +98,16 @@ class Dnsflow:
             raise self._failed or Unsupported(f"{NAME} is off: no network namespace lets a packet socket in")
 
     @property
+    def hooks(self) -> Sequence[HookStatus]:
+        with self._lock:
+            seen = len(self._namespaces)
+        attached = HookStatus("port 53", f"packet sockets of {seen} network namespaces", HookState.ATTACHED)
+        if not self._refused:
+            return [attached]
+        return [attached, HookStatus("port 53", f"packet sockets of {len(self._refused)} network namespaces",
+                                     HookState.REFUSED, "see the log")]
+
+    @property
     def losses(self) -> Mapping[str, int]:
         return {"packets": self._packets_lost, "tcp streams": self._exchanges.gaps,
                 "dns queries": 0, "dns queries replaced": 0} | self._exchanges.lost
@@ -109,7 +121,9 @@ class Dnsflow:
         time.sleep(_SETTLE_S)
         with self._lock:
             self._drain()
-            return self._flows.take(time_ns, self._domains.name)
+            records = self._flows.take(time_ns, self._domains.name)
+            self._flows.options = self._setup.options
+        return records
 
     def close(self) -> None:
         self._stop.set()

@@ -21,6 +21,7 @@ from kcompat import template
 from kcompat.bpf import compile_cached
 from kcompat.errors import KcompatError, Missing, Unsupported
 from kcompat.fields import Field
+from kcompat.hook_status import HookStatus
 from kcompat.load import Loaded
 from kcompat.offsets import Offsets
 
@@ -246,6 +247,11 @@ class Netflow:
                 log.warning("netflow lost %d %s: a kernel map was full, or a sender unknown",
                             count - self.losses[reason], reason)
             self.losses[reason] = count
+
+    @property
+    def tried(self) -> Sequence[HookStatus]:
+        """Every hook of every set that was tried, and how that went."""
+        return self._loaded.hooks
 
     def close(self) -> None:
         self._loaded.close()

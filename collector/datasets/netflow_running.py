@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from collector.canary import Refuted, prove
 from collector.dataset import Dataset, Setup
@@ -12,6 +12,7 @@ from collector.datasets import netflow
 from collector.flows import FlowDelta, aggregate
 from collector.record import Record
 from kcompat.fields import find
+from kcompat.hook_status import HookStatus
 from kcompat.offsets import State
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,10 @@ class NetflowRunning:
     @property
     def how(self) -> str:
         return f"{self._dataset.backend} hooks"
+
+    @property
+    def hooks(self) -> Sequence[HookStatus]:
+        return self._dataset.tried
 
     @property
     def losses(self) -> Mapping[str, int]:

@@ -46,6 +46,10 @@ class Queued:
             return self._offered - self._sink.written
         return self._lost + self._sink.dropped
 
+    @property
+    def waiting(self) -> int:
+        return self._waiting
+
     def write(self, records: Sequence[Record]) -> None:
         with self._changed:
             self._offered += len(records)

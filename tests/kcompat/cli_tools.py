@@ -23,7 +23,8 @@ RELEASE = os.uname().release
 def environment(home):
     """Everything a user's own files would be found by, in `home`."""
     return {"PATH": os.environ["PATH"], "HOME": str(home), "XDG_DATA_HOME": str(home / "data"),
-            "XDG_CACHE_HOME": str(home / "cache"), "KCOMPAT_CACHE": str(home / "compiled"), "PYTHONPATH": str(ROOT),
+            "XDG_CACHE_HOME": str(home / "cache"), "KCOMPAT_CACHE": str(home / "compiled"),
+            "KCOMPAT_RUN": str(home / "run"), "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "1"}
 
 

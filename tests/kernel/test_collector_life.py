@@ -1,0 +1,127 @@
+"""A running collector says how it is, reads its configuration again, keeps others out, and leaves nothing behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from tests.kcompat.cli_tools import collecting, end, kcompat, one_line
+
+pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="not root")]
+
+SENT = 4321
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """One for all: what the first compiles the others load."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def config(home):
+    """config(text) -> the file a collector reads, again after each SIGHUP."""
+    def write(text):
+        path = home / "kcompat.toml"
+        path.write_text(f"loopback = true\n{text}")
+        return path
+
+    return write
+
+
+def status(home):
+    """What `kcompat status --json` says, once there is something to say."""
+    return until(lambda: kcompat("status", "--json", home=home), lambda done: done.stdout and json.loads(done.stdout))
+
+
+def until(get, good, timeout_s=60):
+    """The first good thing; whatever `good` makes of it."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        got = get()
+        if made := good(got):
+            return made
+        assert time.monotonic() < deadline, got
+        time.sleep(0.1)
+
+
+def send(size):
+    """One connection over loopback; its server's port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client, server.accept()[0] as peer:
+            client.sendall(bytes(size))
+            client.shutdown(socket.SHUT_WR)
+            while peer.recv(1 << 16):
+                pass
+    return port
+
+
+def written(path, port):
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return sum(r["fields"]["bytes_written"] for r in records if r["tags"].get("dst_port") == str(port)
+               and r["tags"]["direction"] == "outgoing")
+
+
+def test_it_says_what_it_sees_and_a_second_one_is_refused(home, config):
+    path = config("datasets = ['netflow', 'dnsflow']\ninterval_s = 600\noutputs = ['jsonl:-']\n")
+    with collecting("--config", path, home=home) as process:
+        told = status(home)
+        second = kcompat("collect", "--duration", "1", home=home)
+        table = kcompat("status", home=home)
+        code, _, _ = end(process)
+
+    assert told["pid"] == process.pid and [one["dataset"] for one in told["datasets"]] == ["netflow", "dnsflow"]
+    hooks = {hook["program"]: hook["state"] for one in told["datasets"] for hook in one["hooks"]}
+    assert "attached" in hooks.values() and hooks["port 53"] == "attached"
+    assert second.returncode == 1 and f"as process {process.pid}" in one_line(second.stderr)
+    assert table.returncode == 0 and max(map(len, table.stdout.splitlines())) <= 80
+    assert code == 0 and kcompat("status", home=home).returncode == 2
+
+
+def test_sighup_takes_over_another_configuration_and_loses_no_byte(home, config):
+    before, after = home / "before.jsonl", home / "after.jsonl"
+    path = config(f"interval_s = 600\noutputs = ['jsonl:{before}']\n")
+    with collecting("--config", path, home=home) as process:
+        status(home)
+        first = send(SENT)
+        config(f"interval_s = 1\noutputs = ['jsonl:{after}']\ntags = {{env = 'prod'}}\nmax_flows = 99\n")
+        process.send_signal(signal.SIGHUP)
+        until(lambda: status(home), lambda told: told["reloads"] == 1)
+        second = send(SENT)
+        config("interval_s = nonsense\n")
+        process.send_signal(signal.SIGHUP)
+        until(lambda: written(after, second), lambda count: count >= SENT)
+        code, _, err = end(process)
+
+    assert code == 0 and "Traceback" not in err
+    assert "max_flows: for the next start" in err and "the configuration stays as it was" in err
+    assert written(before, first) + written(after, first) == SENT and written(before, second) == 0
+    assert all(json.loads(line)["tags"]["env"] == "prod" for line in after.read_text().splitlines())
+
+
+def test_killed_it_leaves_nothing_attached_and_the_next_one_begins(home, config):
+    path = config("datasets = ['netflow', 'bash']\ninterval_s = 600\noutputs = ['jsonl:-']\n")
+    with collecting("--config", path, home=home) as process:
+        status(home)
+        ids = programs()
+        assert ids
+        process.kill()
+        process.wait(20)
+    until(programs, lambda now: not now & ids or None if now & ids else True)
+
+    with collecting("--config", path, home=home) as process:
+        assert status(home)["pid"] == process.pid
+        assert end(process)[0] == 0
+
+
+def programs():
+    """The BPF programs this machine's kernel has loaded, by number; others' come and go."""
+    said = subprocess.run(["bpftool", "prog", "list", "--json"], capture_output=True, text=True, timeout=60)
+    if said.returncode:
+        pytest.skip(f"no bpftool here: {said.stderr}")
+    return {one["id"] for one in json.loads(said.stdout or "[]")}
