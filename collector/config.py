@@ -53,6 +53,20 @@ class Duration:
         return core_schema.no_info_before_validator_function(seconds, handler(source))
 
 
+class Endpoint:
+    """HOST:PORT, [HOST]:PORT or PORT alone, which is at 127.0.0.1."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        def checked(value: str | None) -> str | None:
+            if value is not None:
+                endpoint(value)
+            return value
+
+        return core_schema.no_info_after_validator_function(checked, handler(source))
+
+
 @dataclass(frozen=True, slots=True)
 class Exclusions:
     """Flows nobody wants: one is left out when any rule matches it. Addresses and ports match on either side."""
@@ -118,6 +132,32 @@ class OffsetSources:
 
 
 @dataclass(frozen=True, slots=True)
+class Metrics:
+    """The collector's own numbers."""
+
+    __pydantic_config__ = FORBID
+
+    listen: Annotated[str | None, Endpoint(), Restart, Example("127.0.0.1:9435"),
+                      "Serve /metrics, for Prometheus, and /healthz at HOST:PORT; a PORT alone is of the loopback "
+                      "interface. Default: nowhere."] = None
+    bpf_run_time: Annotated[bool, Restart, "Make the kernel count how long BPF programs run (5.8 on), which costs "
+                                           "every run of any some 20 ns."] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What the collector says on standard error."""
+
+    __pydantic_config__ = FORBID
+
+    format: Annotated[Literal["text", "json"], Restart, "text is for people, json is an object a line."] = "text"
+    level: Annotated[Literal["debug", "info", "warning", "error"], Restart, "What is said at least."] = "warning"
+    per_minute: Annotated[int, Interval(ge=1), Restart,
+                          "Of lines that differ only in their numbers and names at most so many a minute; the rest "
+                          "is counted."] = 10
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """What the collector is told. Made from a file, the environment and a command line by `config_reading`."""
 
@@ -143,6 +183,8 @@ class Options:
     dns_queries: Annotated[bool, "dnsflow: tell names and types of queries apart."] = False
     ipv6: Annotated[bool, "Keep flows over IPv6."] = True
     offsets: Annotated[OffsetSources, "Where the offsets of this kernel's fields come from."] = OffsetSources()
+    metrics: Annotated[Metrics, "The collector's own numbers."] = Metrics()
+    log: Annotated[Log, "What the collector says on standard error."] = Log()
 
 
 def seconds(value: Any) -> Any:
@@ -155,6 +197,14 @@ def seconds(value: Any) -> Any:
     if not re.fullmatch(rf"(?:{number}(?:ms|[smh])\s*)+", value):
         raise ValueError("expected seconds, or a time like 90s, 1m30s")
     return sum(float(count) * _UNITS_S[unit] for count, unit in re.findall(rf"({number})(ms|[smh])", value))
+
+
+def endpoint(text: str) -> tuple[str, int]:
+    """The host and the port. Raises ValueError."""
+    found = re.fullmatch(r"(?:(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+)?:)?(\d{1,5})", text)
+    if not found or not 0 < int(found[2]) <= 0xFFFF:
+        raise ValueError("expected HOST:PORT, [HOST]:PORT or PORT")
+    return (found[1] or "127.0.0.1").strip("[]"), int(found[2])
 
 
 def _cidr(rule: str, value: str) -> Cidr:

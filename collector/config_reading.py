@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_origin
 from collector.config import Exclusions, Options
 from collector.config_keys import PREFIX, keys
 from kcompat.errors import KcompatError
+from kcompat.log_lines import without_secrets
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -191,7 +192,7 @@ def _complaint(error: ErrorDetails) -> Complaint:
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return path, _no_such(_spelled(path))
     words = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return path, f"{_spelled(path)} = {_shown(error['input'])}: {words}"
+    return path, f"{_spelled(path)} = {without_secrets(repr(error['input']))}: {words}"
 
 
 def _spelled(path: Place) -> str:
@@ -202,8 +203,3 @@ def _spelled(path: Place) -> str:
 def _no_such(name: str) -> str:
     near = difflib.get_close_matches(name, [*keys(), *(key.partition(".")[0] for key in keys())], n=1)
     return f"there is no key {name}" + (f"; did you mean {near[0]}?" if near else "")
-
-
-def _shown(value: Any) -> str:
-    """The value, without what may be a password or a token in a URL."""
-    return re.sub(r"(?<=://)[^/@\s'\"]*@|\?[^\s'\"]*", "", repr(value))

@@ -15,6 +15,7 @@ from kcompat import probe
 from kcompat.errors import Missing, Unsupported
 from kcompat.fields import Field
 from kcompat.hook_status import HookStatus
+from kcompat.load import Loaded
 from kcompat.offsets import Offsets
 
 
@@ -43,6 +44,10 @@ class Running(Protocol):
     @property
     def hooks(self) -> Sequence[HookStatus]:
         """What became of each program at each hook; packet sockets and the like are hooks too."""
+
+    @property
+    def loaded(self) -> Loaded | None:
+        """Its programs and maps in the kernel, if it has any: for what they cost and how full they are."""
 
     @property
     def losses(self) -> Mapping[str, int]:

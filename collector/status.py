@@ -4,9 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from kcompat.hook_status import HookState, HookStatus
+
+
+class MapStatus(NamedTuple):
+    """How full a kernel map was when it was last read whole."""
+
+    name: str
+    entries: int
+    capacity: int
+
+
+class ProgramStatus(NamedTuple):
+    """What a program cost; zeros where the kernel does not count (5.1 on, when it is told to)."""
+
+    program: str
+    runs: int
+    run_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +43,8 @@ class DatasetStatus:
     lost: Mapping[str, int] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
     hooks: tuple[HookStatus, ...] = ()
+    maps: tuple[MapStatus, ...] = ()
+    programs: tuple[ProgramStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,5 +82,6 @@ class Status:
     def as_json(self) -> dict[str, Any]:
         told = asdict(self)
         for dataset in told["datasets"]:
-            dataset["hooks"] = [hook._asdict() for hook in dataset["hooks"]]
+            for rows in ("hooks", "maps", "programs"):
+                dataset[rows] = [row._asdict() for row in dataset[rows]]
         return told

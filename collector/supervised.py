@@ -11,7 +11,7 @@ from dataclasses import replace
 from collector.canary import Refuted
 from collector.dataset import Dataset, Running, Setup
 from collector.record import Record
-from collector.status import DatasetStatus
+from collector.status import DatasetStatus, MapStatus, ProgramStatus
 from kcompat.errors import KcompatError
 from kcompat.hook_status import HookState
 
@@ -103,6 +103,11 @@ class Supervised:
             state = HookState.REFUSED if isinstance(self.error, Refuted) else HookState.MISSING
             return replace(told, state=state, reason=str(self.error or "not begun"),
                            retry_in_s=round(max(0.0, self.retry_at - time.monotonic()), 1))
+        if loaded := self.running.loaded:
+            maps = tuple(MapStatus(name, made.entries, made.spec.max_entries)
+                         for name, made in loaded.maps.items() if made.entries is not None)
+            told = replace(told, maps=maps, programs=tuple(ProgramStatus(name, runs, run_ns)
+                                                           for name, run_ns, runs in loaded.costs()))
         hooks = tuple(self.running.hooks)
         bad = "; ".join(f"{hook.program}: {hook.reason}" for hook in hooks if hook.state is HookState.DEGRADED)
         return replace(told, hooks=hooks, reason=bad, state=HookState.DEGRADED if bad else HookState.ATTACHED)

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
 from collector import pipeline
 from collector.canary import Refuted
-from collector.config import Options
+from collector.config import Metrics, Options, endpoint
 from collector.instance import Lock, StatusSocket, run_dir
 from collector.sinks.outputs import Outputs
 from kcompat.bpf import compile_source
-from kcompat.cli_errors import say
+from kcompat.cli_errors import log_as, say
 from kcompat.cli_sources import Request, answer, quarantine
 from kcompat.dialect import check
 from kcompat.errors import KcompatError, Missing
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offsets
 from kcompat.probe import require_bpf
+from kcompat.sysbpf import enable_run_stats
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ def rendered_for(dialect: str, source: str) -> tuple[str, bool]:
 def run(request: Request, options: Options, *, duration: float | None, again: Callable[[], Options]) -> int:
     """Collects until the duration, SIGTERM (exit status 0) or Ctrl-C (130). SIGHUP takes what `again` reads."""
     # Everything a user may have got wrong comes before anything that takes time or needs root.
+    log_as(options.log.format, options.log.level, options.log.per_minute)
     sinks = Outputs(options.outputs)
     try:
         require_bpf()
@@ -76,7 +79,7 @@ def run(request: Request, options: Options, *, duration: float | None, again: Ca
                                      ready=_Announced(f"collecting every {options.interval_s:g} s"),
                                      again=lambda datasets: _offsets_of_any(request, datasets)[1])
             caught.on_hangup = lambda: _reload(runs, again)
-            with _telling(directory, runs):
+            with _telling(directory, runs), _serving(options.metrics, runs):
                 summary = runs.run(caught.stop, duration)
     finally:
         sinks.close()
@@ -135,6 +138,23 @@ def _offsets_of_any(request: Request, datasets: tuple[str, ...]) -> tuple[Kernel
             raise
         log.warning("%s", error)
         return Kernel.running(), Offsets()
+
+
+@contextmanager
+def _serving(metrics: Metrics, runs: pipeline.Pipeline) -> Iterator[None]:
+    """Serves the metrics meanwhile, if that is wanted; Missing where it cannot be done."""
+    with ExitStack() as stack:
+        if metrics.bpf_run_time:
+            try:
+                stack.callback(os.close, enable_run_stats())
+            except OSError as error:
+                log.warning("the kernel does not count how long programs run: %s", error.strerror)
+        if metrics.listen:
+            # prometheus_client takes 30 ms and 10 MB.
+            from collector.metrics import MetricsServer
+
+            stack.callback(MetricsServer(*endpoint(metrics.listen), lambda: runs.status).close)
+        yield
 
 
 class _Announced(threading.Event):

@@ -10,6 +10,7 @@ import click
 
 from kcompat.cli_output import emit, quiet_pipe
 from kcompat.errors import KcompatError
+from kcompat.log_lines import RateLimit, json_line, without_secrets
 
 
 class Commands(click.Group):
@@ -44,19 +45,36 @@ class Commands(click.Group):
 class _ToStderr(logging.Handler):
     """Warnings read like everything else kcompat says."""
 
+    as_json = False
+
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record))
+        say(self.format(record), record.levelname.lower(), record.name)
 
 
-def say(words: str) -> None:
-    """One line on standard error, whatever the words hold."""
-    click.echo(f"kcompat: {' '.join(words.split())}", err=True)
+_HANDLER = _ToStderr()
+
+
+def say(words: str, level: str = "info", source: str = "kcompat") -> None:
+    """One line on standard error, whatever the words hold; without what may be a password."""
+    words = without_secrets(" ".join(words.split()))
+    click.echo(json_line(words, level, source) if _HANDLER.as_json else f"kcompat: {words}", err=True)
 
 
 def log_to_stderr(*, verbose: bool) -> None:
     root = logging.getLogger()
-    if not any(isinstance(handler, _ToStderr) for handler in root.handlers):
-        root.addHandler(_ToStderr())
+    if _HANDLER not in root.handlers:
+        root.addHandler(_HANDLER)
     root.setLevel(logging.WARNING)
+    _set_level(logging.DEBUG if verbose else logging.WARNING)
+
+
+def log_as(form: str, level: str, per_minute: int) -> None:
+    """What the configuration says of the log; `--verbose` says more already."""
+    _HANDLER.as_json = form == "json"
+    _HANDLER.filters = [RateLimit(per_minute)]
+    _set_level(min(logging.getLevelName(level.upper()), logging.getLogger("kcompat").level))
+
+
+def _set_level(level: int) -> None:
     for name in ("kcompat", "guessers", "offset_db", "collector"):
-        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.WARNING)
+        logging.getLogger(name).setLevel(level)

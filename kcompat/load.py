@@ -14,7 +14,7 @@ from kcompat.bpf import Object, ObjectProgram
 from kcompat.errors import KcompatError, Missing, Unsupported
 from kcompat.hook_status import HookState, HookStatus
 from kcompat.maps import Map
-from kcompat.sysbpf import ProgramRefused, ProgType, prog_load, raise_memlock
+from kcompat.sysbpf import ProgramRefused, ProgType, prog_load, raise_memlock, run_stats
 
 # A program's name says where it goes: <kind>__<hook>, with a unique suffix after a second "__" if one hook has two.
 KINDS = {
@@ -87,6 +87,10 @@ class Loaded:
     def hooks(self) -> list[HookStatus]:
         """What became of every program at every hook it was tried at, but of hooks let go one by one."""
         return [status for status, attached in list(self._outcomes.values()) if not _let_go(attached)]
+
+    def costs(self) -> list[tuple[str, int, int]]:
+        """Each loaded program, the nanoseconds it has run, and how often."""
+        return [(name, *run_stats(fd)) for name, fd in list(self._programs.items())]
 
     def _attach(self, name: str, hook: str) -> Attachment:
         program = self.load(name)

@@ -33,6 +33,7 @@ class Map:
 
     def __init__(self, spec: MapSpec) -> None:
         self.spec = spec
+        self.entries: int | None = None  # when it was last read whole
         entries = spec.max_entries
         if spec.kind == MapType.PERF_EVENT_ARRAY:
             entries = possible_cpus()
@@ -100,6 +101,11 @@ class Map:
 
     def items(self) -> list[tuple[bytes, bytes]]:
         """Every entry, in batches where the kernel has them (5.6), one by one before."""
+        found = self._items()
+        self.entries = len(found)
+        return found
+
+    def _items(self) -> list[tuple[bytes, bytes]]:
         if self._batches:
             try:
                 return self._items_in_batches()

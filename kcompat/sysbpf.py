@@ -14,6 +14,8 @@ from functools import cache
 _NR = {"x86_64": (321, 298), "aarch64": (280, 241)}
 _LOG_SIZE = 1 << 18
 PERF_FLAG_FD_CLOEXEC = 8
+# struct bpf_prog_info up to its run_cnt; run_time_ns and run_cnt (5.1) are the last of it.
+_INFO_SIZE, _RUN_TIME_AT = 208, 192
 
 
 class Cmd(IntEnum):
@@ -23,8 +25,10 @@ class Cmd(IntEnum):
     MAP_DELETE_ELEM = 3
     MAP_GET_NEXT_KEY = 4
     PROG_LOAD = 5
+    OBJ_GET_INFO_BY_FD = 15
     RAW_TRACEPOINT_OPEN = 17
     MAP_LOOKUP_BATCH = 24
+    ENABLE_STATS = 32
 
 
 class ProgType(IntEnum):
@@ -134,6 +138,24 @@ def prog_load(kind: int, instructions: bytes, license_: str, kern_version: int, 
             if error.errno != errno.E2BIG:
                 raise refused from None
     raise refused
+
+
+def run_stats(program: int) -> tuple[int, int]:
+    """Nanoseconds a program has run, and how often; zeros where the kernel does not count it."""
+    info = ctypes.create_string_buffer(_INFO_SIZE)
+    try:
+        bpf(Cmd.OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", program, _INFO_SIZE, ctypes.addressof(info)))
+    except OSError as error:
+        # Before 4.13 there is no such command; a kernel that knows less of a program takes no longer a buffer of zeros.
+        if error.errno in (errno.EINVAL, errno.E2BIG):
+            return 0, 0
+        raise
+    return struct.unpack_from("<QQ", info, _RUN_TIME_AT)
+
+
+def enable_run_stats() -> int:
+    """Makes the kernel count what programs cost, as long as the returned descriptor is open (5.8 on). OSError."""
+    return bpf(Cmd.ENABLE_STATS, struct.pack("<I", 0))
 
 
 def raw_tracepoint_open(name: str, program: int) -> int:

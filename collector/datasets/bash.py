@@ -58,7 +58,7 @@ class BashLines:
         self._lost: Counter[str] = Counter()
         require(NAME, probe.uprobe)
         compiled, _ = compile_cached(render(setup.offsets, setup.options))
-        self._loaded = Loaded(compiled, setup.version_code)
+        self.loaded = Loaded(compiled, setup.version_code)
         self._attached: dict[FileId, Attachment] = {}
         self._programs: dict[FileId, FileId | None] = {}
         self._bashes: dict[int, Bash] = {}
@@ -69,13 +69,13 @@ class BashLines:
         self._stop = threading.Event()
         self._events: ExecEvents | None = None
         try:
-            self._loaded.load(PROGRAM)
+            self.loaded.load(PROGRAM)
             # From before the scan on: what begins during it is told.
             self._events = ExecEvents()
         except OSError as error:
             log.info("bashes are found by looking for them alone: no exec events (%s)", error.strerror)
         except BaseException:
-            self._loaded.close()
+            self.loaded.close()
             raise
         try:
             self._scan()
@@ -87,11 +87,11 @@ class BashLines:
 
     @property
     def hooks(self) -> Sequence[HookStatus]:
-        return self._loaded.hooks
+        return self.loaded.hooks
 
     @property
     def losses(self) -> Mapping[str, int]:
-        count = int.from_bytes(self._loaded.maps["losses"].get(bytes(4)) or b"", "little")
+        count = int.from_bytes(self.loaded.maps["losses"].get(bytes(4)) or b"", "little")
         return {"command lines": self._lost["command lines"], "parts of command lines": count,
                 "ends of long command lines": self._lost["ends of long command lines"]}
 
@@ -112,7 +112,7 @@ class BashLines:
     def _release(self) -> None:
         for attached in self._attached.values():
             attached.close()
-        self._loaded.close()
+        self.loaded.close()
         if self._events:
             self._events.close()
 
@@ -171,8 +171,8 @@ class BashLines:
         try:
             where = bashes.target(pid)
             if where.file not in self._attached:
-                self._attached[where.file] = self._loaded.attach(PROGRAM, f"{where.path}:{where.offset:#x}")
-                self._loaded.attachments.remove(self._attached[where.file])
+                self._attached[where.file] = self.loaded.attach(PROGRAM, f"{where.path}:{where.offset:#x}")
+                self.loaded.attachments.remove(self._attached[where.file])
                 log.info("bash lines are read in %s", where)
         except FileNotFoundError:
             return  # it has ended
@@ -184,7 +184,7 @@ class BashLines:
 
     def _take(self) -> None:
         """Takes whole lines out of the map; what is being written is left for the next time."""
-        table = self._loaded.maps["parts"]
+        table = self.loaded.maps["parts"]
         now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         whole = [(key, value) for key, value in table.items()
                  if now_ns - int.from_bytes(key[:8], "little") > _WHOLE_NS]

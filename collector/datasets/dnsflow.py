@@ -70,6 +70,7 @@ class Dnsflow:
     """The running dataset: a thread of its own takes packets out of the rings and looks for new namespaces."""
 
     how = "packet sockets"
+    loaded = None
 
     def __init__(self, setup: Setup, only: Iterable[int] | None = None) -> None:
         """`only` these namespaces, by number. Raises Missing or Unsupported where there are no packet sockets."""

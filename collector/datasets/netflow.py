@@ -21,7 +21,6 @@ from kcompat import template
 from kcompat.bpf import compile_cached
 from kcompat.errors import KcompatError, Missing, Unsupported
 from kcompat.fields import Field
-from kcompat.hook_status import HookStatus
 from kcompat.load import Loaded
 from kcompat.offsets import Offsets
 
@@ -74,7 +73,7 @@ class Netflow:
     def __init__(self, offsets: Offsets, options: Options, version_code: int,
                  backends: Sequence[Backend] = BACKENDS) -> None:
         compiled, _ = compile_cached(render(offsets, options))
-        self._loaded = Loaded(compiled, version_code)
+        self.loaded = Loaded(compiled, version_code)
         self._generation = 0
         self._reported: dict[tuple[int, int], _Counts] = {}
         self._reported_udp: dict[bytes, tuple[int, int, int]] = {}
@@ -95,19 +94,19 @@ class Netflow:
                 for hook in HOOKS[backend]:
                     self._attach_hook(hook)
             except KcompatError as error:
-                self._loaded.detach()
+                self.loaded.detach()
                 missing.append(str(error))
                 continue
             if backend == "kprobe":
                 self._find_receive_flags()
-            return backend, tuple(a.name for a in self._loaded.attachments)
+            return backend, tuple(a.name for a in self.loaded.attachments)
         raise Unsupported(f"netflow is off: {'; '.join(missing)}")
 
     def _attach_hook(self, hook: Hook) -> None:
         hooked, reasons = 0, []
         for symbol in hook.symbols:
             try:
-                self._loaded.attach(hook.program, symbol)
+                self.loaded.attach(hook.program, symbol)
             except Missing as error:
                 reasons.append(str(error))
             except OSError as error:
@@ -127,7 +126,7 @@ class Netflow:
         Our own receives show it: the argument that repeats the flags of every one of them. When none does, received
         datagrams are not counted, and that is said.
         """
-        table = self._loaded.maps["calibrations"]
+        table = self.loaded.maps["calibrations"]
 
         def seen(nonce: bytes) -> list[tuple[int, ...]]:
             rows: list[tuple[int, ...]] = []
@@ -149,22 +148,22 @@ class Netflow:
             log.warning("netflow counts no received datagrams: no argument of udp_recvmsg repeats the flags")
 
     def _seed_listeners(self) -> None:
-        table = self._loaded.maps["listeners"]
+        table = self.loaded.maps["listeners"]
         for netns, port in listening():
             table.set(struct.pack("<II", netns, port), struct.pack("<I", 1))
 
     def flush(self) -> list[FlowDelta]:
         """Everything counted since the last flush, once."""
         self._generation += 1
-        self._loaded.maps["generation"].set(bytes(4), struct.pack("<I", self._generation))
+        self.loaded.maps["generation"].set(bytes(4), struct.pack("<I", self._generation))
         time.sleep(_GRACE_S)
-        listeners = {struct.unpack("<II", key) for key, _ in self._loaded.maps["listeners"].items()}
+        listeners = {struct.unpack("<II", key) for key, _ in self.loaded.maps["listeners"].items()}
         self._count_losses()
         return [*self._merged(), *self._tcp(listeners), *self._udp()]
 
     def _merged(self) -> Iterator[FlowDelta]:
         """Connections that came and went within the generation that has just ended."""
-        table = self._loaded.maps[f"flows{self._generation - 1 & 1}"]
+        table = self.loaded.maps[f"flows{self._generation - 1 & 1}"]
         for key, value in table.items():
             table.delete(key)
             local, remote, local_port, remote_port, netns, pid, comm, direction = _FLOW_KEY.unpack(key)
@@ -178,11 +177,11 @@ class Netflow:
 
         In this order a socket that dies between the two is seen next time, whole.
         """
-        dead = self._loaded.maps["dead"]
+        dead = self.loaded.maps["dead"]
         for key, value in dead.items():
             dead.delete(key)
             yield self._tcp_delta(_DEAD_KEY.unpack(key), value, listeners, last=True)
-        for key, value in self._loaded.maps["socks"].items():
+        for key, value in self.loaded.maps["socks"].items():
             state = _TCP.unpack(value)
             if state[18] == self._generation:
                 continue
@@ -195,7 +194,7 @@ class Netflow:
 
         If not, the next flush sees it, or it is merged, or dead, and then counts whole.
         """
-        value = self._loaded.maps["socks"].get(key)
+        value = self.loaded.maps["socks"].get(key)
         if value is None:
             return False
         again = _TCP.unpack(value)
@@ -218,7 +217,7 @@ class Netflow:
                          1 if srtt else 0, established - before.established, closed - before.closed)
 
     def _udp(self) -> Iterator[FlowDelta]:
-        table = self._loaded.maps["datagrams"]
+        table = self.loaded.maps["datagrams"]
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         seen: dict[bytes, tuple[int, int, int]] = {}
         for key, value in table.items():
@@ -230,7 +229,7 @@ class Netflow:
             idle = now - last
             if idle > _UDP_IDLE_NS or (idle > _UDP_ONE_WAY_IDLE_NS and not (read and written)):
                 table.delete(key)
-                self._loaded.maps["partners"].delete(key[:8])
+                self.loaded.maps["partners"].delete(key[:8])
             else:
                 seen[key] = (birth, read, written)
             if not local.strip(b"\0\xff"):
@@ -240,7 +239,7 @@ class Netflow:
         self._reported_udp = seen
 
     def _count_losses(self) -> None:
-        table = self._loaded.maps["losses"]
+        table = self.loaded.maps["losses"]
         for slot, reason in enumerate(_LOSSES):
             count = int.from_bytes(table.get(slot.to_bytes(4, "little")) or b"", "little")
             if count > self.losses[reason]:
@@ -248,13 +247,8 @@ class Netflow:
                             count - self.losses[reason], reason)
             self.losses[reason] = count
 
-    @property
-    def tried(self) -> Sequence[HookStatus]:
-        """Every hook of every set that was tried, and how that went."""
-        return self._loaded.hooks
-
     def close(self) -> None:
-        self._loaded.close()
+        self.loaded.close()
 
     def __enter__(self) -> Netflow:
         return self

@@ -13,6 +13,7 @@ from collector.flows import FlowDelta, aggregate
 from collector.record import Record
 from kcompat.fields import find
 from kcompat.hook_status import HookStatus
+from kcompat.load import Loaded
 from kcompat.offsets import State
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,11 @@ class NetflowRunning:
 
     @property
     def hooks(self) -> Sequence[HookStatus]:
-        return self._dataset.tried
+        return self._dataset.loaded.hooks
+
+    @property
+    def loaded(self) -> Loaded:
+        return self._dataset.loaded
 
     @property
     def losses(self) -> Mapping[str, int]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from collector.config import Exclusions, Options, seconds
+from collector.config import Exclusions, Options, endpoint, seconds
 from collector.config_reading import BadConfig, Given, read
 from kcompat.errors import KcompatError
 
@@ -46,6 +46,19 @@ def test_times_are_written_with_units_or_without(text, value):
 def test_a_wrong_time_is_none(text):
     with pytest.raises(ValueError, match="expected seconds"):
         seconds(text)
+
+
+@pytest.mark.parametrize(("text", "host", "port"), [
+    ("9435", "127.0.0.1", 9435), (":9435", "127.0.0.1", 9435), ("0.0.0.0:80", "0.0.0.0", 80),
+    ("[::1]:9435", "::1", 9435), ("localhost:9435", "localhost", 9435)])
+def test_a_port_alone_is_of_the_loopback_interface(text, host, port):
+    assert endpoint(text) == (host, port)
+
+
+@pytest.mark.parametrize("text", ["", "x", "host", "::1:80", "host:0", "host:65536", "host:80/path", "[::1]", "a b:80"])
+def test_a_wrong_endpoint_is_told(text):
+    with pytest.raises(BadConfig, match="expected HOST:PORT"):
+        read(flags=[Given("--here", "metrics.listen", text)])
 
 
 def test_exclusions_are_parsed():

@@ -22,6 +22,7 @@ class Scripted:
     """A dataset that does what it is told: real in all but what it looks at."""
 
     how = "by hand"
+    loaded = None
 
     def __init__(self, setup):
         self.hooks = [HookStatus("program", "hook", HookState.ATTACHED)]

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -109,6 +110,18 @@ def check_stats(stats):
     assert set(stats) == {*counts, *seconds}
     assert all(type(stats[name]) is int and stats[name] >= 0 for name in counts)
     assert all(isinstance(stats[name], float | int) and stats[name] >= 0 for name in seconds)
+
+
+def send_over_loopback(size):
+    """One connection that carries so many bytes and ends; its server's port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client, server.accept()[0] as peer:
+            client.sendall(bytes(size))
+            client.shutdown(socket.SHUT_WR)
+            while peer.recv(1 << 16):
+                pass
+    return port
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import socket
 import pytest
 from line_protocol_parser import parse_line
 
-from tests.kcompat.cli_tools import collecting, end, kcompat, one_line
+from tests.kcompat.cli_tools import collecting, end, kcompat, one_line, send_over_loopback
 
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="not root")]
 
@@ -21,20 +21,6 @@ def home(tmp_path):
     return tmp_path
 
 
-def connect_once():
-    """One connection over loopback with SENT bytes; the server's port."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
-            peer, _ = server.accept()
-            with peer:
-                client.sendall(bytes(SENT))
-                client.shutdown(socket.SHUT_WR)
-                while peer.recv(1 << 16):
-                    pass
-    return port
-
-
 def of_port(records, port):
     return [r for r in records if r["tags"]["dst_port"] == str(port) and r["tags"]["direction"] == "outgoing"]
 
@@ -43,7 +29,7 @@ def of_port(records, port):
 def test_a_signal_flushes_before_it_ends(home, number, status):
     output = home / "flows.jsonl"
     with collecting("--interval", "600", "--loopback", "--output", f"jsonl:{output}", home=home) as process:
-        port = connect_once()
+        port = send_over_loopback(SENT)
         code, out, err = end(process, number)
 
     assert code == status and "Traceback" not in err
@@ -64,7 +50,7 @@ def test_several_outputs_get_the_same_records(home):
     jsonl, lines = home / "a.jsonl", home / "a.lp"
     with collecting("--interval", "600", "--loopback", "--hostname", "box", "--output", f"jsonl:{jsonl}", "--output",
                     f"lineproto:{lines}", "--output", "table", home=home) as process:
-        port = connect_once()
+        port = send_over_loopback(SENT)
         code, out, _ = end(process)
 
     assert code == 0
@@ -77,7 +63,7 @@ def test_several_outputs_get_the_same_records(home):
 
 def test_minus_is_standard_output_and_nothing_else_is_there(home):
     with collecting("--interval", "600", "--loopback", "--output", "jsonl:-", home=home) as process:
-        port = connect_once()
+        port = send_over_loopback(SENT)
         _, out, _ = end(process)
 
     assert len(of_port([json.loads(line) for line in out.splitlines()], port)) == 1
@@ -97,7 +83,7 @@ def test_an_excluded_port_is_left_out(home):
 def test_a_reader_that_leaves_ends_it_quietly(home):
     with collecting("--interval", "1", "--loopback", "--output", "jsonl:-", home=home) as process:
         process.stdout.close()
-        connect_once()
+        send_over_loopback(SENT)
         code = process.wait(timeout=20)
         err = process.stderr.read()
 

@@ -6,10 +6,13 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.request
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from tests.kcompat.cli_tools import collecting, end, kcompat, one_line
+from kcompat.sysbpf import enable_run_stats
+from tests.kcompat.cli_tools import collecting, end, kcompat, one_line, send_over_loopback
 
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="not root")]
 
@@ -49,18 +52,6 @@ def until(get, good, timeout_s=60):
         time.sleep(0.1)
 
 
-def send(size):
-    """One connection over loopback; its server's port."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as client, server.accept()[0] as peer:
-            client.sendall(bytes(size))
-            client.shutdown(socket.SHUT_WR)
-            while peer.recv(1 << 16):
-                pass
-    return port
-
-
 def written(path, port):
     records = [json.loads(line) for line in path.read_text().splitlines()]
     return sum(r["fields"]["bytes_written"] for r in records if r["tags"].get("dst_port") == str(port)
@@ -88,11 +79,11 @@ def test_sighup_takes_over_another_configuration_and_loses_no_byte(home, config)
     path = config(f"interval_s = 600\noutputs = ['jsonl:{before}']\n")
     with collecting("--config", path, home=home) as process:
         status(home)
-        first = send(SENT)
+        first = send_over_loopback(SENT)
         config(f"interval_s = 1\noutputs = ['jsonl:{after}']\ntags = {{env = 'prod'}}\nmax_flows = 99\n")
         process.send_signal(signal.SIGHUP)
         until(lambda: status(home), lambda told: told["reloads"] == 1)
-        second = send(SENT)
+        second = send_over_loopback(SENT)
         config("interval_s = nonsense\n")
         process.send_signal(signal.SIGHUP)
         until(lambda: written(after, second), lambda count: count >= SENT)
@@ -117,6 +108,48 @@ def test_killed_it_leaves_nothing_attached_and_the_next_one_begins(home, config)
     with collecting("--config", path, home=home) as process:
         assert status(home)["pid"] == process.pid
         assert end(process)[0] == 0
+
+
+def test_prometheus_is_told_what_kubernetes_is_told_that_it_is_well(home, config):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    path = config(f"interval_s = 1\noutputs = ['jsonl:/dev/null']\n[metrics]\nlisten = '{port}'\nbpf_run_time = true\n"
+                  "[log]\nformat = 'json'\n")
+    with collecting("--config", path, home=home) as process:
+        status(home)
+        until(lambda: scraped(port), lambda told: told.get(("kcompat_flushes_total", ())))
+        send_over_loopback(SENT)
+        told = until(lambda: scraped(port), lambda told: told.get(("kcompat_records_total", ("netflow",))) and told)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=20) as answer:
+            assert (answer.status, answer.read()) == (200, b"fine\n")
+        code, _, err = end(process)
+
+    assert code == 0 and all(json.loads(line)["level"] for line in err.splitlines()), err
+    assert told["kcompat_dataset_up", ("netflow",)] == 1 and told["kcompat_sink_written_total", ("jsonl:/dev/null",)]
+    assert sum(count for (name, _), count in told.items() if name == "kcompat_offsets") > 10
+    assert any(name == "kcompat_map_entries" for name, _ in told) and told["process_resident_memory_bytes", ()]
+    if kernel_counts():
+        assert sum(count for (name, _), count in told.items() if name == "kcompat_bpf_run_seconds_total") > 0
+
+
+def scraped(port):
+    """(name, labels' values) -> value; empty while nobody answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+            text = answer.read().decode()
+    except OSError:
+        return {}
+    return {(sample.name, tuple(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(text) for sample in family.samples}
+
+
+def kernel_counts():
+    try:
+        os.close(enable_run_stats())
+    except OSError:
+        return False
+    return True
 
 
 def programs():
