@@ -22,7 +22,8 @@ OLD = Kernel("a" * 40, "4.15.0-42-generic", "Linux version 4.15.0-42-generic", "
 NEW = Kernel("b" * 40, "6.1.0-56-arm64", "Linux version 6.1.0-56-arm64", "aarch64")
 DEADLINE_MS = 90_000
 QUERIES = {
-    "kernels": ("?release=4.15", OLD.release), "where_a_field_lies": ("?field=sock.sk_mark", NEW.release),
+    "kernels": ("?release=4.15", OLD.release), "fields_of_a_kernel": (f"?kernel={NEW.release}", "sock.sk_mark"),
+    "where_a_field_lies": ("?field=sock.sk_mark", NEW.release),
     "places_of_a_field": ("?field=sock.sk_mark", "aarch64"), "disagreements": ("", "btf: 0, guess: 4"),
     "refuted": ("", "an event said no"),
 }
@@ -90,6 +91,7 @@ def test_from_the_front_page_to_the_fields_of_a_kernel(page, served):
     page.locator(f"tr:has-text('{OLD.release}') a").first.click()
     # "42 rows from kernel_id in offset", below the kernel's own row.
     page.locator("a[href*='/offset?kernel_id']").first.click()
+    page.wait_for_url("**/offset?kernel_id=*")
 
     fields = set(page.locator("td.col-field").all_inner_texts())
     assert {"sock.sk_mark", "tcp_sock.srtt_us"} <= fields
@@ -104,6 +106,17 @@ def test_a_canned_query_is_a_link_and_answers(page, served, name):
     page.goto(f"{served}/offsets/{name}{arguments}")
 
     assert told in page.locator("table.rows-and-columns").inner_text()
+    assert sound(page, served)
+
+
+def test_a_build_id_leads_to_all_that_is_held_of_its_kernel(page, served):
+    page.goto(f"{served}/offsets/where_a_field_lies?field=sock.sk_mark")
+    page.get_by_role("link", name=OLD.build_id).click()
+    page.wait_for_url("**/fields_of_a_kernel?*")
+
+    assert page.locator("h1").inner_text() == "All that is held of one kernel"
+    assert page.locator("td.col-field").count() == len(CATALOGUE) + 2
+    assert "refuted: an event said no" in page.locator("td.col-reason").all_inner_texts()
     assert sound(page, served)
 
 
