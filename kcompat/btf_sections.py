@@ -47,8 +47,10 @@ def sections(data: Data, *, split: bool) -> Sections:
     if type_at % 4 or type_size % 4 or (type_at < string_end and string_at < type_end and type_size):
         raise Fault("BTF sections overlap or are not aligned")
     strings = slice(header + string_at, header + string_end)
-    if (string_size or not split) and not (string_size and data[strings.stop - 1] == 0):
+    if string_size and data[strings.stop - 1]:
         raise Fault("BTF string section does not end with a NUL")
+    if not split and not string_size:
+        raise Fault("BTF string section is empty; a module's split BTF needs its base")
     if not split and data[strings.start]:
         raise Fault("BTF string section does not start with a NUL; a module's split BTF needs its base")
     extra: Shapes = {}

@@ -161,7 +161,10 @@ def _found_in_split(path: Path) -> Found:
 
 
 def _is_split(path: Path) -> bool:
-    """Whether the string section goes on where another left off: a whole one starts with an empty string."""
+    """Whether the string section goes on where another left off: a whole one starts with an empty string.
+
+    One without strings of its own has all of its names in its base.
+    """
     with path.open("rb") as file:
         head = file.read(24)
         order = "<" if head[:2] == b"\x9f\xeb" else ">"
@@ -169,7 +172,7 @@ def _is_split(path: Path) -> bool:
             return False
         header, _, _, strings, size = struct.unpack(order + "4x5I", head)
         file.seek(header + strings)
-        return bool(size) and file.read(1) not in (b"\0", b"")
+        return size == 0 or file.read(1) not in (b"\0", b"")
 
 
 def _named(kernel: Kernel, path: Path, name: Path) -> Kernel:

@@ -234,6 +234,36 @@ def test_split_btf_needs_its_base_beside_it(tmp_path):
     assert not read(path).faults and "some_module" in read(path).nothing
 
 
+def test_split_btf_may_have_all_of_its_strings_in_its_base(tmp_path):
+    base = BtfBuilder()
+    u32 = base.int("unsigned int", 4)
+    names = {name: base.string(name) for name in ("nf_conn", "mark")}
+    written(tmp_path, base.build(), "vmlinux")
+    split = BtfBuilder(base=base)
+    split.types += struct.pack("<6I", names["nf_conn"], 4 << 24 | 1, 172, names["mark"], u32, 168 * 8)
+    report = read(written(tmp_path, split.build(), "nf_conntrack"))
+
+    (found,) = report.found
+    assert {o.field.name: o.offset for o in found.offsets if o.state is State.KNOWN} == {"nf_conn.mark": 168}
+
+
+def test_a_real_rpm_package(tmp_path):
+    """What rpmbuild makes: headers with tags in them, and the payload packed as Fedora does."""
+    need("rpmbuild")
+    root = tmp_path / "root/usr/lib/debug/lib/modules/6.1.0-test"
+    root.mkdir(parents=True)
+    (root / "vmlinux").write_bytes(vmlinux())
+    (root / "x.ko.debug").write_bytes(module())
+    spec = tmp_path / "k.spec"
+    spec.write_text("Name: kernel-debuginfo\nVersion: 6.1.0\nRelease: 1\nSummary: d\nLicense: GPL\nAutoReqProv: no\n"
+                    f"%description\nd\n%install\ncp -r {tmp_path}/root/. %{{buildroot}}/\n%files\n/usr/lib/debug\n")
+    defined = {"_topdir": tmp_path / "top", "_rpmdir": tmp_path / "out", "debug_package": "%{nil}",
+               "_binary_payload": "w3.zstdio", "_dbpath": tmp_path / "db", "__os_install_post": "%{nil}"}
+    run("rpmbuild", "-bb", *(word for name, value in defined.items() for word in ("--define", f"{name} {value}")), spec)
+
+    assert is_sample(next((tmp_path / "out").rglob("*.rpm")))
+
+
 def test_a_tar_may_hold_several_kernels(tmp_path):
     kernels = {f"{n}.{n}.0.x86_64.btf": btf(dport=40 + 8 * n) for n in range(3)}
 
