@@ -14,7 +14,7 @@ from kcompat.errors import BadInput, KcompatError, Missing
 from offset_db.db import Database
 from offset_db.exchange import Format, give, take_in, write_whole
 from offset_db.exchange_merge import Absorbed, merge
-from offset_db.exchange_pull import checksum, fetch, replace
+from offset_db.exchange_pull import checksum, discard, fetch, replace
 from offset_db.files import default_path
 from offset_db.queries import counted, one
 
@@ -85,7 +85,7 @@ def pull_one(chosen: Path | None, url: str, sha256: str | None, sums: Path | Non
         with opened(path) as db:
             return Imported(url, Absorbed(*counted(db)))
     finally:
-        fetched.unlink(missing_ok=True)
+        discard(fetched)
 
 
 def imported_json(done: Sequence[Imported]) -> str:

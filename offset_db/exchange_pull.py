@@ -79,11 +79,21 @@ def replace(path: Path, fetched: Path) -> None:
             connection = connect_writable(path.resolve())
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             connection.close()
-    for suffix in ("-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    _drop_log(path)
     # Readable by its owner only, as every memory: see files.ensure_exists.
     fetched.chmod(0o600)
     fetched.replace(path)
+
+
+def discard(fetched: Path) -> None:
+    """Leaves nothing of it, nor of having looked into it: SQLite's log and index lie beside what was opened."""
+    fetched.unlink(missing_ok=True)
+    _drop_log(fetched)
+
+
+def _drop_log(path: Path) -> None:
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _download(url: str, part: Path, progress: Callable[[int], None] | None) -> None:

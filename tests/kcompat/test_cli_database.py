@@ -237,6 +237,16 @@ def test_pull_from_a_file_with_sha256sums(run, filled, tmp_path):
     assert not list(filled.parent.glob(".*.part"))
 
 
+def test_pull_leaves_nothing_beside_the_database(run, filled, tmp_path):
+    with Database.open(tmp_path / "built.db") as db:
+        db.record(NEW, [Offset.known(find("sk_mark"), 612, "btf")])
+    url, digest = f"file://{tmp_path}/built.db", sums_of(tmp_path / "built.db")
+
+    run("pull", url, "--sha256", digest, "--merge")
+    run("pull", url, "--sha256", digest)
+    assert not list(filled.parent.glob(".*.part*"))
+
+
 def test_serve_shows_kernels_and_no_raw_memory(filled, tmp_path):
     pytest.importorskip("datasette")
     port = 20000 + os.getpid() % 20000
