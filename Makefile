@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run test lint bench fuzz matrix venv packages packages-dev packages-matrix clean
+.PHONY: help run test lint bench fuzz fuzz-protocols matrix venv packages packages-dev packages-matrix clean
 
 # bcc is Debian's python3-bpfcc, so the interpreter is Debian's too. PyPI's "bcc" is another program.
 PYTHON := /usr/bin/python3
@@ -33,6 +33,7 @@ help:
 	@echo "make lint    ruff, mypy, import-linter, clang-format"
 	@echo "make bench   the README's performance table"
 	@echo "make fuzz    the solver over 100,000 random layouts, the BTF and DWARF readers over flipped bytes: half an hour"
+	@echo "make fuzz-protocols  atheris on the parsers of HTTP/1, HTTP/2, DNS and TLS, ten minutes each"
 	@echo "make matrix  the kernel tests in every kernel of ci/kernels.py, in QEMU"
 	@echo "make venv    only the virtual environment, with everything developers use"
 
@@ -55,6 +56,10 @@ bench: venv
 fuzz: venv
 	KCOMPAT_LAYOUTS=$${KCOMPAT_LAYOUTS:-100000} $(BIN)/python -m pytest --timeout 0 tests/guessers/test_fuzz.py
 	$(BIN)/python -m benchmarks.fuzz --seconds $${KCOMPAT_FUZZ_S:-180}
+
+fuzz-protocols: venv
+	@$(BIN)/python -m pip install --quiet --retries 3 --timeout 30 -e '.[fuzz]'
+	$(BIN)/python -m benchmarks.fuzz_protocols --seconds $${KCOMPAT_FUZZ_S:-600}
 
 # What the run says is what make says, whatever becomes of the reports.
 matrix: packages-matrix venv

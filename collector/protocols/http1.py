@@ -32,7 +32,7 @@ class Exchange(NamedTuple):
     """One request and its final response; `http_version` is the response's.
 
     `latency_ns` is from the last piece of the request that came before it to the first of the response. `truncated`:
-    the path does not end within what was captured.
+    the path does not end within what was captured. `grpc_status` is what gRPC, over HTTP/2, says how its call ended.
     """
 
     method: str
@@ -42,6 +42,7 @@ class Exchange(NamedTuple):
     http_version: str
     latency_ns: int
     host: str
+    grpc_status: int | None = None
 
 
 class _State(Enum):
