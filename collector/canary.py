@@ -143,7 +143,7 @@ def _traffic(rng: random.Random, has_ipv6: bool) -> Iterator[Sighting]:
             stack.callback(home.close)
             stack.callback(home.enter)
             stack.callback(Netns.fresh().close)
-        netns = _netns()
+        netns = netns_here()
         local, remote = (f"127.{rng.randrange(1, 255)}.{rng.randrange(256)}.{rng.randrange(1, 255)}" for _ in "ab")
         yield from _connection(rng, netns, socket.AF_INET, local, remote)
         yield from _datagrams(rng, netns, local, remote)
@@ -157,7 +157,7 @@ def _traffic(rng: random.Random, has_ipv6: bool) -> Iterator[Sighting]:
                 yield from _connection(rng, netns, socket.AF_INET6, local, remote)
 
 
-def _netns() -> int:
+def netns_here() -> int:
     """The namespace this thread is in; 0 on a kernel that has none, as the programs say too."""
     try:
         here = Netns()
@@ -169,8 +169,8 @@ def _netns() -> int:
 
 def _connection(rng: random.Random, netns: int, family: int, local: str, remote: str) -> Iterator[Sighting]:
     up, down = rng.randrange(1000, 30_000), rng.randrange(1000, 30_000)
-    with _bound(rng, family, socket.SOCK_STREAM, remote) as listener, \
-            _bound(rng, family, socket.SOCK_STREAM, local) as client:
+    with bound(rng, family, socket.SOCK_STREAM, remote) as listener, \
+            bound(rng, family, socket.SOCK_STREAM, local) as client:
         listener.listen()
         client.connect(listener.getsockname())
         with listener.accept()[0] as server:
@@ -179,26 +179,26 @@ def _connection(rng: random.Random, netns: int, family: int, local: str, remote:
                 left = size
                 while left:
                     left -= len(receiver.recv(left))
-            ends = _ends(client)
+            ends = ends_of(client)
     yield Sighting("tcp", *ends, netns, down, up)
     yield Sighting("tcp", *ends[2:], *ends[:2], netns, up, down)
 
 
 def _datagrams(rng: random.Random, netns: int, local: str, remote: str) -> Iterator[Sighting]:
     up, down = rng.randrange(100, 1000), rng.randrange(100, 1000)
-    with _bound(rng, socket.AF_INET, socket.SOCK_DGRAM, remote) as server, \
-            _bound(rng, socket.AF_INET, socket.SOCK_DGRAM, local) as client:
+    with bound(rng, socket.AF_INET, socket.SOCK_DGRAM, remote) as server, \
+            bound(rng, socket.AF_INET, socket.SOCK_DGRAM, local) as client:
         client.connect(server.getsockname())
         client.send(bytes(up))
         _, sender = server.recvfrom(up)
         server.sendto(bytes(down), sender)
         client.recvfrom(down)
-        ends = _ends(client)
+        ends = ends_of(client)
     yield Sighting("udp", *ends, netns, down, up)
     yield Sighting("udp", *ends[2:], *ends[:2], netns, up, down)
 
 
-def _bound(rng: random.Random, family: int, kind: int, address: str) -> socket.socket:
+def bound(rng: random.Random, family: int, kind: int, address: str) -> socket.socket:
     """A socket on a port of our own choice: the kernel's own choice would be ephemeral, which the programs star."""
     made = socket.socket(family, kind)
     made.settimeout(_PATIENCE_S)
@@ -212,7 +212,7 @@ def _bound(rng: random.Random, family: int, kind: int, address: str) -> socket.s
     raise OSError(f"no free port on {address}")
 
 
-def _ends(sock: socket.socket) -> tuple[bytes, int, bytes, int]:
+def ends_of(sock: socket.socket) -> tuple[bytes, int, bytes, int]:
     (local, local_port), (remote, remote_port) = sock.getsockname()[:2], sock.getpeername()[:2]
     return _packed(local), local_port, _packed(remote), remote_port
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from collector.config import Options
-from collector.datasets.netflow_hooks import BACKENDS, Backend
+from collector.datasets.hooks import BACKENDS, Backend
 from collector.enrich.domains import Domains
 from collector.record import Record
 from kcompat import probe

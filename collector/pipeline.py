@@ -15,8 +15,8 @@ from typing import Any
 from collector.config import Options
 from collector.config_keys import taken_over
 from collector.dataset import Dataset, Setup
-from collector.datasets import bash, dnsflow, netflow_running
-from collector.datasets.netflow_hooks import BACKENDS, Backend
+from collector.datasets import bash, dnsflow, httpflow_running, netflow_running
+from collector.datasets.hooks import BACKENDS, Backend
 from collector.sinks.outputs import Outputs
 from collector.sinks.sink import Sink
 from collector.status import Status
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 # How often the loop looks for other options.
 _GLANCE_S = 0.25
 # A new dataset is a row here (and a word in what the configuration says of `datasets`).
-DATASETS: dict[str, Dataset] = {row.name: row for row in (netflow_running.DATASET, dnsflow.DATASET,
-                                                       bash.DATASET)}
+DATASETS: dict[str, Dataset] = {row.name: row for row in (netflow_running.DATASET, httpflow_running.DATASET,
+                                                       dnsflow.DATASET, bash.DATASET)}
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 BACKENDS = ("kprobe", "rawtp")
 # Named here too, because `--help` must import neither the collector nor what judges BPF; a test holds them together.
-PROGRAMMED = ("netflow", "bash")
+PROGRAMMED = ("netflow", "httpflow", "bash")
 MACHINES = ("x86_64", "aarch64")
 DIALECTS = ("4.4", "4.9", "4.14", "4.19", "5.4", "5.10", "current")
 

@@ -45,6 +45,8 @@ def _key(key: str, *flags: str, **settings: Any) -> Callable[[Any], Any]:
 @_key("ephemeral_port", "--ephemeral-port", "--ephemeral_port", metavar="PORT",
       help="Client ports from here on are reported as *.  [default: 32768]")
 @_key("dns_queries", "--dns-queries/--no-dns-queries", help="dnsflow: tell names and types of queries apart.")
+@_key("http_templates", "--http-templates/--no-http-templates",
+      help="httpflow: numbers and other ids in paths become {id}.")
 @_key("host", "--hostname", metavar="NAME", help="The host tag. Default: this machine's name.")
 @_key("tags", "--tags", metavar="TAGS", help="Tags of every record: NAME=VALUE, with commas.")
 @click.option("--ipv6-disabled", "no_ipv6", type=bool, is_flag=False, flag_value="true",
@@ -63,8 +65,8 @@ def collect(ctx: click.Context, /, file: Path | None, assignments: tuple[str, ..
             no_ipv6: bool | None, enabled: str | None, datakit: str | None, **by_key: Any) -> None:
     """Collect what processes do on the network, and people in bash, until stopped. Needs root.
 
-    netflow is TCP and UDP flows, dnsflow is DNS queries and how they were answered, which also gives netflow's
-    addresses their names, bash is what people type.
+    netflow is TCP and UDP flows, httpflow is HTTP requests and their responses, dnsflow is DNS queries and how they
+    were answered, which also gives the other two's addresses their names, bash is what people type.
 
     SIGTERM ends it with a last flush and exit status 0, Ctrl-C with a last flush and 130.
 

@@ -12,6 +12,7 @@
 #include <uapi/linux/ptrace.h>
 #include <kcompat/read.h>
 
+#include "sock.h"
 #include "netflow_maps.h"
 #include "netflow_tcp.h"
 #include "netflow_udp.h"

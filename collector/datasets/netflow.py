@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from collector.config import Options
-from collector.datasets.netflow_hooks import BACKENDS, HOOKS, Backend, Hook
+from collector.datasets.hooks import BACKENDS, Backend, attach_first
+from collector.datasets.netflow_hooks import HOOKS
 from collector.flows import FlowDelta
 from collector.listeners import listening
 from collector.local_addresses import LocalAddresses
 from guessers.namespace import in_own_thread
 from kcompat import template
 from kcompat.bpf import compile_cached
-from kcompat.errors import KcompatError, Missing, Unsupported
 from kcompat.fields import Field
 from kcompat.load import Loaded
 from kcompat.offsets import Offsets
@@ -87,38 +87,10 @@ class Netflow:
             raise
 
     def _attach(self, backends: Sequence[Backend]) -> tuple[Backend, tuple[str, ...]]:
-        """The first hook set of which everything required is there."""
-        missing = []
-        for backend in backends:
-            try:
-                for hook in HOOKS[backend]:
-                    self._attach_hook(hook)
-            except KcompatError as error:
-                self.loaded.detach()
-                missing.append(str(error))
-                continue
-            if backend == "kprobe":
-                self._find_receive_flags()
-            return backend, tuple(a.name for a in self.loaded.attachments)
-        raise Unsupported(f"netflow is off: {'; '.join(missing)}")
-
-    def _attach_hook(self, hook: Hook) -> None:
-        hooked, reasons = 0, []
-        for symbol in hook.symbols:
-            try:
-                self.loaded.attach(hook.program, symbol)
-            except Missing as error:
-                reasons.append(str(error))
-            except OSError as error:
-                reasons.append(f"{hook.program.partition('__')[0]} {symbol}: {error.strerror}")
-            else:
-                hooked += 1
-                if not hook.every:
-                    return
-        if not hooked and hook.required:
-            raise Unsupported(", ".join(reasons))
-        if not hooked:
-            log.info("netflow goes without %s: %s", hook.program, ", ".join(reasons))
+        backend = attach_first(NAME, self.loaded, HOOKS, backends)
+        if backend == "kprobe":
+            self._find_receive_flags()
+        return backend, tuple(a.name for a in self.loaded.attachments)
 
     def _find_receive_flags(self) -> None:
         """Tells the programs which argument of udp_recvmsg has the flags: its parameters changed more than once.

@@ -2,21 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-Backend = Literal["kprobe", "rawtp"]
-
-
-@dataclass(frozen=True, slots=True)
-class Hook:
-    """A program and the kernel symbols it goes to: all that exist with `every`, else the first."""
-
-    program: str
-    symbols: tuple[str, ...]
-    required: bool = True
-    every: bool = False
-
+from collector.datasets.hooks import Backend, Hook
 
 HOOKS: dict[Backend, tuple[Hook, ...]] = {
     "kprobe": (
@@ -49,4 +35,3 @@ HOOKS: dict[Backend, tuple[Hook, ...]] = {
         Hook("rawtp__sys_exit", ("sys_exit",), required=False),
     ),
 }
-BACKENDS: tuple[Backend, ...] = ("kprobe", "rawtp")

@@ -365,8 +365,8 @@ def test_a_bad_setting_of_collect_is_named_before_root_is_needed(run, db, option
 
 
 @pytest.mark.parametrize("arguments", [
-    ["collect", "--datasets", "httpflow"], ["collect", "--duration", "0"], ["collect", "--interval", "x"],
-    ["render", "httpflow"], ["resolve", "--source", "nowhere"], ["guess", "--backend", "uprobe"]])
+    ["collect", "--datasets", "smtpflow"], ["collect", "--duration", "0"], ["collect", "--interval", "x"],
+    ["render", "smtpflow"], ["resolve", "--source", "nowhere"], ["guess", "--backend", "uprobe"]])
 def test_a_wrong_word_is_a_usage_error(run, arguments):
     assert run(*arguments).exit_code == 2
 

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from collector.config import Options
-from collector.datasets import bash, netflow
+from collector.datasets import bash, httpflow, netflow
 from guessers import memory
 from kcompat.bpf import compile_cached
 from kcompat.cli import MACHINES, main
@@ -46,7 +46,8 @@ def compiled(db, *arguments):
 def test_kernels_that_are_alike_share_and_what_is_not_known_is_said(db):
     status, programs = compiled(db)
     assert status == 1
-    assert set(programs) == {("guess",), ("bash",), ("netflow", "6.1.0", "6.2.0"), ("netflow", "6.4.0")}
+    assert set(programs) == {("guess",), ("bash",)} | {
+        (dataset, *kernels) for dataset in ("netflow", "httpflow") for kernels in (("6.1.0", "6.2.0"), ("6.4.0",))}
     assert "skc_dport" in programs["netflow", "6.4.0"]["reason"]
     assert programs["netflow", "6.4.0"]["path"] is None
 
@@ -55,8 +56,9 @@ def test_kernels_that_are_alike_share_and_what_is_not_known_is_said(db):
 def test_guess_and_collect_find_what_they_look_for(db, machine):
     _, programs = compiled(db, "--machine", machine)
     sources = (memory.source(machine), netflow.render(Offsets(ANSWERS), Options("host")),
+               httpflow.render(Offsets(ANSWERS), Options("host")),
                bash.render(Offsets(ANSWERS), Options("host")))
-    assert [compile_cached(source, machine=machine)[1] for source in sources] == [True, True, True]
+    assert all(compile_cached(source, machine=machine)[1] for source in sources)
     assert not any(p["cached"] for p in programs.values())
     assert all(p["cached"] for p in compiled(db, "--machine", machine)[1].values() if p["path"])
 

@@ -1,0 +1,61 @@
+"""Where programs go: a dataset has sets of hooks, each of which is enough, and the first that is all there is used."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from kcompat.errors import KcompatError, Missing, Unsupported
+from kcompat.load import Loaded
+
+log = logging.getLogger(__name__)
+
+Backend = Literal["kprobe", "rawtp"]
+BACKENDS: tuple[Backend, ...] = ("kprobe", "rawtp")
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A program and the kernel symbols it goes to: all that exist with `every`, else the first."""
+
+    program: str
+    symbols: tuple[str, ...]
+    required: bool = True
+    every: bool = False
+
+
+def attach_first(dataset: str, loaded: Loaded, sets: Mapping[Backend, Sequence[Hook]],
+                 backends: Sequence[Backend]) -> Backend:
+    """Attaches the first set of which everything required is there. Raises Unsupported when none is."""
+    missing = []
+    for backend in backends:
+        try:
+            for hook in sets[backend]:
+                _attach(dataset, loaded, hook)
+        except KcompatError as error:
+            loaded.detach()
+            missing.append(str(error))
+            continue
+        return backend
+    raise Unsupported(f"{dataset} is off: {'; '.join(missing)}")
+
+
+def _attach(dataset: str, loaded: Loaded, hook: Hook) -> None:
+    hooked, reasons = 0, []
+    for symbol in hook.symbols:
+        try:
+            loaded.attach(hook.program, symbol)
+        except Missing as error:
+            reasons.append(str(error))
+        except OSError as error:
+            reasons.append(f"{hook.program.partition('__')[0]} {symbol}: {error.strerror}")
+        else:
+            hooked += 1
+            if not hook.every:
+                return
+    if not hooked and hook.required:
+        raise Unsupported(", ".join(reasons))
+    if not hooked:
+        log.info("%s goes without %s: %s", dataset, hook.program, ", ".join(reasons))

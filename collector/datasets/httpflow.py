@@ -1,0 +1,189 @@
+"""Loads httpflow's programs with one of their two hook sets, and makes exchanges of what they tell."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from collector.config import Options
+from collector.datasets.hooks import BACKENDS, Backend, attach_first
+from collector.datasets.httpflow_hooks import HOOKS
+from collector.http_exchanges import Ends, HttpConnections, Piece, Seen
+from collector.protocols.http1 import Exchange, path_of
+from kcompat import template
+from kcompat.bpf import compile_cached
+from kcompat.fields import Field
+from kcompat.load import Loaded
+from kcompat.maps import possible_cpus
+from kcompat.offsets import Offsets
+from kcompat.perf_buffer import PerfBuffer
+
+log = logging.getLogger(__name__)
+
+NAME = "httpflow"
+SOURCE = Path(__file__).with_name("httpflow.bpf.c")
+
+_MAX_CONNS, _MAX_EXCHANGES = 65536, 16384
+# Of each processor; all together no more than this where there are many.
+_RING, _SMALLEST_RING, _RINGS = 1 << 21, 1 << 17, 1 << 26
+# Longer than any of our programs runs: after it none is left that saw the old generation.
+_GRACE_S = 0.02
+_POLL_S = 0.2
+# Pieces of one connection are on the rings of several processors: those of the last moment may not all be there.
+_SETTLE_NS = 50_000_000
+_LOSSES = ("http connections", "http exchanges", "http calls")
+
+_KEY = struct.Struct("<QQ")
+_TOLD = struct.Struct("<16s16sHHII16s")
+_EXCHANGE_KEY = struct.Struct("<16s16sHHII16sHBBQ120s")
+_EXCHANGE = struct.Struct("<QQ")
+_PIECE = struct.Struct("<16sQQQQHHBBBx")
+_OPENED, _REQUESTED, _CLOSED = 1, 2, 3
+_CLIENT, _OUTGOING, _TLS = 1, 2, 1
+
+# Of a piece, what sorts it: when it moved.
+_Raw = tuple[int, bytes]
+
+
+def wanted() -> tuple[Field, ...]:
+    """Every field the programs can use, the indispensable ones first."""
+    hard, soft = template.needed(template.read_source(SOURCE))
+    return hard + soft
+
+
+def render(offsets: Offsets, options: Options) -> str:
+    """The C as it will be compiled. Raises UnknownField when an indispensable offset is not known."""
+    sizes = {"MAX_CONNS": _MAX_CONNS, "MAX_EXCHANGES": _MAX_EXCHANGES, "EPHEMERAL_PORT": options.ephemeral_port}
+    return template.render(NAME, template.read_source(SOURCE), offsets, sizes)
+
+
+class Httpflow:
+    """The loaded programs, and a thread that empties their rings. Every exchange is given to `saw`, once."""
+
+    def __init__(self, offsets: Offsets, options: Options, version_code: int, saw: Callable[[Seen], None],
+                 backends: Sequence[Backend] = BACKENDS) -> None:
+        compiled, _ = compile_cached(render(offsets, options))
+        self.loaded = Loaded(compiled, version_code)
+        self._saw = saw
+        self._generation = 0
+        self._connections = HttpConnections()
+        self._waiting: list[_Raw] = []
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._rings: PerfBuffer | None = None
+        try:
+            size = max(_SMALLEST_RING, min(_RING, 1 << (_RINGS // possible_cpus()).bit_length() - 1))
+            self._rings = PerfBuffer(self.loaded.maps["pieces"], size)
+            self.backend = attach_first(NAME, self.loaded, HOOKS, backends)
+        except BaseException:
+            self._release()
+            raise
+        self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
+        self._thread.start()
+
+    @property
+    def losses(self) -> dict[str, int]:
+        table = self.loaded.maps["losses"]
+        counts = {reason: int.from_bytes(table.get(slot.to_bytes(4, "little")) or b"", "little")
+                  for slot, reason in enumerate(_LOSSES)}
+        assert self._rings
+        return counts | {"http pieces": self._rings.lost + self._connections.strangers,
+                         "http connections forgotten": self._connections.forgotten}
+
+    def flush(self) -> None:
+        """Everything until now is given to `saw`."""
+        self._generation += 1
+        self.loaded.maps["generation"].set(bytes(4), struct.pack("<I", self._generation))
+        time.sleep(max(_GRACE_S, _SETTLE_NS / 1e9))
+        with self._lock:
+            self._drain(until_ns=None)
+            self._merged()
+            self._connections.expire(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._release()
+
+    def _release(self) -> None:
+        self.loaded.detach()
+        if self._rings:
+            self._rings.close()
+        self.loaded.close()
+
+    def _run(self) -> None:
+        assert self._rings
+        while not self._stop.is_set():
+            self._rings.wait(_POLL_S)
+            try:
+                with self._lock:
+                    self._drain(time.clock_gettime_ns(time.CLOCK_MONOTONIC) - _SETTLE_NS)
+            except Exception:
+                log.exception("%s goes on", NAME)
+            # Without this pause a burst would be taken out piece by piece.
+            self._stop.wait(_SETTLE_NS / 1e9)
+
+    def _drain(self, until_ns: int | None) -> None:
+        """What moved before `until_ns`; what moved later is kept, for an earlier piece may still come."""
+        assert self._rings
+        self._waiting += [(int.from_bytes(data[24:32], "little"), data) for data in self._rings.read()]
+        self._waiting.sort(key=_time_of)
+        ready = len(self._waiting)
+        while until_ns is not None and ready and self._waiting[ready - 1][0] >= until_ns:
+            ready -= 1
+        for time_ns, data in self._waiting[:ready]:
+            self._take(time_ns, data)
+        del self._waiting[:ready]
+
+    def _take(self, time_ns: int, data: bytes) -> None:
+        key, birth, _, offset, other_ns, lead, size, what, written, role = _PIECE.unpack_from(data)
+        name = (key, birth)
+        text = data[_PIECE.size:]
+        if what == _OPENED:
+            self._connections.opened(name, _ends(_TOLD.unpack_from(text), role == _CLIENT, _layer(key)), time_ns)
+        elif what == _REQUESTED:
+            self._connections.asked(name, text[:size].rstrip(b"\0"), time_ns)
+        elif what == _CLOSED:
+            self._connections.closed(name)
+        else:
+            for seen in self._connections.moved(Piece(name, time_ns, bool(written), offset, text[lead:lead + size],
+                                                      other_ns)):
+                self._saw(seen)
+
+    def _merged(self) -> None:
+        """Exchanges that were paired in the generation that has just ended."""
+        table = self.loaded.maps[f"exchanges{self._generation - 1 & 1}"]
+        for key, value in table.items():
+            table.delete(key)
+            for seen in _told(key, value):
+                self._saw(seen)
+
+
+def _told(key: bytes, value: bytes) -> Iterator[Seen]:
+    *told, status, minor, direction, layer, text = _EXCHANGE_KEY.unpack(key)
+    count, latency_ns = _EXCHANGE.unpack(value)
+    method, _, target = text.rstrip(b"\0").partition(b" ")
+    path, _ = path_of(target)
+    # What is not printable is no path. An entry may be there before its first count.
+    if path and count:
+        exchange = Exchange(method.decode(), path, False, status, f"1.{minor}", latency_ns // count, "")
+        yield Seen(_ends(told, direction == _OUTGOING, layer), exchange, count, latency_ns)
+
+
+def _ends(told: Sequence[Any], asks: bool, layer: int) -> Ends:
+    local, remote, local_port, remote_port, netns, pid, comm = told
+    return Ends(local, local_port, remote, remote_port, netns, pid, comm.partition(b"\0")[0].decode(errors="replace"),
+                asks, layer == _TLS)
+
+
+def _layer(key: bytes) -> int:
+    return int(_KEY.unpack(key)[1])
+
+
+def _time_of(raw: _Raw) -> int:
+    return raw[0]

@@ -1,0 +1,337 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* One state per socket that carries bytes: what is paired here, and what is handed on piece by piece. */
+
+#define IOVEC    16 /* sizeof(struct iovec): base, length */
+#define PIECES   16 /* of one call, at most */
+#define EARLY_NS 1000000000ULL
+
+/* One after the other they need the stack, together it has no room for them. */
+union scratch {
+	struct conn conn;
+	struct owner owner;
+	struct piece piece;
+	struct exchange_key key;
+	struct {
+		u64 text[WINDOW_WORDS];
+		u64 window[WINDOW_WORDS];
+	} words;
+};
+
+/* A struct iovec is what `base` and `left` are. */
+static __always_inline void next_segment(struct source *source)
+{
+	source->left = 0;
+	if (!source->segments)
+		return;
+	if (bpf_probe_read(&source->base, 2 * sizeof(source->base), (void *)source->iov))
+		source->left = 0;
+	source->iov += 2 * sizeof(source->base);
+	source->segments -= 1;
+}
+
+static __always_inline void tell(struct piece *piece, const struct conn_key *key, const struct conn *conn,
+                                 const struct chunk *chunk)
+{
+	piece->key = *key;
+	piece->id = conn->id;
+	piece->role = conn->role;
+	if (chunk) {
+		piece->time_ns = chunk->time_ns;
+		piece->written = chunk->written;
+	}
+	piece->other_ns = conn->read_ns;
+	asm volatile("" ::: "memory");
+	if (!piece->written)
+		piece->other_ns = conn->written_ns;
+}
+
+/* From now on user space pairs; it is told of the request that waits. */
+static __always_inline void hand_over(void *ctx, struct piece *piece, struct conn *conn)
+{
+	struct told_conn *told = (struct told_conn *)piece->text;
+	struct request *request;
+
+	conn->kind = FOLLOWED;
+	piece->what = OPENED;
+	told->tuple = conn->tuple;
+	told->owner = conn->owner;
+	pieces.perf_submit(ctx, piece, sizeof(*piece));
+	if (!conn->waiting)
+		return;
+	conn->waiting = 0;
+	request = requests.lookup(&piece->key);
+	if (!request)
+		return;
+	*(struct request *)piece->text = *request;
+	piece->what = REQUESTED;
+	piece->time_ns = conn->asked_ns;
+	piece->size = sizeof(*request);
+	pieces.perf_submit(ctx, piece, sizeof(*piece));
+}
+
+/* In windows that cannot cross a page, so that what can be read of them is there in one. */
+static __always_inline void hand_pieces(void *ctx, struct piece *piece, struct source *source, u64 left)
+{
+	u64 size;
+	int i;
+
+	piece->what = PIECE;
+#pragma unroll
+	for (i = 0; i < PIECES; i++) {
+		if (!source->left)
+			next_segment(source);
+		size = source->left < left ? source->left : left;
+		if (!size)
+			return;
+		piece->lead = source->base & (PIECE_TEXT - 1);
+		if (size > PIECE_TEXT - piece->lead)
+			size = PIECE_TEXT - piece->lead;
+		piece->size = size;
+		if (!bpf_probe_read(piece->text, sizeof(piece->text), (void *)(source->base - piece->lead)))
+			pieces.perf_submit(ctx, piece, sizeof(*piece));
+		piece->offset += size;
+		source->base += size;
+		source->left -= size;
+		left -= size;
+		ALONE(left);
+	}
+}
+
+static __always_inline void complete(union scratch *scratch, struct conn *conn, const struct conn_key *conn_key,
+                                     u32 status, u8 minor, u64 answered_ns)
+{
+	struct exchange_key *key = &scratch->key;
+	struct exchange fresh = {};
+	struct exchange *exchange;
+	struct request *request = requests.lookup((struct conn_key *)conn_key);
+	u64 latency_ns = answered_ns > conn->asked_ns ? answered_ns - conn->asked_ns : 0;
+	int odd;
+
+	conn->waiting = 0;
+	conn->done = 1;
+	if (!request)
+		return;
+	__builtin_memset(key, 0, sizeof(*key));
+	key->request = *request;
+	key->tuple = conn->tuple;
+	key->owner = conn->owner;
+	key->status = status;
+	key->minor = minor;
+	key->layer = conn_key->layer;
+	key->direction = conn->role == CLIENT ? OUTGOING : INCOMING;
+	/* The client's port is a star in the output where it is ephemeral: any one stands for all. */
+	if (key->direction == OUTGOING && key->tuple.local_port >= EPHEMERAL_PORT)
+		key->tuple.local_port = 65535;
+	if (key->direction == INCOMING && key->tuple.remote_port >= EPHEMERAL_PORT)
+		key->tuple.remote_port = 65535;
+	odd = current_generation() & 1;
+	exchange = odd ? exchanges1.lookup(key) : exchanges0.lookup(key);
+	if (!exchange) {
+		if (odd)
+			exchanges1.insert(key, &fresh);
+		else
+			exchanges0.insert(key, &fresh);
+		exchange = odd ? exchanges1.lookup(key) : exchanges0.lookup(key);
+		if (!exchange) {
+			lose(LOST_EXCHANGE);
+			return;
+		}
+	}
+	__sync_fetch_and_add(&exchange->count, 1);
+	__sync_fetch_and_add(&exchange->latency_ns, latency_ns);
+}
+
+/* On a PLAIN connection. 0 when what happens is more than can be paired here. */
+static __always_inline int pair(union scratch *scratch, struct conn *conn, const struct chunk *chunk, int is_asked,
+                                int like)
+{
+	u64 *text = scratch->words.text;
+	u64 answered_ns = chunk->time_ns;
+	u32 status;
+	u8 minor = 0;
+
+	if (like == NOTHING) {
+		if (is_asked && conn->waiting)
+			conn->asked_ns = chunk->time_ns;
+		return 1;
+	}
+	if (is_asked) {
+		if (conn->waiting || !whole_request(&chunk->source, chunk->size, text, scratch->words.window))
+			return 0;
+		requests.update((struct conn_key *)&chunk->key, (struct request *)text);
+		conn->asked_ns = chunk->time_ns;
+		answered_ns = conn->early_ns;
+		conn->early_ns = 0;
+		if (!answered_ns || chunk->time_ns - answered_ns > EARLY_NS) {
+			conn->waiting = 1;
+			return 1;
+		}
+		/* Another thread was told of the answer before this one of what it had sent. */
+		status = conn->early_status;
+		minor = conn->early_minor;
+	} else {
+		status = final_status(&chunk->source, chunk->size, (u8 *)text, &minor);
+		if (!conn->waiting) {
+			if (conn->done && status) {
+				conn->early_ns = chunk->time_ns;
+				conn->early_status = status;
+				conn->early_minor = minor;
+			}
+			return 1;
+		}
+		if (!status)
+			return 0;
+	}
+	complete(scratch, conn, &chunk->key, status, minor, answered_ns);
+	return 1;
+}
+
+/* A socket seen for the first time; 0 when it is none of ours. */
+static __always_inline struct conn *meet(union scratch *scratch, const struct chunk *chunk)
+{
+	void *sk = (void *)chunk->key.sk;
+	struct conn *fresh = &scratch->conn;
+
+	if (!is_protocol(sk, IPPROTO_TCP))
+		return 0;
+	__builtin_memset(fresh, 0, sizeof(*fresh));
+	fresh->id = bpf_ktime_get_ns();
+	read_tuple(sk, &fresh->tuple);
+	if (conns.insert((struct conn_key *)&chunk->key, fresh))
+		lose(LOST_CONN);
+	return conns.lookup((struct conn_key *)&chunk->key);
+}
+
+static __always_inline void forget(void *ctx, union scratch *scratch, struct conn *conn, struct conn_key *key)
+{
+	struct piece *piece = &scratch->piece;
+
+	if (conn->kind == FOLLOWED) {
+		__builtin_memset(piece, 0, sizeof(*piece));
+		tell(piece, key, conn, 0);
+		piece->what = CLOSED;
+		piece->time_ns = bpf_ktime_get_ns();
+		pieces.perf_submit(ctx, piece, sizeof(*piece));
+	}
+	conns.delete(key);
+	requests.delete(key);
+}
+
+/* Whether the address is another socket's by now, and the end of the one was not seen. */
+static __always_inline int is_another(const struct conn *conn, const struct conn_key *key)
+{
+	u16 local_port = 0;
+	u16 remote_port = 0;
+
+	READ(&local_port, (void *)key->sk, sock_common__skc_num);
+	READ(&remote_port, (void *)key->sk, sock_common__skc_dport);
+	remote_port = __builtin_bswap16(remote_port);
+	return (local_port && local_port != conn->tuple.local_port) ||
+	       (remote_port && remote_port != conn->tuple.remote_port);
+}
+
+/* Every byte that moves over a TCP socket, or inside its TLS, comes through here: in order, call by call. */
+static __always_inline void on_chunk(void *ctx, struct chunk *chunk)
+{
+	struct conn *conn = conns.lookup(&chunk->key);
+	union scratch scratch;
+	u64 offset, until;
+	int is_asked;
+	int is_new = 0;
+	int like = NOTHING;
+
+	if (conn && is_another(conn, &chunk->key)) {
+		forget(ctx, &scratch, conn, &chunk->key);
+		conn = 0;
+	}
+	asm volatile("" : "+r"(conn));
+	if (!conn) {
+		conn = meet(&scratch, chunk);
+		if (!conn)
+			return;
+	}
+	if (conn->kind == OVER)
+		return;
+	/* Before 4.9 helpers write only where something was written before. */
+	__builtin_memset(&scratch, 0, sizeof(scratch));
+	if (!chunk->source.left)
+		next_segment(&chunk->source);
+	if (!chunk->source.left)
+		next_segment(&chunk->source);
+	if (chunk->source.left && first_bytes(&chunk->source, chunk->size, scratch.words.text))
+		like = begins_like(scratch.words.text[0],
+		                   chunk->size < chunk->source.left ? chunk->size : chunk->source.left);
+	if (conn->kind == NEW && like != NOTHING) {
+		own(&scratch.owner);
+		conn->owner = scratch.owner;
+		conn->role = (like == REQUEST) == !!chunk->written ? CLIENT : SERVER;
+		conn->kind = PLAIN;
+	}
+	is_asked = (conn->role == CLIENT) == !!chunk->written;
+	if ((like == REQUEST && !is_asked) || (like == RESPONSE && is_asked))
+		like = NOTHING;
+	if (conn->kind == NEW) {
+		conn->strikes += 1;
+		if (conn->strikes >= STRIKES)
+			conn->kind = OVER;
+	} else if (conn->kind == PLAIN && !pair(&scratch, conn, chunk, is_asked, like)) {
+		is_new = 1;
+	}
+	/* Each on its own: before 4.9 no member may be chosen by adding to a map value's address. */
+	offset = conn->read;
+	until = conn->read_until;
+	ALONE(offset);
+	ALONE(until);
+	if (chunk->written) {
+		offset = conn->written;
+		until = conn->written_until;
+		ALONE(offset);
+		ALONE(until);
+	}
+	if (conn->kind == FOLLOWED || is_new) {
+		if (like != NOTHING) {
+			until = offset + HEAD;
+			if (chunk->written) {
+				conn->written_until = until;
+				asm volatile("# written" ::: "memory");
+			} else {
+				conn->read_until = until;
+				asm volatile("# read" ::: "memory");
+			}
+		}
+		if (offset < until || is_new) {
+			__builtin_memset(&scratch.piece, 0, sizeof(scratch.piece) - PIECE_TEXT);
+			tell(&scratch.piece, &chunk->key, conn, chunk);
+			if (is_new)
+				hand_over(ctx, &scratch.piece, conn);
+			scratch.piece.time_ns = chunk->time_ns;
+			scratch.piece.offset = offset;
+			hand_pieces(ctx, &scratch.piece, &chunk->source, chunk->size);
+		}
+	}
+	if (chunk->written) {
+		conn->written = offset + chunk->size;
+		conn->written_ns = chunk->time_ns;
+		asm volatile("# written" ::: "memory");
+	} else {
+		conn->read = offset + chunk->size;
+		conn->read_ns = chunk->time_ns;
+		asm volatile("# read" ::: "memory");
+	}
+}
+
+static __always_inline void on_destroy(void *ctx, void *sk)
+{
+	struct conn_key key = {};
+	union scratch scratch;
+	struct conn *conn;
+
+	key.sk = (u64)sk;
+	conn = conns.lookup(&key);
+	if (conn)
+		forget(ctx, &scratch, conn, &key);
+	key.layer = TLS;
+	conn = conns.lookup(&key);
+	if (conn)
+		forget(ctx, &scratch, conn, &key);
+}

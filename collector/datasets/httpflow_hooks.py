@@ -1,0 +1,22 @@
+"""Where httpflow's programs go: two sets of hooks, each of which is enough."""
+
+from __future__ import annotations
+
+from collector.datasets.hooks import Backend, Hook
+
+HOOKS: dict[Backend, tuple[Hook, ...]] = {
+    "kprobe": (
+        Hook("kretprobe__tcp_sendmsg", ("tcp_sendmsg", "tcp_sendpage"), every=True),
+        Hook("kprobe__tcp_sendmsg", ("tcp_sendmsg",)),
+        Hook("kprobe__tcp_sendpage", ("tcp_sendpage",), required=False),
+        Hook("kretprobe__tcp_recvmsg", ("tcp_recvmsg",)),
+        Hook("kprobe__tcp_recvmsg", ("tcp_recvmsg",)),
+        Hook("kprobe__tcp_v4_destroy_sock", ("tcp_v4_destroy_sock",)),
+    ),
+    "rawtp": (
+        Hook("rawtp__tcp_destroy_sock", ("tcp_destroy_sock",)),
+        Hook("rawtp__sys_exit", ("sys_exit",)),
+        Hook("rawtp__sock_send_length", ("sock_send_length",)),
+        Hook("rawtp__sock_recv_length", ("sock_recv_length",)),
+    ),
+}

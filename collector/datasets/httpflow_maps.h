@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What httpflow keeps, in which maps: shared by everything below. */
+
+/* conn.kind */
+enum {
+	NEW,      /* nothing like HTTP seen yet */
+	PLAIN,    /* one request, its response, the next request: paired here */
+	FOLLOWED, /* anything else HTTP allows: pieces go to user space, which pairs */
+	OVER      /* not HTTP, or no longer */
+};
+/* conn.role: which end this socket is. */
+enum { NOBODY, CLIENT, SERVER };
+
+#define STRIKES 16   /* calls that begin like nothing HTTP says, before a socket is given up for good */
+#define HEAD    4096 /* bytes behind the beginning of a message of which pieces go to user space */
+
+/* Of a request: its method and path, then zeros. A longer one is user space's. */
+#define TEXT_WORDS 15
+
+/* `layer` tells what one socket carries apart: its own bytes, or those inside its TLS. */
+struct conn_key {
+	u64 sk;
+	u64 layer;
+};
+enum { BARE, TLS };
+
+struct conn {
+	u64 id;       /* birth in ns: sock addresses are used again */
+	u64 asked_ns; /* PLAIN: when the last of the waiting request went by */
+	u64 early_ns; /* PLAIN: when a response went by whose request was not seen yet */
+	u64 read;     /* bytes since birth, and when the last of them went by */
+	u64 read_ns;
+	u64 written;
+	u64 written_ns;
+	u64 read_until; /* FOLLOWED: up to here pieces go to user space whatever they begin like */
+	u64 written_until;
+	struct tuple tuple;
+	struct owner owner;
+	u16 early_status;
+	u8 early_minor;
+	u8 kind;
+	u8 role;
+	u8 waiting; /* PLAIN: a request without its response */
+	u8 done;    /* PLAIN: there was an exchange */
+	u8 strikes;
+	u32 unused;
+};
+
+struct request {
+	u64 word[TEXT_WORDS];
+};
+
+/* What exchanges that look alike have in common. */
+struct exchange_key {
+	struct tuple tuple;
+	struct owner owner;
+	u16 status;
+	u8 minor; /* of HTTP/1 */
+	u8 direction;
+	u64 layer;
+	struct request request;
+};
+
+struct exchange {
+	u64 count;
+	u64 latency_ns; /* sum */
+};
+
+/* Where the bytes of a call lie: in one piece, or in `iov`, an array of `struct iovec` (ABI), wherever that lies. */
+struct source {
+	u64 base;
+	u64 left;
+	u64 iov;
+	u64 segments;
+};
+
+/* One call that moved bytes over a socket. */
+struct chunk {
+	struct conn_key key;
+	u64 time_ns;
+	u32 size;
+	u32 written; /* else read */
+	struct source source;
+};
+
+/* Piece of a FOLLOWED connection, or news of it: `text` then holds a struct told_conn, or a struct request. */
+#define PIECE_TEXT 256
+enum { PIECE, OPENED, REQUESTED, CLOSED };
+struct piece {
+	struct conn_key key;
+	u64 id;
+	u64 time_ns;
+	u64 offset;   /* of its first byte, in its direction */
+	u64 other_ns; /* when the last byte went the other way */
+	u16 lead;     /* bytes of `text` in front of it, and its own */
+	u16 size;
+	u8 what;
+	u8 written;
+	u8 role;
+	u8 unused;
+	char text[PIECE_TEXT];
+};
+
+struct told_conn {
+	struct tuple tuple;
+	struct owner owner;
+};
+
+/* Sockets that carried bytes. Programs insert and delete, with the socket; user space reads. */
+BPF_HASH(conns, struct conn_key, struct conn, MAX_CONNS);
+/* The waiting request, or the last one, of a PLAIN connection. Programs insert, and delete with the connection. */
+BPF_HASH(requests, struct conn_key, struct request, MAX_CONNS);
+/*
+ * Exchanges of PLAIN connections, merged. Programs write the one of the current generation, user space empties the
+ * other: it makes a new generation, waits until no program of the old one can be running, then reads.
+ */
+BPF_HASH(exchanges0, struct exchange_key, struct exchange, MAX_EXCHANGES);
+BPF_HASH(exchanges1, struct exchange_key, struct exchange, MAX_EXCHANGES);
+/* Slot 0: the generation. User space writes, programs read. */
+BPF_ARRAY(generation, u32, 1);
+/* Pieces, a ring a CPU: what finds it full is counted by the kernel and told to user space. */
+BPF_PERF_OUTPUT(pieces);
+/* What did not fit, by reason; programs add, user space reads. */
+BPF_ARRAY(losses, u64, 4);
+enum { LOST_CONN, LOST_EXCHANGE, LOST_CALL };
+
+static __always_inline void lose(int reason)
+{
+	u64 *count = losses.lookup(&reason);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+
+static __always_inline u32 current_generation(void)
+{
+	int zero = 0;
+	u32 *now = generation.lookup(&zero);
+
+	return now ? *now : 0;
+}

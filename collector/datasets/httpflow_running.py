@@ -1,0 +1,105 @@
+"""Httpflow for the pipeline: proved by requests of its own when it starts, its exchanges made into records."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from collector.canary import Refuted
+from collector.dataset import Dataset, Setup
+from collector.datasets import httpflow
+from collector.http_canary import prove
+from collector.http_exchanges import Seen
+from collector.http_flows import HttpFlows
+from collector.record import Record
+from kcompat.fields import find
+from kcompat.hook_status import HookStatus
+from kcompat.load import Loaded
+from kcompat.offsets import State
+
+log = logging.getLogger(__name__)
+
+_PROOFS = 2
+
+
+class HttpflowRunning:
+    """Attached and proved; what others did during the proof is in the first flush."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Raises UnknownField, Missing or Unsupported before anything is attached, else Refuted."""
+        self._setup = setup
+        self._flows = HttpFlows(setup.options)
+        self._lock = threading.Lock()
+        # While it is being proved; then what is seen goes to the flows at once.
+        self._held: list[Seen] | None = []
+        self._dataset = httpflow.Httpflow(setup.offsets, setup.options, setup.version_code, self._saw, setup.backends)
+        log.info("httpflow attached: %s", ", ".join(a.name for a in self._dataset.loaded.attachments))
+        try:
+            others = self._proved()
+        except BaseException:
+            self.close()
+            raise
+        with self._lock:
+            others += self._held
+            self._held = None
+            for seen in others:
+                self._flows.add(seen)
+
+    @property
+    def how(self) -> str:
+        return f"{self._dataset.backend} hooks"
+
+    @property
+    def hooks(self) -> Sequence[HookStatus]:
+        return self._dataset.loaded.hooks
+
+    @property
+    def loaded(self) -> Loaded:
+        return self._dataset.loaded
+
+    @property
+    def losses(self) -> Mapping[str, int]:
+        return self._dataset.losses | {"http paths, counted as *": self._flows.starred}
+
+    @property
+    def left_out(self) -> Counter[str]:
+        return self._flows.left_out
+
+    def flush(self, time_ns: int) -> list[Record]:
+        self._dataset.flush()
+        with self._lock:
+            self._flows.options = self._setup.options
+            return self._flows.take(time_ns, self._setup.domains.name)
+
+    def close(self) -> None:
+        self._dataset.close()
+
+    def _saw(self, seen: Seen) -> None:
+        with self._lock:
+            if self._held is None:
+                self._flows.add(seen)
+            else:
+                self._held.append(seen)
+
+    def _flushed(self) -> list[Seen]:
+        self._dataset.flush()
+        with self._lock:
+            held, self._held = self._held or [], []
+        return held
+
+    def _proved(self) -> list[Seen]:
+        """What others did meanwhile: once more if need be, for a full map or a slow machine."""
+        offsets = self._setup.offsets
+        has_ipv6 = all(offsets[find(name)].state is State.KNOWN for name in ("skc_v6_daddr", "skc_v6_rcv_saddr"))
+        others: list[Seen] = []
+        for _ in range(_PROOFS):
+            faults, meanwhile = prove(self._flushed, has_ipv6, self._dataset.backend)
+            others += meanwhile
+            if not faults:
+                return others
+        raise Refuted(httpflow.NAME, faults)
+
+
+DATASET = Dataset(httpflow.NAME, HttpflowRunning, httpflow.wanted, httpflow.render)

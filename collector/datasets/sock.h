@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* A socket as every dataset of connections sees it: its ends, its namespace, whose it is. */
+
+#define AF_INET     2
+#define AF_INET6    10
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define MSG_PEEK    2
+
+enum { UNKNOWN, INCOMING, OUTGOING };
+
+struct address {
+	u32 word[4];
+};
+
+/* Addresses are IPv6 or v4-mapped, ports in host order. */
+struct tuple {
+	struct address local;
+	struct address remote;
+	u16 local_port;
+	u16 remote_port;
+	u32 netns;
+};
+
+struct owner {
+	u32 pid;
+	char comm[16];
+};
+
+/* Into the stack only, as every READ(): before 4.11 a helper writes nowhere else. */
+static __always_inline void own(struct owner *owner)
+{
+	owner->pid = bpf_get_current_pid_tgid() >> 32;
+	bpf_get_current_comm(&owner->comm, sizeof(owner->comm));
+}
+
+static __always_inline void map_v4(struct address *address, u32 v4)
+{
+	address->word[0] = 0;
+	address->word[1] = 0;
+	address->word[2] = 0xffff0000; /* ::ffff:a.b.c.d, on a little-endian machine */
+	address->word[3] = v4;
+}
+
+/* 0 for what is neither IPv4 nor IPv6: the send and receive tracepoints see every family. */
+static __always_inline u16 inet_protocol(void *sk)
+{
+	u16 family = 0;
+	u16 protocol = 0;
+
+	READ(&family, sk, sock_common__skc_family);
+	if (family != AF_INET && family != AF_INET6)
+		return 0;
+	READ(&protocol, sk, sock__sk_protocol);
+	return protocol;
+}
+
+static __always_inline int is_protocol(void *sk, u16 wanted)
+{
+	return inet_protocol(sk) == wanted;
+}
+
+static __always_inline void read_tuple(void *sk, struct tuple *tuple)
+{
+	u16 family = 0;
+	u16 port = 0;
+	u32 v4 = 0;
+
+	READ(&family, sk, sock_common__skc_family);
+#if defined(HAVE_sock_common__skc_v6_daddr) && defined(HAVE_sock_common__skc_v6_rcv_saddr)
+	if (family == AF_INET6) {
+		READ(&tuple->local, sk, sock_common__skc_v6_rcv_saddr);
+		READ(&tuple->remote, sk, sock_common__skc_v6_daddr);
+	} else
+#endif
+	{
+		READ(&v4, sk, sock_common__skc_rcv_saddr);
+		map_v4(&tuple->local, v4);
+		READ(&v4, sk, sock_common__skc_daddr);
+		map_v4(&tuple->remote, v4);
+	}
+	READ(&tuple->local_port, sk, sock_common__skc_num);
+	READ(&port, sk, sock_common__skc_dport);
+	tuple->remote_port = __builtin_bswap16(port);
+#if defined(HAVE_sock_common__skc_net) && defined(HAVE_net__ns__inum)
+	{
+		void *net = 0;
+
+		READ(&net, sk, sock_common__skc_net);
+		READ(&tuple->netns, net, net__ns__inum);
+	}
+#endif
+}
