@@ -165,7 +165,8 @@ class Options:
 
     host: Annotated[str, MinLen(1), Example("web-1"), "The host tag of every record. Default: this machine's name."
                     ] = field(default_factory=lambda: os.uname().nodename)
-    datasets: Annotated[tuple[str, ...], MinLen(1), "What to collect: any of netflow, httpflow, dnsflow, bash."] = ("netflow",)
+    datasets: Annotated[tuple[str, ...], MinLen(1),
+                        "What to collect: any of netflow, httpflow, dnsflow, bash."] = ("netflow",)
     interval_s: Annotated[float, Duration(), Interval(ge=SHORTEST_INTERVAL_S, le=LONGEST_INTERVAL_S),
                           "Time between points: seconds, 1 to 1800, or text like \"1m30s\"."] = 60.0
     outputs: Annotated[tuple[str, ...], MinLen(1),
@@ -181,7 +182,8 @@ class Options:
                          "At most so many points of a dataset in one interval; what is more is counted as lost."
                          ] = 1 << 16
     dns_queries: Annotated[bool, "dnsflow: tell names and types of queries apart."] = False
-    http_templates: Annotated[bool, "httpflow: numbers, UUIDs and long hexadecimal numbers in paths become {id}."] = False
+    http_templates: Annotated[bool, "httpflow: numbers, UUIDs and long hexadecimal numbers in paths become {id}."
+                              ] = False
     max_paths: Annotated[int, Interval(ge=0, le=1 << 22),
                          "httpflow: tell at most so many paths of one interval apart; what is more is counted under *."
                          ] = 4096
