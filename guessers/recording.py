@@ -40,10 +40,12 @@ class Recording:
 
 def dumps(recording: Recording, masked: Mapping[Field, int] | None = None) -> bytes:
     """The file's bytes. With `masked`, the offsets that were guessed, a pseudonym stands for each kernel address."""
-    if masked is not None:
-        recording = replace(recording, haul=told_apart(recording.haul, masked))
-    body = {"format": FORMAT, "version": VERSION, "masked": masked is not None, "recording": encode(
-        recording, (lambda value: value) if masked is None else Pseudonyms(lowest_of(recording.haul)))}
+    if masked is None:
+        told = encode(recording)
+    else:
+        haul, ours = told_apart(recording.haul, masked)
+        told = encode(replace(recording, haul=haul), Pseudonyms(lowest_of(haul), ours=ours))
+    body = {"format": FORMAT, "version": VERSION, "masked": masked is not None, "recording": told}
     return lzma.compress(json.dumps(body, separators=(",", ":")).encode(), check=lzma.CHECK_SHA256, preset=_PRESET)
 
 

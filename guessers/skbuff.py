@@ -17,6 +17,7 @@ SIZE = 256  # struct sk_buff is 232 bytes or less
 BUFFER = 512  # from head to the end of the headers: TCP leaves up to 320 bytes free before them
 ETHERTYPES: dict[int, bytes] = {socket.AF_INET: b"\x08\x00", socket.AF_INET6: b"\x86\xdd"}
 _ETHERNET = 14
+_TCP = 20  # its header, without options; UDP's is shorter, and bytes of ours follow it
 _DEVICE = 4096  # struct net_device; its name stands first, or since 6.8 a little behind
 _LOOPBACK = b"lo".ljust(16, b"\0")  # IFNAMSIZ bytes
 
@@ -60,6 +61,13 @@ class Packet:
     wire: Wire | None = None
     waiting: bytes = b""
     behind: tuple[tuple[int, bytes], ...] = ()
+
+
+def headers_of(packet: Packet, buffer: bytes) -> list[range]:
+    """Where the packet's headers stand in what one of its pointers leads to; nowhere, as a rule."""
+    if not packet.wire or (at := packet.wire.header_in(buffer)) is None:
+        return []
+    return [range(at - _ETHERNET, min(packet.wire.transport(buffer, at) + _TCP, len(buffer)))]
 
 
 def search_head(packets: Sequence[Packet]) -> Found:
