@@ -281,7 +281,7 @@ def test_what_another_socket_left_at_its_address_is_not_counted_on(netflow):
         client, server = pair()
         client.send(b"x" * 10)
         server.recv(20)
-        states = netflow._loaded.maps["socks"]
+        states = netflow.loaded.maps["socks"]
         for key, value in states.items():
             birth, written, base, *others = _TCP.unpack(value)
             if others[PID] == os.getpid():
