@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import click
 
-from benchmarks import btf, database, dwarf, guess, harvest, matrix, reliability, report, resolve
+from benchmarks import btf, database, dwarf, guess, harvest, matrix, reliability, report, resolve, startup
 from benchmarks.measure import Repetitions, Result, load
 from kcompat.errors import KcompatError, Missing
 
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Repetitions], Result]]] = {
     "dwarf": (dwarf.TITLE, dwarf.run),
     "harvest": (harvest.TITLE, harvest.run),
     "database": (database.TITLE, database.run),
+    "startup": (startup.TITLE, startup.run),
     "matrix": (matrix.TITLE, matrix.run),
 }
 # What they read may not lie about, a debug package of half a gigabyte or a run of the matrix: said in the table, not

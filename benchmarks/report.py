@@ -57,6 +57,13 @@ Where we are slower: process against process. Those are C programs; ours starts 
 takes longer than the work. Where there is BTF and no Python at hand, pahole is the quicker way to one struct.
 """
 
+_STARTUP = """\
+Until it counts: the offsets are remembered and proved by an event, every program is loaded and hooked, and connections
+of kcompat's own have come out of them as they were. The rivals count events at one tracepoint, need no offsets and
+prove nothing; bpftrace compiles its program with LLVM in the process that then runs, which is most of its memory.
+Where we are slower: most of our time is Python's, half of it imports.
+"""
+
 _RELIABILITY = """\
 Each guess stands alone: a namespace, connections and memory of its own, and no database. Right is what BTF says, which
 no guess has seen. Slow ones made another round of experiments, because what they had left a field open.
@@ -95,7 +102,7 @@ kernels whose fields lie alike share it.
 """
 
 _TEXTS = {"btf": _BTF, "database": _DATABASE, "dwarf": _DWARF, "guess": _GUESS, "harvest": _HARVEST,
-          "matrix": _MATRIX, "reliability": _RELIABILITY, "resolve": _RESOLVE}
+          "matrix": _MATRIX, "reliability": _RELIABILITY, "resolve": _RESOLVE, "startup": _STARTUP}
 
 
 def text(results: Iterable[Result]) -> str:

@@ -145,6 +145,19 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What the collector may cost. Over a limit it does less, and says so, instead of ending."""
+
+    __pydantic_config__ = FORBID
+
+    cpu_percent: Annotated[float | None, Interval(gt=0), Example(20.0),
+                           "Of one processor, on average over three intervals; over it the most expensive dataset is "
+                           "closed, and tried again later. The last one stays. Default: no limit."] = None
+    memory_mb: Annotated[int | None, Interval(ge=16), Example(150),
+                         "Resident memory, likewise. Default: no limit."] = None
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """What the collector says on standard error."""
 
@@ -190,6 +203,8 @@ class Options:
     ipv6: Annotated[bool, "Keep flows over IPv6."] = True
     offsets: Annotated[OffsetSources, "Where the offsets of this kernel's fields come from."] = OffsetSources()
     metrics: Annotated[Metrics, "The collector's own numbers."] = Metrics()
+    limits: Annotated[Limits, "What the collector may cost. Over a limit it does less, and says so, instead of ending."
+                      ] = Limits()
     log: Annotated[Log, "What the collector says on standard error."] = Log()
 
 

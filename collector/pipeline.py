@@ -17,6 +17,7 @@ from collector.config_keys import taken_over
 from collector.dataset import Dataset, Setup
 from collector.datasets import bash, dnsflow, httpflow_running, netflow_running
 from collector.datasets.hooks import BACKENDS, Backend
+from collector.limits import Meter
 from collector.sinks.outputs import Outputs
 from collector.sinks.sink import Sink
 from collector.status import Status
@@ -91,6 +92,7 @@ class Pipeline:
         self._started_s = time.time()
         self._reloads = 0
         self._next: Options | None = None
+        self._meter = Meter()
         self._status: Status | None = None
 
     def run(self, stop: threading.Event, duration_s: float | None = None) -> Summary:
@@ -111,6 +113,7 @@ class Pipeline:
                 flushed = self._until(stop, min(due, end))
                 if flushed:
                     self._flush()
+                    self._keep_limits()
                 else:
                     due = time.monotonic()
             if not flushed:
@@ -196,6 +199,19 @@ class Pipeline:
                 self._begin(name)
         self._reloads += 1
         log.info("the configuration was read again")
+        self._took_stock()
+
+    def _keep_limits(self) -> None:
+        """Does less rather than cost more. The last dataset stays: who wants none stops the collector."""
+        running = {name: one for name, one in self._datasets.items() if one.running}
+        self._meter.took({name: one.flush_cpu_s for name, one in running.items()})
+        if (excess := self._meter.excess(self.options.limits)) is None:
+            return
+        if len(running) > 1:
+            running[self._meter.most_expensive()].shed(excess)
+        else:
+            log.warning("%s alone takes %s; it goes on", next(iter(running), "nothing"), excess)
+        self._meter.forget()
         self._took_stock()
 
     def _flush(self) -> None:

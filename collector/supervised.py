@@ -36,6 +36,7 @@ class Supervised:
         self._pause_s = _FIRST_RETRY_S
         self._records = self._starts = 0
         self._flush_s = 0.0
+        self.flush_cpu_s = 0.0
         # Of all runs before this one: what users add up must never fall.
         self._lost_before: Counter[str] = Counter()
         self._left_out_before: Counter[str] = Counter()
@@ -71,7 +72,7 @@ class Supervised:
         """Its records. One that fails at it is closed, and tried again later."""
         if self.running is None:
             return []
-        begun = time.monotonic()
+        begun, begun_cpu = time.monotonic(), time.thread_time()
         try:
             records = self.running.flush(time_ns)
             self._lost, self._left_out = dict(self.running.losses), dict(self.running.left_out)
@@ -81,8 +82,14 @@ class Supervised:
             self._failed(KcompatError(f"{self.row.name} is off: it failed: {error}"))
             return []
         self._flush_s = time.monotonic() - begun
+        self.flush_cpu_s = time.thread_time() - begun_cpu
         self._records += len(records)
         return records
+
+    def shed(self, why: str) -> None:
+        """Closes it because it costs too much; it is tried again as after any failure."""
+        self.close()
+        self._failed(KcompatError(f"{self.row.name} is off, the most expensive dataset: {why}"))
 
     def close(self) -> None:
         running, self.running = self.running, None

@@ -10,7 +10,7 @@ import os
 import platform
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -76,6 +76,20 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kcompat" / "bpf"
 
 
+Compiler = Callable[[str, str | None], Object]
+_compilers: list[Compiler] = []
+
+
+@contextmanager
+def compiling_by(compiler: Compiler) -> Iterator[None]:
+    """Meanwhile it is what compiles, for every caller of `compile_cached`: only who lives long cares what does."""
+    _compilers.append(compiler)
+    try:
+        yield
+    finally:
+        _compilers.remove(compiler)
+
+
 def compile_cached(source: str, *, machine: str | None = None, use_cache: bool = True) -> tuple[Object, bool]:
     """The compiled source and whether it came from the cache.
 
@@ -84,7 +98,7 @@ def compile_cached(source: str, *, machine: str | None = None, use_cache: bool =
     path = cached_path(source, machine)
     if use_cache and (found := _read_cached(path)):
         return found, True
-    compiled = compile_source(source, machine)
+    compiled = _compilers[-1](source, machine) if _compilers else compile_source(source, machine)
     if use_cache:
         with suppress(OSError):
             _write_whole(path, compiled.dump())

@@ -7,6 +7,7 @@ import os
 import signal
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,9 +18,11 @@ from collector.canary import Refuted
 from collector.config import Metrics, Options, endpoint
 from collector.instance import Lock, StatusSocket, run_dir
 from collector.sinks.outputs import Outputs
-from kcompat.bpf import compile_source
+from collector.sinks.sink import CLOSE_DEADLINE_S
+from kcompat.bpf import compile_source, compiling_by
 from kcompat.cli_errors import log_as, say
 from kcompat.cli_sources import Request, answer, quarantine
+from kcompat.compile_apart import compile_apart
 from kcompat.dialect import check
 from kcompat.errors import KcompatError, Missing
 from kcompat.kernel import Kernel
@@ -28,6 +31,9 @@ from kcompat.probe import require_bpf
 from kcompat.sysbpf import enable_run_stats
 
 log = logging.getLogger(__name__)
+
+# From a signal to the end: less than the five seconds after which whoever sent it may be impatient.
+_END_S, _LEAST_S = 4.0, 0.5
 
 
 def rendered(dataset: str, request: Request, nodename: str) -> str:
@@ -66,9 +72,10 @@ def run(request: Request, options: Options, *, duration: float | None, again: Ca
     # Everything a user may have got wrong comes before anything that takes time or needs root.
     log_as(options.log.format, options.log.level, options.log.per_minute)
     sinks = Outputs(options.outputs)
+    caught = _Caught()
     try:
         require_bpf()
-        with _alone() as directory, _signals() as caught:
+        with _alone() as directory, _signals(caught), compiling_by(compile_apart):
             kernel, offsets = _offsets_of_any(request, options.datasets)
 
             def off(name: str, error: KcompatError) -> None:
@@ -82,7 +89,7 @@ def run(request: Request, options: Options, *, duration: float | None, again: Ca
             with _telling(directory, runs), _serving(options.metrics, runs):
                 summary = runs.run(caught.stop, duration)
     finally:
-        sinks.close()
+        sinks.close(caught.patience_s())
     say(_told(summary, sinks.dropped))
     return 130 if signal.SIGINT in caught.numbers else 0
 
@@ -186,6 +193,7 @@ class _Caught:
 
     def __init__(self) -> None:
         self.numbers: list[int] = []
+        self._first_s = 0.0
         self.stop = threading.Event()
         self.on_hangup: Callable[[], None] = lambda: None
 
@@ -196,18 +204,23 @@ class _Caught:
             return
         if number == signal.SIGINT and self.numbers:
             raise KeyboardInterrupt
+        if not self.numbers:
+            self._first_s = time.monotonic()
         self.numbers.append(number)
         self.stop.set()
 
+    def patience_s(self) -> float:
+        """How long sinks may still take: what was caught asks for an end within five seconds, the last flush too."""
+        return max(_LEAST_S, _END_S - (time.monotonic() - self._first_s)) if self.numbers else CLOSE_DEADLINE_S
+
 
 @contextmanager
-def _signals() -> Iterator[_Caught]:
-    """A second Ctrl-C does not wait for the last flush."""
-    caught = _Caught()
+def _signals(caught: _Caught) -> Iterator[None]:
+    """Has them caught. A second Ctrl-C does not wait for the last flush."""
     before = {number: signal.signal(number, caught.handle)
               for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        yield caught
+        yield
     finally:
         for number, old in before.items():
             signal.signal(number, old)

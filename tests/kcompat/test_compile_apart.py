@@ -1,0 +1,67 @@
+"""A compilation in a child makes the same object, fails in the same words, and leaves nothing behind."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kcompat import compile_apart as apart
+from kcompat.bpf import Object, ObjectProgram, compile_source
+from kcompat.compile_apart import compile_apart
+from kcompat.errors import KcompatError, Missing
+
+SMALL = Object((ObjectProgram("kprobe__x", bytes(1 << 17), ()),), (), "GPL")
+
+
+def no_children():
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_what_the_child_makes_comes_over_whole(monkeypatch):
+    monkeypatch.setattr(apart, "compile_source", lambda source, machine: SMALL)
+
+    assert compile_apart("int x;") == SMALL
+    no_children()
+
+
+@pytest.mark.parametrize("error", [Missing("bcc is needed"), KcompatError("bcc could not compile it")])
+def test_its_errors_are_ours(monkeypatch, error):
+    def fail(source, machine):
+        raise error
+
+    monkeypatch.setattr(apart, "compile_source", fail)
+
+    with pytest.raises(type(error), match=f"^{error}$"):
+        compile_apart("int x;")
+    no_children()
+
+
+def test_a_child_that_ends_or_waits_for_ever_is_replaced_by_ourselves(monkeypatch):
+    mine = os.getpid()
+
+    def odd(source, machine):
+        if os.getpid() != mine:
+            if source == "ends":
+                os._exit(9)
+            os.read(os.pipe()[0], 1)
+        return SMALL
+
+    monkeypatch.setattr(apart, "compile_source", odd)
+    assert compile_apart("ends") == SMALL
+    monkeypatch.setattr(apart, "_PATIENCE_S", 0.2)
+    assert compile_apart("waits") == SMALL
+    no_children()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="bcc compiles for root only")
+def test_llvm_is_never_mapped():
+    source = "int rawtp__none(void *ctx) { return 0; }"
+    code = ("import sys; from kcompat.compile_apart import compile_apart; print(compile_apart(sys.argv[1]).dump())\n"
+            "print('LLVM' in open('/proc/self/maps').read(), 'bcc' in sys.modules)")
+
+    done = subprocess.run([sys.executable, "-c", code, source], check=True, capture_output=True, text=True, timeout=120)
+
+    made, mapped = done.stdout.splitlines()
+    assert Object.parse(made) == compile_source(source) and mapped == "False False"
