@@ -200,6 +200,8 @@ class Options:
     max_paths: Annotated[int, Interval(ge=0, le=1 << 22),
                          "httpflow: tell at most so many paths of one interval apart; what is more is counted under *."
                          ] = 4096
+    dns_percentiles: Annotated[bool, "dnsflow: add the latency's median, 95th and 99th percentile; needs the extra "
+                               "kcompat[percentiles]."] = False
     ipv6: Annotated[bool, "Keep flows over IPv6."] = True
     offsets: Annotated[OffsetSources, "Where the offsets of this kernel's fields come from."] = OffsetSources()
     metrics: Annotated[Metrics, "The collector's own numbers."] = Metrics()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from collector.config import Options
@@ -18,6 +19,8 @@ def judge(options: Options) -> Iterator[Complaint]:
     for at, name in enumerate(options.datasets):
         if name not in DATASETS:
             yield ("datasets", at), f"there is no dataset {name!r}: there is {', '.join(DATASETS)}"
+    if options.dns_percentiles and not find_spec("ddsketch"):
+        yield ("dns_percentiles",), "percentiles need DDSketch: pip install 'kcompat[percentiles]'"
     for at, spec in enumerate(options.outputs):
         if spec.partition(":")[0] not in SINKS:
             yield ("outputs", at), f"there is no sink {spec!r}: expected {SINK_HELP}"

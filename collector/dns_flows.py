@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from collector.addresses import describe
 from collector.config import Options
@@ -14,10 +14,16 @@ from collector.protocols.dns import question_text
 from collector.protocols.packets import TCP
 from collector.record import FieldValue, Record
 
+if TYPE_CHECKING:
+    from ddsketch import DDSketch
+
 MEASUREMENT = "dnsflow"
 # Whether the 16-byte address is this network namespace's own.
 IsLocal = Callable[[int, bytes], bool]
 _MAX_WAYS = 1 << 13
+# Fields that exist with `dns_percentiles`, each as near as this to its true value.
+_PERCENTILES = {"latency_p50": 0.5, "latency_p95": 0.95, "latency_p99": 0.99}
+_ACCURACY = 0.01
 
 
 class _Key(NamedTuple):
@@ -55,6 +61,7 @@ class DnsFlows:
         self._is_local = is_local
         # Count, sum and maximum of latencies in ns, and a namespace it was seen in.
         self._sums: dict[_Key, list[int]] = {}
+        self._sketches: dict[_Key, DDSketch] = {}
         self._ends: dict[_Way, _Ends] = {}
 
     def add(self, exchange: Exchange) -> None:
@@ -74,6 +81,10 @@ class DnsFlows:
                 self.left_out["overflow"] += 1
                 return
             sums = self._sums[key] = [0, 0, 0, netns]
+        if self.options.dns_percentiles:
+            if key not in self._sketches:
+                self._sketches[key] = _sketch()
+            self._sketches[key].add(latency_ns)
         sums[0] += 1
         sums[1] += latency_ns
         if latency_ns > sums[2]:
@@ -81,8 +92,10 @@ class DnsFlows:
 
     def take(self, time_ns: int, name_of: NameOf) -> list[Record]:
         sums, self._sums = self._sums, {}
+        sketches, self._sketches = self._sketches, {}
         self._ends.clear()  # addresses come and go
-        return [Record(MEASUREMENT, self._tags(key, values[3], name_of), self._fields(key, values), time_ns)
+        return [Record(MEASUREMENT, self._tags(key, values[3], name_of),
+                       self._fields(key, values) | _percentiles(sketches.get(key), values[2]), time_ns)
                 for key, values in sums.items()]
 
     def _told(self, exchange: Exchange, way: _Way) -> _Ends:
@@ -139,6 +152,23 @@ class DnsFlows:
         if self.options.dns_queries:
             fields["query_name"], fields["query_type"] = question_text(key.question)
         return fields
+
+
+def _percentiles(sketch: DDSketch | None, longest_ns: int) -> dict[str, FieldValue]:
+    """Nothing without a sketch. An estimate may be beyond the longest there was, which is known better."""
+    fields: dict[str, FieldValue] = {}
+    for name, share in _PERCENTILES.items() if sketch else ():
+        estimate_ns = sketch.get_quantile_value(share) if sketch else None
+        if estimate_ns is not None:
+            fields[name] = min(round(estimate_ns), longest_ns)
+    return fields
+
+
+def _sketch() -> DDSketch:
+    """Imported here: who wants no percentiles needs no DDSketch. Of latencies up to a timeout it has 1,100 bins."""
+    from ddsketch import DDSketch
+
+    return DDSketch(_ACCURACY)
 
 
 def _starred(port: int) -> str:

@@ -47,6 +47,8 @@ def _key(key: str, *flags: str, **settings: Any) -> Callable[[Any], Any]:
 @_key("dns_queries", "--dns-queries/--no-dns-queries", help="dnsflow: tell names and types of queries apart.")
 @_key("http_templates", "--http-templates/--no-http-templates",
       help="httpflow: numbers and other ids in paths become {id}.")
+@_key("dns_percentiles", "--dns-percentiles/--no-dns-percentiles",
+      help="dnsflow: add the latency's median, 95th and 99th percentile.")
 @_key("host", "--hostname", metavar="NAME", help="The host tag. Default: this machine's name.")
 @_key("tags", "--tags", metavar="TAGS", help="Tags of every record: NAME=VALUE, with commas.")
 @click.option("--ipv6-disabled", "no_ipv6", type=bool, is_flag=False, flag_value="true",

@@ -38,6 +38,30 @@ def test_a_record_in_full():
     assert record.fields == {"rcode": 0, "latency": 150, "latency_max": 201, "count": 2}
 
 
+@given(st.lists(st.integers(1, 6 * 10**9), min_size=1, max_size=300))
+def test_percentiles_are_within_one_in_a_hundred(latencies_ns):
+    (record,), _ = taken(*(ASKED._replace(latency_ns=ns) for ns in latencies_ns),
+                         options=Options("box", dns_percentiles=True))
+
+    ordered = sorted(latencies_ns)
+    for name, share in (("latency_p50", 0.5), ("latency_p95", 0.95), ("latency_p99", 0.99)):
+        true_ns = ordered[int(share * (len(ordered) - 1))]
+        assert abs(record.fields[name] - true_ns) <= 0.0101 * true_ns + 1
+    assert record.fields["latency_max"] == ordered[-1] >= record.fields["latency_p99"]
+
+
+def test_percentiles_only_of_what_was_counted_with_them():
+    """The options may change between two intervals, which is when they are given."""
+    made = flows(Options("box", dns_percentiles=True))
+    made.add(ASKED._replace(rcode=-1, latency_ns=0))
+    made.options = OPTIONS
+    (timed_out,) = made.take(1, lambda netns, address: None)
+    made.add(ASKED)
+    (plain,) = made.take(2, lambda netns, address: None)
+
+    assert timed_out.fields["latency_p99"] == 0 and "latency_p99" not in plain.fields
+
+
 def test_as_the_server_we_are_the_source():
     (record,), _ = taken(ASKED._replace(client=THERE, server=HERE, transport=TCP))
 
