@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from kcompat.sysbpf import enable_run_stats
 from tests.kcompat.cli_tools import collecting, end, kcompat, one_line, send_over_loopback
 
-pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="not root")]
+# Of how a collector lives the kernel decides little, and in a guest each of these takes half a minute.
+pytestmark = [pytest.mark.kernel, pytest.mark.thorough, pytest.mark.skipif(os.geteuid() != 0, reason="not root")]
 
 SENT = 4321
 
