@@ -23,7 +23,8 @@ static __always_inline void next_segment(struct source *source)
 	source->left = 0;
 	if (!source->segments)
 		return;
-	if (bpf_probe_read(&source->base, 2 * sizeof(source->base), (void *)source->iov))
+	/* A page's address is none of a buffer: so it is with what sendfile(2) sends, since 6.5. */
+	if (bpf_probe_read(&source->base, 2 * sizeof(source->base), (void *)source->iov) || IS_KERNEL(source->base))
 		source->left = 0;
 	source->iov += 2 * sizeof(source->base);
 	source->segments -= 1;
@@ -52,6 +53,9 @@ static __always_inline void hand_over(void *ctx, struct piece *piece, struct con
 	struct request *request;
 
 	conn->kind = FOLLOWED;
+	/* User space goes by the time, and the request went by before what tells us that it is no plain one. */
+	if (conn->waiting)
+		piece->time_ns = conn->asked_ns;
 	piece->what = OPENED;
 	told->tuple = conn->tuple;
 	told->owner = conn->owner;
@@ -64,7 +68,6 @@ static __always_inline void hand_over(void *ctx, struct piece *piece, struct con
 		return;
 	*(struct request *)piece->text = *request;
 	piece->what = REQUESTED;
-	piece->time_ns = conn->asked_ns;
 	piece->size = sizeof(*request);
 	pieces.perf_submit(ctx, piece, sizeof(*piece));
 }

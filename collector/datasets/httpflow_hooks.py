@@ -14,9 +14,9 @@ HOOKS: dict[Backend, tuple[Hook, ...]] = {
         Hook("kprobe__tcp_v4_destroy_sock", ("tcp_v4_destroy_sock",)),
     ),
     "rawtp": (
-        Hook("rawtp__tcp_destroy_sock", ("tcp_destroy_sock",)),
-        Hook("rawtp__sys_exit", ("sys_exit",)),
         Hook("rawtp__sock_send_length", ("sock_send_length",)),
         Hook("rawtp__sock_recv_length", ("sock_recv_length",)),
+        Hook("rawtp__tcp_destroy_sock", ("tcp_destroy_sock",)),
+        Hook("rawtp__sys_exit", ("sys_exit",)),
     ),
 }

@@ -5,8 +5,7 @@
 
 #if defined(HAVE_msghdr__msg_iter__iov) && defined(HAVE_msghdr__msg_iter__count) && \
 	defined(HAVE_msghdr__msg_iter__nr_segs) && defined(HAVE_tcp_sock__copied_seq)
-#define IS_KERNEL(address) ((long long)(address) < 0)
-#define ENOUGH_SEGMENTS    1024
+#define ENOUGH_SEGMENTS 1024
 
 struct call {
 	u64 sk;
@@ -48,8 +47,11 @@ static __always_inline void begin(void *sk, void *message)
 
 	key.sk = (u64)sk;
 	conn = conns.lookup(&key);
-	if (conn && conn->kind == OVER && !is_another(conn, &key))
+	if (conn && conn->kind == OVER && !is_another(conn, &key)) {
+		/* Of a call whose end was missed. */
+		calls.delete(&thread);
 		return;
+	}
 	call.sk = (u64)sk;
 	READ(&call.copied_seq, sk, tcp_sock__copied_seq);
 	if (message)

@@ -66,6 +66,8 @@ struct exchange {
 	u64 latency_ns; /* sum */
 };
 
+#define IS_KERNEL(address) ((long long)(address) < 0)
+
 /* Where the bytes of a call lie: in one piece, or in `iov`, an array of `struct iovec` (ABI), wherever that lies. */
 struct source {
 	u64 base;

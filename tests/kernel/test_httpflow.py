@@ -1,0 +1,268 @@
+"""httpflow beside Python's own server and client, with each hook set: light enough for guests in QEMU."""
+
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
+
+import pytest
+
+from collector.config import Options
+from collector.datasets.httpflow import Httpflow
+from collector.http_flows import HttpFlows
+from kcompat.errors import Unsupported
+from kcompat.kernel import Kernel
+from kcompat.version import running_version_code
+from tests.kernel.test_netflow import backends_this_kernel_has, in_namespace
+
+OPTIONS = Options("box", interval_s=1, loopback=True)
+SLEPT_S = 0.05
+REQUESTS = 120
+
+
+class Flows:
+    """What one test sees of programs that stay attached."""
+
+    def __init__(self, dataset):
+        self._dataset = dataset
+        self._flows = HttpFlows(OPTIONS)
+        self._lock = threading.Lock()
+
+    def saw(self, seen):
+        with self._lock:
+            self._flows.add(seen)
+
+    def take(self):
+        self._dataset.flush()
+        with self._lock:
+            return self._flows.take(1, lambda netns, address: None)
+
+
+class Attached:
+    """Programs attached once for all tests; whoever is at it sees what they see."""
+
+    def __init__(self, oracle, backends):
+        self.at = None
+        self.dataset = Httpflow(oracle, OPTIONS, running_version_code(Kernel.running().release), self._saw, backends)
+
+    def _saw(self, seen):
+        if at := self.at:
+            at.saw(seen)
+
+
+def attached(oracle, *backends):
+    made = Attached(oracle, backends or ("kprobe", "rawtp"))
+    try:
+        yield made
+    finally:
+        made.dataset.close()
+
+
+@contextmanager
+def flows_of(made):
+    """With nothing left of the test before; nothing may be lost."""
+    made.dataset.flush()
+    before = made.dataset.losses
+    made.at = flows = Flows(made.dataset)
+    try:
+        yield flows
+    finally:
+        made.at = None
+    assert made.dataset.losses == before
+
+
+def sums(records):
+    counts = Counter()
+    for r in records:
+        counts[r.fields["method"], r.fields["path"], r.fields["status_code"]] += r.fields["count"]
+    return counts
+
+
+@pytest.fixture(scope="module", params=["kprobe", "rawtp"])
+def httpflow(request, oracle):
+    try:
+        yield from attached(oracle, request.param)
+    except Unsupported as error:
+        if request.param in backends_this_kernel_has():
+            raise
+        pytest.skip(str(error))
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def answer(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path == "/slow":
+            time.sleep(SLEPT_S)
+        self.send_response(int(self.path[1:4]) if self.path[1:4].isdigit() else 200)
+        self.send_header("Content-Length", "5")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(b"hello")
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_OPTIONS = do_PATCH = do_TRACE = answer
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def serving():
+    """A server in the namespace of this thread."""
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def talking(work):
+    """`work(port)` beside a server, both in a network namespace of their own."""
+    def body():
+        with serving() as port:
+            return port, work(port)
+    return in_namespace(body)
+
+
+def ours(records, port):
+    """(client's side, server's side)"""
+    return ([r for r in records if r.tags["dst_port"] == str(port)],
+            [r for r in records if r.tags["src_port"] == str(port)])
+
+
+def test_every_request_is_counted_once_on_either_side(httpflow):
+    methods, expected = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"), Counter()
+
+    def work(port):
+        client = HTTPConnection("127.0.0.1", port)
+        for number in range(REQUESTS):
+            method, status = methods[number % 8], (200, 201, 302, 404, 500)[number % 5]
+            body = b"b" * number if method in ("POST", "PUT", "PATCH") else None
+            client.request(method, f"/{status}?n={number}", body)
+            assert client.getresponse().read() is not None
+            expected[method, f"/{status}", status] += 1
+        client.close()
+
+    with flows_of(httpflow) as flows:
+        port, _ = talking(work)
+        records = flows.take()
+
+    sides = ours(records, port)
+    assert [sums(side) for side in sides] == [expected, expected]
+    assert {(r.tags["direction"], r.tags["src_ip"], r.tags["family"], r.fields["http_version"], r.fields["truncated"])
+            for r in sides[0]} == {("outgoing", "127.0.0.1", "IPv4", "1.1", False)}
+    assert {r.tags["direction"] for r in sides[1]} == {"incoming"}
+
+
+def test_what_the_server_waits_is_the_latency(httpflow):
+    def work(port):
+        client = HTTPConnection("127.0.0.1", port)
+        begun = time.monotonic()
+        client.request("GET", "/slow")
+        client.getresponse().read()
+        return time.monotonic() - begun
+
+    with flows_of(httpflow) as flows:
+        port, took_s = talking(work)
+        records = flows.take()
+
+    (asked,), (answered,) = ours(records, port)
+    assert answered.fields["latency"] / 1e9 >= SLEPT_S
+    # The client may only get to know that it has sent when the server is at sleep already.
+    assert 0 < asked.fields["latency"] / 1e9 <= took_s
+
+
+def raw(port, *pieces):
+    """Sends pieces one by one, each once the one before is out, and reads to the end."""
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in pieces:
+            client.sendall(piece)
+            time.sleep(0.002)
+        client.shutdown(socket.SHUT_WR)
+        received = b""
+        while data := client.recv(4096):
+            received += data
+    return received
+
+
+HEAD = b"GET /%d HTTP/1.1\r\nHost: name.test\r\n\r\n"
+THREE = [HEAD % 201, HEAD % 202, HEAD % 203]
+BODY = HEAD % 500 + b"1234"
+PIECES = {
+    "pipelined in one call": [b"".join(THREE)],
+    "byte by byte": [bytes([byte]) for byte in b"".join(THREE)],
+    "pipelined over calls": [THREE[0] + THREE[1][:7], THREE[1][7:] + THREE[2]],
+    "a body that looks like a request": [b"POST /201 HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY[:9],
+                                         BODY[9:], *THREE[1:]],
+}
+
+
+@pytest.mark.parametrize("what", PIECES)
+def test_what_is_pipelined_or_split_is_counted_in_full(httpflow, what):
+    with flows_of(httpflow) as flows:
+        port, received = talking(lambda port: raw(port, *PIECES[what]))
+        records = flows.take()
+
+    assert received.count(b"HTTP/1.1 20") == 3
+    for side in ours(records, port):
+        method = PIECES[what][0].partition(b" ")[0].decode() if what.startswith("a body") else "GET"
+        assert sums(side) == {(method, "/201", 201): 1, ("GET", "/202", 202): 1, ("GET", "/203", 203): 1}
+
+
+def test_vectors_and_messages_are_calls_too(httpflow):
+    """writev(2), readv(2), sendmsg(2), recvmsg(2) and recv with MSG_PEEK, between two sockets of ours."""
+    def work():
+        with socket.create_server(("127.0.0.1", 0)) as listener, \
+                socket.create_connection(listener.getsockname()) as client:
+            server, _ = listener.accept()
+            with server:
+                os.writev(client.fileno(), [b"GET /vec", b"tor HTTP/1.1\r\n", b"\r\n"])
+                server.recv(4, socket.MSG_PEEK)
+                os.readv(server.fileno(), [bytearray(6), bytearray(100)])
+                server.sendmsg([b"HTTP/1.1 204 ", b"None\r\n", b"\r\n"])
+                client.recvmsg(100)
+                client.sendmsg([b"GET /message HTTP/1.1\r\n\r\n"])
+                server.recv(100, socket.MSG_PEEK)
+                server.recvmsg_into([bytearray(100)])
+                os.writev(server.fileno(), [b"HTTP/1.1 204 None\r\n\r\n"])
+                client.recv_into(bytearray(100))
+            return listener.getsockname()[1]
+
+    with flows_of(httpflow) as flows:
+        port = in_namespace(work)
+        records = flows.take()
+
+    for side in ours(records, port):
+        assert sums(side) == {("GET", "/vector", 204): 1, ("GET", "/message", 204): 1}
+
+
+def test_what_is_no_http_is_soon_not_looked_at(httpflow):
+    def work():
+        with socket.create_server(("127.0.0.1", 0)) as listener, \
+                socket.create_connection(listener.getsockname()) as client:
+            server, _ = listener.accept()
+            with server:
+                for number in range(40):
+                    client.sendall(b"SELECT %d" % number)
+                    server.recv(100)
+                client.sendall(HEAD % 200)
+                server.recv(100)
+                server.sendall(b"HTTP/1.1 200 Fine\r\n\r\n")
+                client.recv(100)
+            return listener.getsockname()[1]
+
+    with flows_of(httpflow) as flows:
+        port = in_namespace(work)
+        records = flows.take()
+
+    assert ours(records, port) == ([], [])
