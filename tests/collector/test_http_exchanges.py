@@ -1,0 +1,114 @@
+"""Pieces of HTTP connections: in any split, late, twice, or lost, they never make an exchange that was not."""
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from collector.http_exchanges import IDLE_NS, Ends, HttpConnections, Piece
+
+SERVER = Ends(b"a" * 16, 80, b"b" * 16, 40_000, 1, 7, "nginx", False, False)
+CLIENT = SERVER._replace(local_port=40_000, remote_port=80, asks=True)
+PATHS = [f"/{number}" for number in range(6)]
+
+
+def conversation(paths):
+    requests = [f"POST {path}?q HTTP/1.1\r\nContent-Length: 5\r\n\r\nGET /".encode() for path in paths]
+    responses = [b"HTTP/1.1 20%d Fine\r\nContent-Length: 9\r\n\r\nHTTP/1.1 " % (n % 4) for n in range(len(paths))]
+    return requests, responses
+
+
+def cut(messages, written, begin_ns, rng):
+    """Pieces of each message, in order; each message's first one at a time of its own."""
+    offset = 0
+    for number, message in enumerate(messages):
+        at = 0
+        while at < len(message):
+            size = rng.randrange(1, 30)
+            time_ns = begin_ns + 1000 * number + at
+            yield Piece("c", time_ns, written, offset + at, message[at:at + size], 0)
+            at += size
+        offset += len(message)
+
+
+def pieces_of(ends, rng, paths=PATHS):
+    requests, responses = conversation(paths)
+    made = [*cut(requests, ends.asks, 0, rng), *cut(responses, not ends.asks, 500, rng)]
+    return sorted(made, key=lambda piece: piece.time_ns)
+
+
+def told(ends, pieces):
+    connections = HttpConnections()
+    connections.opened("c", ends, 0)
+    return [seen for piece in pieces for seen in connections.moved(piece)]
+
+
+@given(st.sampled_from([SERVER, CLIENT]), st.randoms(use_true_random=False))
+def test_every_exchange_comes_out_once_with_its_own_time(ends, rng):
+    seen = told(ends, pieces_of(ends, rng))
+
+    assert [(s.exchange.path, s.exchange.status_code) for s in seen] == [(p, 200 + n % 4) for n, p in enumerate(PATHS)]
+    assert all(s.ends == ends and s.times == 1 and 0 < s.latency_ns <= 500 for s in seen)
+
+
+@given(st.sampled_from([SERVER, CLIENT]), st.randoms(use_true_random=False), st.sets(st.integers(0, 60)))
+def test_lost_pieces_lose_exchanges_and_make_none(ends, rng, lost):
+    seen = told(ends, [piece for number, piece in enumerate(pieces_of(ends, rng)) if number not in lost])
+
+    assert len(seen) <= len(PATHS)
+    assert all(200 <= s.exchange.status_code < 204 and s.exchange.method in ("POST", "GET") for s in seen)
+
+
+def test_what_is_told_twice_counts_once():
+    pieces = pieces_of(SERVER, random.Random(1))
+
+    assert len(told(SERVER, [piece for piece in pieces for _ in "ab"])) == len(PATHS)
+
+
+def test_what_was_not_captured_is_only_counted_past():
+    body = b"x" * 100_000
+    request = b"PUT /big HTTP/1.1\r\nContent-Length: 100000\r\n\r\n"
+    answer = b"HTTP/1.1 200 Fine\r\nContent-Length: 0\r\n\r\n"
+    pieces = [Piece("c", 1, False, 0, request + body[:300], 0),
+              # The last of the body went by at 50, and no piece of it was handed over.
+              Piece("c", 70, True, 0, answer, 50),
+              Piece("c", 80, False, len(request) + len(body), b"GET /next HTTP/1.1\r\n\r\n", 70),
+              Piece("c", 95, True, len(answer), answer, 80)]
+    seen = told(SERVER, pieces)
+
+    assert [(s.exchange.path, s.latency_ns) for s in seen] == [("/big", 20), ("/next", 15)]
+
+
+def test_a_request_that_waits_since_before_is_paired():
+    connections = HttpConnections()
+    connections.opened("c", SERVER, 5)
+    connections.asked("c", b"HEAD /w", 5)
+    answer = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 No\r\nContent-Length: 8\r\n\r\n"
+    (seen,) = connections.moved(Piece("c", 9, True, 700, answer, 5))
+
+    assert (seen.exchange.method, seen.exchange.path, seen.exchange.status_code, seen.latency_ns) == (
+        "HEAD", "/w", 404, 4)
+
+
+def test_connections_are_bounded_closed_and_expire():
+    connections = HttpConnections(max_connections=3)
+    for name in range(5):
+        connections.opened(name, SERVER, name)
+    assert (len(connections), connections.forgotten) == (3, 2)
+    connections.closed(4)
+    connections.closed(99)
+    connections.expire(3 + IDLE_NS)
+    assert len(connections) == 0
+    assert connections.moved(Piece(2, 9, True, 0, b"HTTP/1.1 200 \r\n", 0)) == [] and connections.strangers == 1
+
+
+piece = st.builds(Piece, st.sampled_from("cd"), st.integers(0, 1000), st.booleans(), st.integers(0, 500),
+                  st.binary(max_size=40) | st.sampled_from([b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 Fine\r\n",
+                                                            b"Content-Length: 7\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\n"]),
+                  st.integers(0, 1000))
+
+
+@given(st.lists(piece, max_size=40), st.sampled_from([SERVER, CLIENT]))
+def test_any_pieces_are_harmless(pieces, ends):
+    for seen in told(ends, pieces):
+        assert seen.latency_ns >= 0 and seen.exchange.path.isprintable()
