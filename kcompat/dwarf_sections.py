@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import compress
+from typing import BinaryIO, cast
 
 from kcompat.elf import Elf, Section
 from kcompat.errors import BadInput
@@ -18,11 +19,11 @@ from kcompat.errors import BadInput
 ET_REL = 1
 _SHT_RELA = 4
 _SHF_COMPRESSED = 1 << 11
-_COMPRESSIONS = {1: "zlib", 2: "zstd"}
 # A build server gives a worker 2 GiB; the largest .debug_info of a distribution's kernel is a fifth of that.
 _MAX_INFLATED = 1 << 30
 _MAX_WHOLE = 1 << 28
 _CHUNK = 1 << 20
+_ZSTD_WINDOW = 1 << 27
 _CHUNK_ENTRIES = 1 << 15
 
 # e_machine -> relocation type -> bytes it fills with symbol + addend. Strings and units are referred to by these only.
@@ -120,19 +121,44 @@ class Sections:
             at = shape.size
         else:
             kind, (size,), at = 1, struct.unpack(">4xQ", self._read(section, 0, 12)), 12
-        if kind != 1:
-            method = _COMPRESSIONS.get(kind, f"method {kind}")
-            raise BadInput(self.elf.path, f"{section.name} is compressed with {method}, not zlib: unpack it with "
-                                          "objcopy --decompress-debug-sections")
+        if kind not in _INFLATERS:
+            raise BadInput(self.elf.path, f"{section.name} is compressed with method {kind}, neither zlib nor zstd: "
+                                          "unpack it with objcopy --decompress-debug-sections")
         if size > _MAX_INFLATED:
             raise BadInput(self.elf.path, f"{section.name} would take {size} bytes decompressed")
-        inflater, data = zlib.decompressobj(), bytearray()
-        while not inflater.eof and at < section.size and len(data) <= size:
-            data += inflater.decompress(self._read(section, at, _CHUNK), size + 1 - len(data))
-            at += _CHUNK
+        data = bytearray()
+        for piece in _INFLATERS[kind](self._read(section, n, _CHUNK) for n in range(at, section.size, _CHUNK)):
+            data += piece
+            if len(data) > size:
+                break
         if len(data) != size:
             raise BadInput(self.elf.path, f"{section.name} does not decompress to its {size} bytes")
         return data
+
+
+def _zlib(packed: Iterator[bytes]) -> Iterator[bytes]:
+    inflater = zlib.decompressobj()
+    for piece in packed:
+        while piece and not inflater.eof:
+            yield inflater.decompress(piece, _CHUNK)
+            piece = inflater.unconsumed_tail
+    # The end of a match that did not fit, no more.
+    yield inflater.flush()
+
+
+def _zstd(packed: Iterator[bytes]) -> Iterator[bytes]:
+    import zstandard
+
+    class Source:
+        def read(self, _size: int = -1) -> bytes:
+            return next(packed, b"")
+
+    reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(cast(BinaryIO, Source()))
+    yield from iter(lambda: reader.read(_CHUNK), b"")
+
+
+# ELFCOMPRESS_ZLIB and ELFCOMPRESS_ZSTD of elf(5): pieces that unpack to no more than _CHUNK bytes each.
+_INFLATERS: dict[int, Callable[[Iterator[bytes]], Iterator[bytes]]] = {1: _zlib, 2: _zstd}
 
 
 def _spellings(name: str) -> tuple[str, str]:

@@ -107,8 +107,18 @@ def test_compressed_sections(tmp_path, flags):
     assert {p: in_bits(find(s, p)) for p in (*PLAIN, *BITS)} == said_by_program(tmp_path)
 
 
+def test_sections_compressed_with_zstd(tmp_path):
+    need("objcopy")
+    path = compiled(tmp_path, "-g", "-shared", "-fPIC")
+    run("objcopy", "--compress-debug-sections=zstd", path, tmp_path / "zstd.so")
+    assert section(tmp_path / "zstd.so", ".debug_info").flags & 1 << 11
+
+    s = load(tmp_path / "zstd.so", ["sample"])["sample"]
+    assert {p: in_bits(find(s, p)) for p in (*PLAIN, *BITS)} == said_by_program(tmp_path)
+
+
 @pytest.mark.parametrize(("place", "value", "fault"), [
-    (0, 2, "compressed with zstd"), (0, 77, "compressed with method 77"),
+    (0, 2, "corrupt DWARF: ZstdError"), (0, 77, "compressed with method 77"),
     (8, 1 << 40, "would take 1099511627776 bytes"), (8, 100, "does not decompress to its 100 bytes"),
     (8, 1 << 20, "does not decompress"),
 ])
