@@ -205,7 +205,7 @@ def started(directory, files, db):
 
 
 def wait_for_kernels(db, count, process):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while time.monotonic() < deadline and process.poll() is None:
         if db.exists() and len(found := recorded(db)) >= count:
             return found
@@ -215,11 +215,11 @@ def wait_for_kernels(db, count, process):
 
 @pytest.mark.parametrize("number, status", [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_harvest_keeps_what_was_committed_and_goes_on(tmp_path, number, status):
-    files, db = fleet(tmp_path / "f", 60, filler=100_000), tmp_path / "db"
+    files, db = fleet(tmp_path / "f", 60, filler=150_000), tmp_path / "db"
     process = started(tmp_path, files, db)
     seen = wait_for_kernels(db, 5, process)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=100)
 
     assert process.returncode == status and "Traceback" not in err, err
     kept = recorded(db)
@@ -233,11 +233,11 @@ def test_a_stopped_harvest_keeps_what_was_committed_and_goes_on(tmp_path, number
 
 
 def test_workers_end_with_a_killed_harvest(tmp_path):
-    process = started(tmp_path, fleet(tmp_path / "f", 60, filler=100_000), tmp_path / "db")
+    process = started(tmp_path, fleet(tmp_path / "f", 60, filler=150_000), tmp_path / "db")
     wait_for_kernels(tmp_path / "db", 1, process)
     workers = children(process.pid)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=100)
     deadline = time.monotonic() + 20
     while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
