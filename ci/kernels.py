@@ -81,7 +81,7 @@ BUILT = (
     Built("5.10-nonetns-noconntrack", _BULLSEYE, "5.10", ("base", "nonetns", "noconntrack")),
     Built("6.12-randstruct-2-up", _BOOKWORM, "6.12", ("base", "nftables", "randstruct", "up"), seed="2"),
     # Not an older one: tracepoints reach UDP sockets from 6.3 on.
-    Built("6.12-nokprobes", _BOOKWORM, "6.12", ("base", "nokprobes")),
+    Built("6.12-nokprobes", _BOOKWORM, "6.12", ("base", "nftables", "nokprobes")),
     Built("6.12-nojit", _BOOKWORM, "6.12", ("base", "nftables", "nojit")),
 )
 
