@@ -202,6 +202,8 @@ class Options:
                          ] = 4096
     dns_percentiles: Annotated[bool, "dnsflow: add the latency's median, 95th and 99th percentile; needs the extra "
                                "kcompat[percentiles]."] = False
+    containers: Annotated[bool, "netflow: tell the container and the cgroup of a flow's process, as the tags "
+                                "container_id and cgroup."] = False
     ipv6: Annotated[bool, "Keep flows over IPv6."] = True
     offsets: Annotated[OffsetSources, "Where the offsets of this kernel's fields come from."] = OffsetSources()
     metrics: Annotated[Metrics, "The collector's own numbers."] = Metrics()

@@ -66,23 +66,23 @@ class Netfilter:
         names = (b"kcompat\0", b"needs\0")
         state = _nested(4, _nested(1, _attribute(1, b"ct\0") + _nested(2, _number(1, 8) + _number(2, 0))))
         self._ask(
-            _message(_BATCH_BEGIN, _REQUEST, 0, b"", _NFTABLES),
-            _message(_TABLE, _REQUEST | _CREATE, family, _attribute(1, names[0])),
-            _message(_CHAIN, _REQUEST | _CREATE, family, _attribute(1, names[0]) + _attribute(3, names[1])),
-            _message(_RULE, _REQUEST | _CREATE | _APPEND | _ACK, family,
+            message(_BATCH_BEGIN, _REQUEST, 0, b"", _NFTABLES),
+            message(_TABLE, _REQUEST | _CREATE, family, _attribute(1, names[0])),
+            message(_CHAIN, _REQUEST | _CREATE, family, _attribute(1, names[0]) + _attribute(3, names[1])),
+            message(_RULE, _REQUEST | _CREATE | _APPEND | _ACK, family,
                      _attribute(1, names[0]) + _attribute(2, names[1]) + state),
-            _message(_BATCH_END, _REQUEST, 0, b"", _NFTABLES))
+            message(_BATCH_END, _REQUEST, 0, b"", _NFTABLES))
 
     def insert(self, original: Tuple, reply: Tuple, *, mark: int, status: int, timeout_s: int) -> None:
         """Makes an entry of the connection tracker."""
-        self._ask(_message(_CT_NEW, _REQUEST | _CREATE | _EXCL | _ACK, original.family,
+        self._ask(message(_CT_NEW, _REQUEST | _CREATE | _EXCL | _ACK, original.family,
                            _tuple(_CTA_ORIGINAL, original) + _tuple(_CTA_REPLY, reply) + _number(_CTA_STATUS, status)
                            + _number(_CTA_TIMEOUT, timeout_s) + _number(_CTA_MARK, mark)))
 
     def status_and_mark(self, original: Tuple) -> tuple[int, int | None]:
         """What the tracker says of an entry; no mark from a kernel that keeps none."""
-        answer = self._ask(_message(_CT_GET, _REQUEST | _ACK, original.family, _tuple(_CTA_ORIGINAL, original)))
-        told = _attributes(answer[20:])
+        answer = self._ask(message(_CT_GET, _REQUEST | _ACK, original.family, _tuple(_CTA_ORIGINAL, original)))
+        told = attributes(answer[20:])
         if _CTA_STATUS not in told:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         mark = told.get(_CTA_MARK)
@@ -126,7 +126,7 @@ def unavailable(error: OSError) -> str:
     return f"connection tracking refuses us: {error.strerror or error}"
 
 
-def _message(kind: int, flags: int, family: int, attributes: bytes, resource: int = 0) -> bytes:
+def message(kind: int, flags: int, family: int, attributes: bytes, resource: int = 0) -> bytes:
     """struct nlmsghdr and struct nfgenmsg, whose version is 0 and whose resource is in network byte order."""
     return struct.pack("<IHHII", 20 + len(attributes), kind, flags, 0, 0) + struct.pack(
         ">BBH", family, 0, resource) + attributes
@@ -159,7 +159,7 @@ def _tuple(kind: int, one: Tuple) -> bytes:
     return _nested(kind, _nested(1, addresses) + _nested(2, protocol))
 
 
-def _attributes(data: bytes) -> dict[int, bytes]:
+def attributes(data: bytes) -> dict[int, bytes]:
     found = {}
     while len(data) >= 4:
         size, kind = struct.unpack_from("<HH", data)

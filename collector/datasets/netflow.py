@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import socket
+import math
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,11 +14,11 @@ from typing import Any, NamedTuple
 
 from collector.config import Options
 from collector.datasets.hooks import BACKENDS, Backend, attach_first
+from collector.datasets.netflow_calibration import find_receive_flags
 from collector.datasets.netflow_hooks import HOOKS
 from collector.flows import FlowDelta
-from collector.listeners import listening
 from collector.local_addresses import LocalAddresses
-from guessers.namespace import in_own_thread
+from collector.seeds import Ends, Old, seeds
 from kcompat import template
 from kcompat.bpf import compile_cached
 from kcompat.fields import Field
@@ -29,20 +30,22 @@ log = logging.getLogger(__name__)
 NAME = "netflow"
 SOURCE = Path(__file__).with_name("netflow.bpf.c")
 
+MERGED_PORT = 65535
+"""The own port of clients whose short connections were merged."""
 _MAX_SOCKS = 131072
 _UDP_IDLE_NS, _UDP_ONE_WAY_IDLE_NS = 120 * 10**9, 30 * 10**9
 # Longer than any of our programs runs: after it none is left that saw the old generation.
 _GRACE_S = 0.02
+_WARNED_EVERY_S = 60.0
 _LOSSES = ("tcp sockets", "flows", "closed sockets", "udp flows", "udp peers", "calls")
 _DIRECTIONS = ("outgoing", "incoming", "outgoing")
 
 _TCP = struct.Struct("<5Q16s16sHHII16s7IBB6xQ")
 _FLOW_KEY = struct.Struct("<16s16sHHII16sI")
 _FLOW = struct.Struct("<8Q")
+_DESTINATION = struct.Struct("<16sII")
 _UDP = struct.Struct("<4Q16s16sHHII16sI")
 _DEAD_KEY = struct.Struct("<QQ")
-_CALIBRATION = struct.Struct("<QQQ16s")
-_UNSEEN = 0xFFFF_FFFF_FFFF_FFFF  # no flags: every bit that is asked about is set
 
 
 class _Counts(NamedTuple):
@@ -63,7 +66,8 @@ def wanted() -> tuple[Field, ...]:
 
 def render(offsets: Offsets, options: Options) -> str:
     """The C as it will be compiled. Raises UnknownField when an indispensable offset is not known."""
-    sizes = {"MAX_SOCKS": _MAX_SOCKS, "MAX_FLOWS": options.max_flows, "EPHEMERAL_PORT": options.ephemeral_port}
+    sizes = {"MAX_SOCKS": _MAX_SOCKS, "MAX_FLOWS": options.max_flows, "EPHEMERAL_PORT": options.ephemeral_port,
+             "MERGED_PORT": MERGED_PORT}
     return template.render(NAME, template.read_source(SOURCE), offsets, sizes)
 
 
@@ -79,9 +83,10 @@ class Netflow:
         self._reported_udp: dict[bytes, tuple[int, int, int]] = {}
         self._locals = LocalAddresses()
         self.losses: dict[str, int] = dict.fromkeys(_LOSSES, 0)
+        self._warned_s, self._warned_of = -math.inf, Counter[str]()
         try:
             self.backend, self.hooks = self._attach(backends)
-            self._seed_listeners()
+            self._seed()
         except BaseException:
             self.close()
             raise
@@ -89,40 +94,24 @@ class Netflow:
     def _attach(self, backends: Sequence[Backend]) -> tuple[Backend, tuple[str, ...]]:
         backend = attach_first(NAME, self.loaded, HOOKS, backends)
         if backend == "kprobe":
-            self._find_receive_flags()
+            find_receive_flags(self.loaded)
         return backend, tuple(a.name for a in self.loaded.attachments)
 
-    def _find_receive_flags(self) -> None:
-        """Tells the programs which argument of udp_recvmsg has the flags: its parameters changed more than once.
-
-        Our own receives show it: the argument that repeats the flags of every one of them. When none does, received
-        datagrams are not counted, and that is said.
-        """
-        table = self.loaded.maps["calibrations"]
-
-        def seen(nonce: bytes) -> list[tuple[int, ...]]:
-            rows: list[tuple[int, ...]] = []
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                for flags in (0, socket.MSG_PEEK, socket.MSG_TRUNC, socket.MSG_PEEK | socket.MSG_TRUNC):
-                    table.set(bytes(4), _CALIBRATION.pack(0, _UNSEEN, _UNSEEN, nonce))
-                    with suppress(OSError):
-                        probe.recv(1, flags | socket.MSG_DONTWAIT)
-                    _, fourth, fifth, _ = _CALIBRATION.unpack(table.get(bytes(4)) or bytes(_CALIBRATION.size))
-                    rows.append((flags, fourth, fifth))
-            return rows
-
-        rows = in_own_thread(seen)
-        told = socket.MSG_PEEK | socket.MSG_TRUNC
-        fits = [place for place in (1, 2) if all(row[place] & told == row[0] for row in rows)]
-        if len(fits) == 1:
-            table.set(bytes(4), _CALIBRATION.pack(fits[0] + 3, 0, 0, b""))
-        else:
-            log.warning("netflow counts no received datagrams: no argument of udp_recvmsg repeats the flags")
-
-    def _seed_listeners(self) -> None:
+    def _seed(self) -> None:
+        """After attaching: who begins to listen from now on is seen by the programs."""
+        self._seeds = seeds()
         table = self.loaded.maps["listeners"]
-        for netns, port in listening():
-            table.set(struct.pack("<II", netns, port), struct.pack("<I", 1))
+        for netns, port in self._seeds.listeners:
+            try:
+                table.set(struct.pack("<II", netns, port), struct.pack("<I", 1))
+            except OSError as error:
+                log.warning("which side opened an old connection stays unknown of some: %s", error.strerror)
+                break
+
+    def mark_translated(self, netns: int, remote: bytes, port: int) -> None:
+        """From now on short connections to there are told of with their own ports; netns 0 is any namespace."""
+        with suppress(OSError):  # full: then they are told apart only where all go the same way
+            self.loaded.maps["translated"].set(_DESTINATION.pack(remote, port, netns), struct.pack("<I", 1))
 
     def flush(self) -> list[FlowDelta]:
         """Everything counted since the last flush, once."""
@@ -131,18 +120,37 @@ class Netflow:
         time.sleep(_GRACE_S)
         listeners = {struct.unpack("<II", key) for key, _ in self.loaded.maps["listeners"].items()}
         self._count_losses()
-        return [*self._merged(), *self._tcp(listeners), *self._udp()]
+        flows = [*self._merged(listeners), *self._tcp(listeners), *self._udp()]
+        self._forget_routes()
+        return flows
 
-    def _merged(self) -> Iterator[FlowDelta]:
+    def _forget_routes(self) -> None:
+        """Those of arriving packets lie there under threads that never send."""
+        table = self.loaded.maps["routes"]
+        found = table.items()
+        if len(found) > table.spec.max_entries // 2:
+            for thread, _ in found:
+                table.delete(thread)
+
+    def _merged(self, listeners: set[tuple[int, int]]) -> Iterator[FlowDelta]:
         """Connections that came and went within the generation that has just ended."""
         table = self.loaded.maps[f"flows{self._generation - 1 & 1}"]
         for key, value in table.items():
             table.delete(key)
             local, remote, local_port, remote_port, netns, pid, comm, direction = _FLOW_KEY.unpack(key)
             read, written, rtt, rtt_var, samples, retransmits, established, closed = _FLOW.unpack(value)
-            yield FlowDelta(local, local_port, remote, remote_port, "tcp", netns, pid, _text(comm),
-                            _DIRECTIONS[direction], read, written, retransmits, rtt, rtt_var, samples, established,
-                            closed)
+            way = _DIRECTIONS[direction]
+            if not direction:
+                way, pid = self._of_old((netns, local, local_port, remote, remote_port), pid, listeners, last=True)
+            yield FlowDelta(local, local_port, remote, remote_port, "tcp", netns, pid, _text(comm), way, read, written,
+                            retransmits, rtt, rtt_var, samples, established, closed)
+
+    def _of_old(self, ends: Ends, pid: int, listeners: set[tuple[int, int]], *, last: bool) -> tuple[str, int]:
+        """The direction and the owner of a connection whose beginning was not seen."""
+        old = self._seeds.old.pop(ends, None) if last else self._seeds.old.get(ends)
+        if old is None:
+            old = Old("incoming" if ends[0:3:2] in listeners else "outgoing", 0)
+        return old.direction, pid or old.pid
 
     def _tcp(self, listeners: set[tuple[int, int]]) -> Iterator[FlowDelta]:
         """Sockets that were already there at an earlier flush, or still are: first the dead, then the living.
@@ -181,12 +189,13 @@ class Netflow:
         now = _Counts(read, written, retransmits, established, closed)
         if not last:
             self._reported[name] = now
+        way = _DIRECTIONS[direction]
         if not direction:
-            direction = 1 if (netns, local_port) in listeners else 2
-        return FlowDelta(local, local_port, remote, remote_port, "tcp", netns, pid, _text(comm),
-                         _DIRECTIONS[direction], read - before.read, written - before.written,
-                         retransmits - before.retransmits, srtt >> 3, mdev >> 2 if srtt else 0,
-                         1 if srtt else 0, established - before.established, closed - before.closed)
+            way, pid = self._of_old((netns, local, local_port, remote, remote_port), pid, listeners, last=last)
+        return FlowDelta(local, local_port, remote, remote_port, "tcp", netns, pid, _text(comm), way,
+                         read - before.read, written - before.written, retransmits - before.retransmits,
+                         srtt >> 3, mdev >> 2 if srtt else 0, 1 if srtt else 0,
+                         established - before.established, closed - before.closed)
 
     def _udp(self) -> Iterator[FlowDelta]:
         table = self.loaded.maps["datagrams"]
@@ -204,6 +213,9 @@ class Netflow:
                 self.loaded.maps["partners"].delete(key[:8])
             else:
                 seen[key] = (birth, read, written)
+            # A server older than we are, whose first word we did not hear.
+            if direction == 2 and (netns, local_port) in self._seeds.bound:
+                direction = 1
             if not local.strip(b"\0\xff"):
                 local = self._locals.towards(netns, pid, remote) or local
             yield FlowDelta(local, local_port, remote, remote_port, "udp", netns, pid, _text(comm),
@@ -211,13 +223,15 @@ class Netflow:
         self._reported_udp = seen
 
     def _count_losses(self) -> None:
+        """Says what was lost once a minute at most: a full map stays full."""
         table = self.loaded.maps["losses"]
         for slot, reason in enumerate(_LOSSES):
-            count = int.from_bytes(table.get(slot.to_bytes(4, "little")) or b"", "little")
-            if count > self.losses[reason]:
-                log.warning("netflow lost %d %s: a kernel map was full, or a sender unknown",
-                            count - self.losses[reason], reason)
-            self.losses[reason] = count
+            self.losses[reason] = int.from_bytes(table.get(slot.to_bytes(4, "little")) or b"", "little")
+        lost = Counter(self.losses) - self._warned_of
+        if lost and time.monotonic() >= self._warned_s + _WARNED_EVERY_S:
+            log.warning("netflow lost %s: a kernel map was full, or a sender unknown",
+                        ", ".join(f"{count} {reason}" for reason, count in lost.items()))
+            self._warned_s, self._warned_of = time.monotonic(), Counter(self.losses)
 
     def close(self) -> None:
         self.loaded.close()

@@ -93,6 +93,13 @@ struct listener {
 	u32 port;
 };
 
+/* Whom to ask for is translated on the way: netns 0 stands for all. */
+struct destination {
+	struct address remote;
+	u32 port;
+	u32 netns;
+};
+
 /* Where a datagram of this thread was routed to. */
 struct route {
 	struct address local;
@@ -141,9 +148,14 @@ BPF_HASH(dead, struct dead_key, struct tcp_state, MAX_SOCKS);
 BPF_HASH(datagrams, struct udp_key, struct udp_state, MAX_SOCKS);
 /* Listening ports, for the direction of connections older than us. Programs insert, user space seeds; never deleted. */
 BPF_HASH(listeners, struct listener, u32, 16384);
+/* Translated destinations, whose connections are merged port by port. User space inserts; never deleted. */
+BPF_HASH(translated, struct destination, u32, 16384);
 /* By socket: programs insert, user space deletes with the socket's last idle flow. */
 BPF_HASH(partners, u64, struct partner, MAX_SOCKS);
-/* By thread: programs insert when a call begins and delete when it ends, so as many as there are calls at a time. */
+/*
+ * By thread: programs insert when a call begins and delete when it ends, so as many as there are calls at a time. A
+ * route may also be looked up beside a call, for a packet that arrives: user space empties `routes` when half full.
+ */
 BPF_HASH(routes, u64, struct route, 32768);
 BPF_HASH(pendings, u64, struct pending, 32768);
 BPF_HASH(calls, u64, u64, 32768);

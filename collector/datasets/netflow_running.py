@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from collector.canary import Refuted, prove
 from collector.dataset import Dataset, Setup
 from collector.datasets import netflow
-from collector.flows import FlowDelta, aggregate
+from collector.enrich.processes import Processes
+from collector.enrich.translations import Target, Translations
+from collector.flows import NOT_KNOWN, FlowDelta, aggregate
 from collector.record import Record
 from kcompat.fields import find
 from kcompat.hook_status import HookStatus
@@ -30,8 +32,11 @@ class NetflowRunning:
         self._setup = setup
         self._dataset = netflow.Netflow(setup.offsets, setup.options, setup.version_code, setup.backends)
         log.info("netflow attached: %s", ", ".join(self._dataset.hooks))
+        self._processes = Processes()
+        self._translations: Translations | None = None
         try:
             self._waiting = self._proved()
+            self._translations = Translations(self._dataset.mark_translated)
         except BaseException:
             self.close()
             raise
@@ -50,15 +55,33 @@ class NetflowRunning:
 
     @property
     def losses(self) -> Mapping[str, int]:
-        return self._dataset.losses
+        return {**self._dataset.losses, **(self._translations.losses if self._translations else {})}
 
     def flush(self, time_ns: int) -> list[Record]:
         deltas = [*self._waiting, *self._dataset.flush()]
         self._waiting.clear()
-        return aggregate(deltas, self._setup.options, time_ns, self.left_out, self._setup.domains.name)
+        # Afterwards: what a connection that is told of was translated to is known by then.
+        if self._translations:
+            self._translations.settle()
+        return aggregate(deltas, self._setup.options, time_ns, self.left_out, self._setup.domains.name,
+                         self._target, self._process)
 
     def close(self) -> None:
+        if self._translations:
+            self._translations.close()
         self._dataset.close()
+
+    def _target(self, netns: int, transport: str, local: bytes, local_port: int, remote: bytes,
+                remote_port: int) -> Target | None:
+        assert self._translations
+        return self._translations.find(netns, transport, local, local_port, remote, remote_port,
+                                       any_port=transport == "tcp" and local_port == netflow.MERGED_PORT)
+
+    def _process(self, pid: int, comm: str) -> tuple[str, Mapping[str, str]]:
+        found = self._processes.find(pid, comm)
+        if not self._setup.options.containers:
+            return found.name, {}
+        return found.name, {"container_id": found.container or NOT_KNOWN, "cgroup": found.cgroup or NOT_KNOWN}
 
     def _proved(self) -> list[FlowDelta]:
         """What others did meanwhile: once more if need be, for a full map or a slow machine."""

@@ -34,6 +34,19 @@ static __always_inline void set_bases(void *sk, struct tcp_state *state, u32 acc
 	state->read = (u32)(copied_seq - copied);
 }
 
+/* Which of the two FINs of a connection older than us have been sent: what they add to a sequence is no byte. */
+static __always_inline u8 flags_of_old(void *sk)
+{
+	u8 state = 0;
+
+	READ(&state, sk, sock_common__skc_state);
+	if (state == FIN_WAIT1 || state == FIN_WAIT2)
+		return DONE_WRITING;
+	if (state == CLOSE_WAIT)
+		return PEER_FIN;
+	return state == CLOSING || state == LAST_ACK ? DONE_WRITING | PEER_FIN : 0;
+}
+
 /* A socket seen for the first time. */
 static __always_inline struct tcp_state *adopt(void *sk, u8 direction, u8 flags, u32 accepted, u32 copied)
 {
@@ -48,6 +61,8 @@ static __always_inline struct tcp_state *adopt(void *sk, u8 direction, u8 flags,
 	set_bases(sk, &fresh, accepted, copied);
 	READ(&fresh.first_retrans, sk, tcp_sock__total_retrans);
 	read_tuple(sk, &fresh.tuple);
+	if (flags & WAS_ESTABLISHED)
+		fresh.flags |= flags_of_old(sk);
 	socks.insert(&key, &fresh); /* another processor may have been first: then its entry is ours too */
 	state = socks.lookup(&key);
 	if (!state)
@@ -158,6 +173,19 @@ static __always_inline void add_to_flow(struct flow *flow, const struct tcp_stat
 	}
 }
 
+/* Which port a translated connection has decides where it goes: here, or in the namespace that it leaves through. */
+static __always_inline int is_translated(const struct tuple *tuple)
+{
+	struct destination key = {};
+
+	key.remote = tuple->remote;
+	key.port = tuple->remote_port;
+	if (translated.lookup(&key))
+		return 1;
+	key.netns = tuple->netns;
+	return translated.lookup(&key) != 0;
+}
+
 /* Merges a short connection into its flow; 0 when there is no room. */
 static __always_inline int merge(const struct tcp_state *state, u32 now)
 {
@@ -169,10 +197,10 @@ static __always_inline int merge(const struct tcp_state *state, u32 now)
 	key.owner = state->owner;
 	key.direction = state->direction;
 	/* The client's port is a star in the output where it is ephemeral: any one stands for all. */
-	if (key.direction == OUTGOING && key.tuple.local_port >= EPHEMERAL_PORT)
-		key.tuple.local_port = 65535;
+	if (key.direction == OUTGOING && key.tuple.local_port >= EPHEMERAL_PORT && !is_translated(&key.tuple))
+		key.tuple.local_port = MERGED_PORT;
 	if (key.direction == INCOMING && key.tuple.remote_port >= EPHEMERAL_PORT)
-		key.tuple.remote_port = 65535;
+		key.tuple.remote_port = MERGED_PORT;
 	if (now & 1) {
 		flow = flows1.lookup(&key);
 		if (!flow) {

@@ -80,6 +80,13 @@ static __always_inline void read_tuple(void *sk, struct tuple *tuple)
 		map_v4(&tuple->remote, v4);
 	}
 	READ(&tuple->local_port, sk, sock_common__skc_num);
+#if defined(HAVE_inet_sock__inet_sport)
+	/* A socket that closes has given its port back already when the tracepoint tells so; this it keeps. */
+	if (!tuple->local_port) {
+		READ(&port, sk, inet_sock__inet_sport);
+		tuple->local_port = __builtin_bswap16(port);
+	}
+#endif
 	READ(&port, sk, sock_common__skc_dport);
 	tuple->remote_port = __builtin_bswap16(port);
 #if defined(HAVE_sock_common__skc_net) && defined(HAVE_net__ns__inum)

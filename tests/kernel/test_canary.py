@@ -1,5 +1,6 @@
 """The canary in the real programs: offsets that are off by a field never get as far as a record."""
 
+import os
 import re
 import threading
 
@@ -43,7 +44,9 @@ def shifted(oracle, name):
 def test_true_offsets_pass_and_the_canary_is_in_no_record(oracle):
     sink = Sink()
     collect(oracle, sink)
-    assert not [r for r in sink.records if re.fullmatch("[0-9a-f]{14}", r.tags["process_name"])]
+    # Another collector on this machine has a canary too.
+    assert not [r for r in sink.records if r.tags["pid"] == str(os.getpid())
+                and re.fullmatch("[0-9a-f]{14}", r.tags["process_name"])]
 
 
 @pytest.mark.parametrize("name", [IN_GUESTS[0], *(pytest.param(name, marks=pytest.mark.thorough)

@@ -1,0 +1,97 @@
+"""Who a pid is: the process's own name, where the kernel saw only a thread's, and the container it is in."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+_BOUND = 8192
+# The first pid namespace's number (include/linux/proc_ns.h): only from there /proc has the pids that programs tell.
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+# docker, containerd, cri-o and podman name a container by 64 hexadecimal digits, in scopes `docker-ID.scope`,
+# `cri-containerd-ID.scope`, `crio-ID.scope`, `libpod-ID.scope`, else as a directory of that name. Behind a colon it is
+# containerd's `slice:prefix:ID` with the cgroupfs driver. ECS adds a number behind 32 digits.
+_CONTAINER = re.compile(r"(?:^|[-:_/])([0-9a-f]{64}|[0-9a-f]{32}-\d{8,10})(?:\.scope)?(?=/|$)")
+# Of cgroup v1, the hierarchy whose paths are about processes; any other if it has none.
+_PREFERRED = ("", "name=systemd", "pids", "memory", "cpu")
+
+
+class Process(NamedTuple):
+    """`cgroup` and `container` are empty when there is none, or nobody can say any more."""
+
+    name: str
+    cgroup: str = ""
+    container: str = ""
+
+
+class Processes:
+    """Answers (pid, comm) with a process, once each: what was right of a dead process is not asked of its successor.
+
+    Bounded, the least used goes first. `comm` is what the kernel called the thread that used the socket.
+    """
+
+    def __init__(self, proc: Path = Path("/proc"), bound: int = _BOUND) -> None:
+        self._proc, self._bound = proc, bound
+        self._known: OrderedDict[tuple[int, str], Process] = OrderedDict()
+        self._trusts_pids = is_first_pid_namespace(proc)
+
+    def find(self, pid: int, comm: str) -> Process:
+        key = (pid, comm)
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._ask(pid, comm) if pid and self._trusts_pids else Process(comm)
+            if len(self._known) > self._bound:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return known
+
+    def _ask(self, pid: int, comm: str) -> Process:
+        """From /proc, if the process there has, or has a thread of, the name that the socket's user had.
+
+        Another name may be an exec(2) since, or a successor with the same pid: then only the kernel's word is kept.
+        """
+        process = self._proc / str(pid)
+        try:
+            name = (process / "comm").read_text(errors="replace").rstrip("\n")
+            if comm and name != comm and comm not in self._threads(process):
+                return Process(comm)
+            cgroup = cgroup_path((process / "cgroup").read_text(errors="replace"))
+        except OSError:
+            return Process(comm)
+        return Process(name, cgroup, container_id(cgroup))
+
+    def _threads(self, process: Path) -> set[str]:
+        names = set()
+        with suppress(OSError):
+            for thread in (process / "task").iterdir():
+                with suppress(OSError):
+                    names.add((thread / "comm").read_text(errors="replace").rstrip("\n"))
+        return names
+
+
+def is_first_pid_namespace(proc: Path = Path("/proc")) -> bool:
+    """Whether /proc numbers processes as the kernel does. A kernel without such namespaces has only one."""
+    try:
+        return (proc / "self/ns/pid").stat().st_ino == _FIRST_PID_NAMESPACE
+    except OSError:
+        return True
+
+
+def cgroup_path(text: str) -> str:
+    """The path of /proc/PID/cgroup (cgroups(7)) that tells most: one with a container, else v2's, else systemd's."""
+    paths: dict[str, str] = {}
+    for line in text.splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        paths |= dict.fromkeys(controllers.split(","), path)
+    known = [paths[name] for name in _PREFERRED if len(paths.get(name, "/")) > 1]
+    return next((path for path in known if container_id(path)), known[0] if known else next(iter(paths.values()), ""))
+
+
+def container_id(cgroup: str) -> str:
+    """The innermost container that a cgroup path names."""
+    found = _CONTAINER.findall(cgroup)
+    return str(found[-1]) if found else ""
