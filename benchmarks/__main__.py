@@ -9,7 +9,19 @@ from collections.abc import Callable
 
 import click
 
-from benchmarks import btf, database, dwarf, guess, harvest, matrix, reliability, report, resolve, startup
+from benchmarks import (
+    btf,
+    database,
+    dwarf,
+    guess,
+    harvest,
+    http_overhead,
+    matrix,
+    reliability,
+    report,
+    resolve,
+    startup,
+)
 from benchmarks.measure import Repetitions, Result, load
 from kcompat.errors import KcompatError, Missing
 
@@ -22,11 +34,12 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Repetitions], Result]]] = {
     "harvest": (harvest.TITLE, harvest.run),
     "database": (database.TITLE, database.run),
     "startup": (startup.TITLE, startup.run),
+    "http_overhead": (http_overhead.TITLE, http_overhead.run),
     "matrix": (matrix.TITLE, matrix.run),
 }
 # What they read may not lie about, a debug package of half a gigabyte or a run of the matrix: said in the table, not
 # an error.
-_IF_AT_HAND = frozenset(("btf", "dwarf", "harvest", "matrix"))
+_IF_AT_HAND = frozenset(("btf", "dwarf", "harvest", "http_overhead", "matrix"))
 
 
 @click.command()

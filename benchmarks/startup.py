@@ -25,7 +25,7 @@ from kcompat.probe import require_bpf
 TITLE = "From the command to the first event, and the memory a collector keeps"
 _WARM_S, _MEMORY_MB = 1.0, 80
 _PATIENCE_S, _SETTLE_S = 120.0, 3.0
-_TRACEFS = ("unshare", "--mount", "sh", "-c",
+TRACEFS = ("unshare", "--mount", "sh", "-c",
             'mount -t tracefs nodev /sys/kernel/tracing 2>/dev/null; exec "$@"', "sh")
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -83,14 +83,14 @@ def _lines(name: str, started: Sequence[Started], ready_ms: float | None = None,
 def _rivals() -> Iterable[tuple[str, tuple[str, ...], str]]:
     """One tracepoint each, and no offsets to find. tracefs is theirs to have: in a mount namespace of their own."""
     program = 'BEGIN { printf("ready\\n"); } tracepoint:sock:inet_sock_set_state { @[comm] = count(); }'
-    yield "bpftrace, one tracepoint", (*_TRACEFS, "bpftrace", "-e", program), "ready"
-    yield "tcplife-bpfcc", (*_TRACEFS, sys.executable, "-u", "/usr/sbin/tcplife-bpfcc"), "PID"
+    yield "bpftrace, one tracepoint", (*TRACEFS, "bpftrace", "-e", program), "ready"
+    yield "tcplife-bpfcc", (*TRACEFS, sys.executable, "-u", "/usr/sbin/tcplife-bpfcc"), "PID"
 
 
 def _started(command: Sequence[str], ready: str, environment: Mapping[str, str]) -> Started:
     """Raises KcompatError when it ends before it is ready."""
     begun = time.perf_counter()
-    with _running(command, environment) as process:
+    with running(command, environment) as process:
         said = ""
         assert process.stdout is not None
         for line in process.stdout:
@@ -100,13 +100,13 @@ def _started(command: Sequence[str], ready: str, environment: Mapping[str, str])
         else:
             raise KcompatError(f"it ended before it was ready: {said}")
         ready_s = time.perf_counter() - begun
-        cpu_s = _cpu_s(process.pid)
+        spent_s = cpu_s(process.pid)
         time.sleep(_SETTLE_S)
-        return Started(ready_s, cpu_s, *_memory_mb(process.pid))
+        return Started(ready_s, spent_s, *_memory_mb(process.pid))
 
 
 @contextmanager
-def _running(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+def running(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
     try:
         process = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | environment, text=True,
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -123,7 +123,7 @@ def _running(command: Sequence[str], environment: Mapping[str, str]) -> Iterator
                 process.kill()
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     """Of the process and of the children it has waited for. proc_pid_stat(5)."""
     words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, words[11:15])) * _TICK_S

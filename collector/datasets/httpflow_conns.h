@@ -150,6 +150,7 @@ static __always_inline int pair(union scratch *scratch, struct conn *conn, const
 {
 	u64 *text = scratch->words.text;
 	u64 answered_ns = chunk->time_ns;
+	struct request *request;
 	u32 status;
 	u8 minor = 0;
 
@@ -161,7 +162,11 @@ static __always_inline int pair(union scratch *scratch, struct conn *conn, const
 	if (is_asked) {
 		if (conn->waiting || !whole_request(&chunk->source, chunk->size, text, scratch->words.window))
 			return 0;
-		requests.update((struct conn_key *)&chunk->key, (struct request *)text);
+		request = requests.lookup((struct conn_key *)&chunk->key);
+		if (request)
+			*request = *(struct request *)text;
+		else
+			requests.update((struct conn_key *)&chunk->key, (struct request *)text);
 		conn->asked_ns = chunk->time_ns;
 		answered_ns = conn->early_ns;
 		conn->early_ns = 0;
@@ -233,8 +238,11 @@ static __always_inline int is_another(const struct conn *conn, const struct conn
 	       (remote_port && remote_port != conn->tuple.remote_port);
 }
 
-/* Every byte that moves over a TCP socket, or inside its TLS, comes through here: in order, call by call. */
-static __always_inline void on_chunk(void *ctx, struct chunk *chunk)
+/*
+ * Every byte that moves over a TCP socket, or inside its TLS, comes through here: in order, call by call. Where events
+ * may be missed, as kprobes are, a socket's end may have been.
+ */
+static __always_inline void on_chunk(void *ctx, struct chunk *chunk, int may_miss)
 {
 	struct conn *conn = conns.lookup(&chunk->key);
 	union scratch scratch;
@@ -243,7 +251,7 @@ static __always_inline void on_chunk(void *ctx, struct chunk *chunk)
 	int is_new = 0;
 	int like = NOTHING;
 
-	if (conn && is_another(conn, &chunk->key)) {
+	if (may_miss && conn && is_another(conn, &chunk->key)) {
 		forget(ctx, &scratch, conn, &chunk->key);
 		conn = 0;
 	}

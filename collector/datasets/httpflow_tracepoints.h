@@ -4,7 +4,21 @@
  * the end of the same system call, where the bytes lie.
  */
 
-/* System calls by number, and the registers of their arguments. */
+/* A system call, and its second and third argument. */
+struct called {
+#if defined(__TARGET_ARCH_arm64) || defined(__aarch64__)
+	u64 where;
+	u64 count;
+	u64 number;
+#else
+	u64 count;
+	u64 where;
+	u64 first;
+	u64 number;
+#endif
+};
+
+/* System calls by number, and how they are read off the registers. */
 #if defined(__TARGET_ARCH_arm64) || defined(__aarch64__)
 enum {
 	NR_READ = 63,
@@ -18,9 +32,11 @@ enum {
 	NR_RECVMMSG = 243,
 	NR_SENDMMSG = 269
 };
-#define SYSCALL_NUMBER syscallno
-#define SYSCALL_ARG2   regs[1]
-#define SYSCALL_ARG3   regs[2]
+static __always_inline void read_call(struct called *call, const struct pt_regs *regs)
+{
+	bpf_probe_read(&call->where, 2 * sizeof(call->where), &regs->regs[1]);
+	bpf_probe_read(&call->number, sizeof(regs->syscallno), &regs->syscallno);
+}
 #else
 enum {
 	NR_READ,
@@ -34,13 +50,15 @@ enum {
 	NR_RECVMMSG = 299,
 	NR_SENDMMSG = 307
 };
-#define SYSCALL_NUMBER orig_ax
-#define SYSCALL_ARG2   si
-#define SYSCALL_ARG3   dx
+/* From dx on they are neighbours: one reading instead of three. */
+static __always_inline void read_call(struct called *call, const struct pt_regs *regs)
+{
+	bpf_probe_read(call, sizeof(*call), &regs->dx);
+}
 #endif
 #define MSG_IOV 16 /* in struct user_msghdr, with which struct mmsghdr begins (ABI) */
 
-/* What a system call moved so far. */
+/* What a system call moved so far; none when `size` is 0. */
 struct transfer {
 	u64 sk;
 	u64 time_ns;
@@ -48,8 +66,8 @@ struct transfer {
 	u32 written;
 };
 
-/* By thread: programs insert within a call and delete at its end, so as many as there are calls at a time. */
-BPF_HASH(transfers, u64, struct transfer, 32768);
+/* By thread. Programs insert and change in place; threads that have ended give way to others when it is full. */
+BPF_TABLE("lru_hash", u64, struct transfer, transfers, 32768);
 
 static __always_inline void moved(void *sk, int size, int written)
 {
@@ -66,17 +84,24 @@ static __always_inline void moved(void *sk, int size, int written)
 	if (conn ? conn->kind == OVER : !is_protocol(sk, IPPROTO_TCP))
 		return;
 	transfer = transfers.lookup(&thread);
+	if (!transfer) {
+		fresh.sk = (u64)sk;
+		fresh.time_ns = bpf_ktime_get_ns();
+		fresh.size = size;
+		fresh.written = written;
+		if (transfers.update(&thread, &fresh))
+			lose(LOST_CALL);
+		return;
+	}
 	/* sendfile(2) and sendmmsg(2) move more than once. */
-	if (transfer && transfer->sk == (u64)sk && transfer->written == written) {
+	if (transfer->size && transfer->sk == (u64)sk && transfer->written == written) {
 		transfer->size += size;
 		return;
 	}
-	fresh.sk = (u64)sk;
-	fresh.time_ns = bpf_ktime_get_ns();
-	fresh.size = size;
-	fresh.written = written;
-	if (transfers.update(&thread, &fresh))
-		lose(LOST_CALL);
+	transfer->sk = (u64)sk;
+	transfer->time_ns = bpf_ktime_get_ns();
+	transfer->size = size;
+	transfer->written = written;
 }
 
 /* (struct sock *sk, int ret, int flags), after the send. */
@@ -101,34 +126,32 @@ int rawtp__sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	u64 thread = bpf_get_current_pid_tgid();
 	struct transfer *transfer = transfers.lookup(&thread);
 	struct chunk chunk = {};
-	u64 number = 0;
-	u64 where = 0;
-	u64 count = 0;
+	struct called call = {};
 
-	if (!transfer)
+	if (!transfer || !transfer->size)
 		return 0;
 	chunk.key.sk = transfer->sk;
 	chunk.time_ns = transfer->time_ns;
 	chunk.size = transfer->size;
 	chunk.written = transfer->written;
-	transfers.delete(&thread);
-	bpf_probe_read(&number, sizeof(regs->SYSCALL_NUMBER), &regs->SYSCALL_NUMBER);
-	bpf_probe_read(&where, sizeof(where), &regs->SYSCALL_ARG2);
-	bpf_probe_read(&count, sizeof(count), &regs->SYSCALL_ARG3);
-	if (number == NR_READ || number == NR_WRITE || number == NR_SENDTO || number == NR_RECVFROM) {
-		chunk.source.base = where;
-		chunk.source.left = count;
-	} else if (number == NR_READV || number == NR_WRITEV) {
-		chunk.source.iov = where;
-		chunk.source.segments = count;
-	} else if (number == NR_SENDMSG || number == NR_RECVMSG || number == NR_SENDMMSG || number == NR_RECVMMSG) {
+	transfer->size = 0;
+	read_call(&call, regs);
+	if (call.number == NR_READ || call.number == NR_WRITE || call.number == NR_SENDTO ||
+	    call.number == NR_RECVFROM) {
+		chunk.source.base = call.where;
+		chunk.source.left = call.count;
+	} else if (call.number == NR_READV || call.number == NR_WRITEV) {
+		chunk.source.iov = call.where;
+		chunk.source.segments = call.count;
+	} else if (call.number == NR_SENDMSG || call.number == NR_RECVMSG || call.number == NR_SENDMMSG ||
+	           call.number == NR_RECVMMSG) {
 		/*
 		 * Where the iovecs lie and how many there are: what `iov` and `segments` are. Of many messages, the
 		 * first; of those behind, only how many bytes they are is known.
 		 */
-		bpf_probe_read(&chunk.source.iov, 2 * sizeof(where), (void *)(where + MSG_IOV));
+		bpf_probe_read(&chunk.source.iov, 2 * sizeof(call.where), (void *)(call.where + MSG_IOV));
 	}
-	on_chunk(ctx, &chunk);
+	on_chunk(ctx, &chunk, 0);
 	return 0;
 }
 

@@ -15,8 +15,8 @@ from kcompat.errors import KcompatError, Missing
 from kcompat.fields import CATALOGUE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# Minutes of work each, and what they compare is compared in tests/kcompat and tests/offset_db.
-LONG = ("dwarf", "harvest", "matrix")
+# Minutes of work each, and what they compare is compared in tests/kcompat, tests/offset_db and tests/kernel.
+LONG = ("dwarf", "harvest", "http_overhead", "matrix")
 SIZED = ("database",)
 SHORT = tuple(name for name in BENCHMARKS if name not in LONG + SIZED)
 REQUIRED = os.environ.get("KCOMPAT_REQUIRE_KERNEL") == "1"

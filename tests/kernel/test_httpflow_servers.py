@@ -68,6 +68,12 @@ def httpflow(oracle):
     yield from attached(oracle)
 
 
+def flows_on(httpflow, ends):
+    """What happens in the two namespaces, whoever does it."""
+    numbers = {end.number for end in ends}
+    return flows_of(httpflow, lambda one: one.netns in numbers)
+
+
 def run(end, *command):
     subprocess.run(end.command(*command), capture_output=True, timeout=120, check=True)
 
@@ -94,7 +100,7 @@ CONNECTIONS = 8
 def test_ten_thousand_requests_at_full_speed_are_counted_once_on_either_side(ends, server, httpflow, tmp_path):
     (tmp_path / "wrk.lua").write_text(SCRIPT)
     runs = 0
-    with flows_of(httpflow) as flows:
+    with flows_on(httpflow, ends) as flows:
         while len(server.requests(0)) < REQUESTS and runs < 30:
             run(ends[0], "wrk", "-t1", f"-c{CONNECTIONS}", "-d1s", "-s", tmp_path / "wrk.lua", URL)
             runs += 1
@@ -133,7 +139,7 @@ def test_what_curl_does_is_counted_on_either_side(ends, server, httpflow, what):
     arguments, expected = CURLS[what]
     if what == "IPv6" and not signs.IPV6:
         pytest.skip("no IPv6")
-    with flows_of(httpflow) as flows:
+    with flows_on(httpflow, ends) as flows:
         run(ends[0], "curl", "-sS", *arguments)
         assert server.counts(len(expected)) == expected
         records = flows.take()
@@ -155,7 +161,7 @@ with httpx.Client(base_url=sys.argv[1]) as client:
 
 
 def test_what_httpx_does_is_counted_on_either_side(ends, server, httpflow):
-    with flows_of(httpflow) as flows:
+    with flows_on(httpflow, ends) as flows:
         run(ends[0], sys.executable, "-c", CLIENT_OF_HTTPX, URL)
         logged = server.counts(141)
         records = flows.take()
@@ -168,7 +174,7 @@ def test_what_httpx_does_is_counted_on_either_side(ends, server, httpflow):
 
 def test_what_an_upstream_waits_is_the_latency_of_both_servers(ends, server, httpflow):
     begun = time.monotonic()
-    with flows_of(httpflow) as flows:
+    with flows_on(httpflow, ends) as flows:
         run(ends[0], "curl", "-sS", f"{URL}/slow")
         took_s = time.monotonic() - begun
         server.requests(1)
@@ -182,7 +188,7 @@ def test_what_an_upstream_waits_is_the_latency_of_both_servers(ends, server, htt
 def test_tshark_on_the_same_wire_counts_the_same(ends, server, httpflow, tmp_path):
     capture = tmp_path / "wire.pcapng"
     command = ends[0].command("tshark", "-i", "wire", "-f", f"tcp port {PORT}", "-w", capture, "-q")
-    with flows_of(httpflow) as flows, subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tshark:
+    with flows_on(httpflow, ends) as flows, subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tshark:
         while "Capturing on" not in (line := tshark.stderr.readline()):
             assert line, "tshark ended"
         deadline = time.monotonic() + 20
