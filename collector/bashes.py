@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from collector.mapped_files import PROC, FileId, file_id, mapped, pattern, pids
 from kcompat.elf import Elf, open_file
 from kcompat.errors import KcompatError
 from kcompat.symbols import function_offset
@@ -17,10 +17,7 @@ FUNCTION = "readline"
 # Also bash-5.2 and the like, and what a package manager makes of the old one while it puts the new one there.
 _NAME = re.compile(r"bash([-.\d][^/]*)?\Z")
 _DELETED = " (deleted)"
-_MAPPED = re.compile(r"^([0-9a-f]+-[0-9a-f]+) \S+ \S+ \S+ \d+ +(/.*/libreadline\.so[^/]*)$")
-
-# Device and inode: what a file is, whatever it is called now and whoever still has it open.
-FileId = tuple[int, int]
+_LIBREADLINE = pattern(r"libreadline\.so[^/\n]*")
 
 
 class Bash(NamedTuple):
@@ -39,14 +36,14 @@ class Target(NamedTuple):
     offset: int
 
 
-def running(proc: Path = Path("/proc")) -> Iterator[Bash]:
+def running(proc: Path = PROC) -> Iterator[Bash]:
     """Every process that runs a bash now. Processes that end meanwhile are left out."""
-    for entry in os.scandir(proc):
-        if entry.name.isdigit() and (bash := look(int(entry.name), proc)):
+    for pid in pids(proc):
+        if bash := look(pid, proc):
             yield bash
 
 
-def look(pid: int, proc: Path = Path("/proc")) -> Bash | None:
+def look(pid: int, proc: Path = PROC) -> Bash | None:
     """The process, if it is there and runs a bash."""
     with suppress(OSError):
         if is_bash(program_of(pid, proc)):
@@ -54,7 +51,7 @@ def look(pid: int, proc: Path = Path("/proc")) -> Bash | None:
     return None
 
 
-def program_of(pid: int, proc: Path = Path("/proc")) -> str:
+def program_of(pid: int, proc: Path = PROC) -> str:
     """The path of the program a process runs, as it was called when it began. Raises OSError."""
     return str((proc / str(pid) / "exe").readlink())
 
@@ -64,7 +61,7 @@ def is_bash(program: str) -> bool:
     return bool(_NAME.match(program.removesuffix(_DELETED).rpartition("/")[2]))
 
 
-def target(pid: int, proc: Path = Path("/proc")) -> Target:
+def target(pid: int, proc: Path = PROC) -> Target:
     """Where the bash of that process reads lines.
 
     Raises KcompatError when it does so nowhere that can be found, OSError when the process has ended.
@@ -73,19 +70,11 @@ def target(pid: int, proc: Path = Path("/proc")) -> Target:
     file = file_id(program)
     if (offset := _offset(program)) is not None:
         return Target(file, program, offset)
-    for line in (proc / str(pid) / "maps").read_text(errors="surrogateescape").splitlines():
-        if match := _MAPPED.match(line.removesuffix(_DELETED)):
-            library = f"{proc}/{pid}/map_files/{match[1]}"
-            if (offset := _offset(library)) is not None:
-                return Target(file_id(library), library, offset)
+    for library in mapped(pid, _LIBREADLINE, proc):
+        if (offset := _offset(library.path)) is not None:
+            return Target(*library, offset)
     raise KcompatError(f"{program_of(pid, proc)} of process {pid} has no {FUNCTION}(), nor a libreadline that has")
 
 
 def _offset(path: str) -> int | None:
     return function_offset(Elf(open_file(Path(path)), Path(path)), FUNCTION)
-
-
-def file_id(path: str) -> FileId:
-    """Raises OSError."""
-    found = Path(path).stat()
-    return found.st_dev, found.st_ino

@@ -200,6 +200,8 @@ class Options:
     max_paths: Annotated[int, Interval(ge=0, le=1 << 22),
                          "httpflow: tell at most so many paths of one interval apart; what is more is counted under *."
                          ] = 4096
+    http_tls: Annotated[bool, Restart, "httpflow: look into TLS, by uprobes in the libraries that processes use."
+                        ] = True
     dns_percentiles: Annotated[bool, "dnsflow: add the latency's median, 95th and 99th percentile; needs the extra "
                                "kcompat[percentiles]."] = False
     containers: Annotated[bool, "netflow: tell the container and the cgroup of a flow's process, as the tags "

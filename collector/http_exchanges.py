@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import NamedTuple
 
-from collector.protocols.http1 import Connection, Exchange
+from collector.protocols import http1, http2
+from collector.protocols.http1 import Exchange
 
 MAX_CONNECTIONS = 1 << 14
 IDLE_NS = 600 * 10**9
@@ -54,16 +55,22 @@ class _Followed:
 
     def __init__(self, ends: Ends) -> None:
         self.ends = ends
-        self.connection = Connection()
+        # HTTP/2 once its preface was seen, with which the kernel hands a connection over.
+        self.connection: http1.Connection | http2.Connection = http1.Connection()
         # Bytes that have gone, by whether they were written; None before the first piece.
         self.gone: list[int | None] = [None, None]
         self.asked_ns = self.last_ns = 0
 
+    @property
+    def untold(self) -> int:
+        return self.connection.untold if isinstance(self.connection, http2.Connection) else 0
+
     def feed(self, is_request: bool, data: bytes, time_ns: int, missing: int = 0) -> list[Exchange]:
         if is_request:
+            if self.gone == [None, None] and http2.PREFACE.startswith(data[:len(http2.PREFACE)]) and data:
+                self.connection = http2.Connection()
             self.asked_ns = time_ns
-            self.connection.request(data, time_ns, missing)
-            return []
+            return self.connection.request(data, time_ns, missing) or []
         return self.connection.response(data, time_ns, missing)
 
 
@@ -76,6 +83,12 @@ class HttpConnections:
         self.strangers = 0
         """Pieces of connections whose beginning was lost."""
         self.forgotten = 0
+        self._untold = 0
+
+    @property
+    def untold(self) -> int:
+        """Responses of HTTP/2 whose requests could not be told: their headers, or what came before, were lost."""
+        return self._untold
 
     def __len__(self) -> int:
         return len(self._followed)
@@ -108,9 +121,11 @@ class HttpConnections:
         if before is None:
             before = piece.offset
         found: list[Exchange] = []
+        untold = followed.untold
         if piece.offset > before:
             found += followed.feed(is_request, b"", piece.time_ns, piece.offset - before)
         found += followed.feed(is_request, piece.data[max(0, before - piece.offset):], piece.time_ns)
+        self._untold += followed.untold - untold
         followed.gone[piece.written] = max(before, piece.offset + len(piece.data))
         return [Seen(followed.ends, exchange, 1, exchange.latency_ns) for exchange in found]
 

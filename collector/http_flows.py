@@ -42,6 +42,7 @@ class _Key(NamedTuple):
     truncated: bool
     status_code: int
     http_version: str
+    grpc_status: int | None
 
 
 class HttpFlows:
@@ -69,7 +70,7 @@ class HttpFlows:
         # Whose name it is: of the other end only where that is the server.
         host = _name_of_host(exchange.host) if ends.asks else ""
         key = _Key(way, host, exchange.method, self._path(exchange.path, count), exchange.truncated,
-                   exchange.status_code, exchange.http_version)
+                   exchange.status_code, exchange.http_version, exchange.grpc_status)
         sums = self._sums.get(key)
         if sums is None:
             if len(self._sums) >= self.options.max_flows:
@@ -147,7 +148,8 @@ class HttpFlows:
 
 def _fields(key: _Key, count: int, latency_ns: int) -> dict[str, FieldValue]:
     return {"truncated": key.truncated, "path": key.path, "status_code": key.status_code, "method": key.method,
-            "latency": latency_ns // count, "http_version": key.http_version, "count": count}
+            "latency": latency_ns // count, "http_version": key.http_version, "count": count,
+            **({"grpc_status": key.grpc_status} if key.grpc_status is not None else {})}
 
 
 def template_of(path: str) -> str:

@@ -81,19 +81,20 @@ def kprobe(program: int, function: str, *, at_return: bool = False) -> Attachmen
                       f"CONFIG_KPROBES), and {error}") from error
 
 
-def uretprobe(program: int, path: str, offset: int) -> Attachment:
-    """On return of the function at this offset of a file, in every process that runs it, now or later.
+def uprobe(program: int, path: str, offset: int, *, at_return: bool = False) -> Attachment:
+    """On entry to the function at this offset of a file, or on its return, in every process that runs it, now or later.
 
     Through the uprobe PMU (4.17 on), else through tracefs. The file is looked up once: another one under the same
     name is another file. Raises OSError, EINVAL where no instruction begins; Missing when the only way is tracefs and
     it is not mounted.
     """
     where = f"{path}:{offset:#x}"
+    name = f"{'uretprobe' if at_return else 'uprobe'}:{where}"
     if _UPROBE_PMU.is_dir():
-        name = ctypes.create_string_buffer(os.fsencode(path))
-        return _attach_event(program, f"uretprobe:{where}", int((_UPROBE_PMU / "type").read_text()),
-                             _retprobe_bit(_UPROBE_PMU), ctypes.addressof(name), offset)
-    return _through_tracefs(program, "uprobe", "r", where, f"uretprobe:{where}")
+        path_name = ctypes.create_string_buffer(os.fsencode(path))
+        return _attach_event(program, name, int((_UPROBE_PMU / "type").read_text()),
+                             _retprobe_bit(_UPROBE_PMU) if at_return else 0, ctypes.addressof(path_name), offset)
+    return _through_tracefs(program, "uprobe", "r" if at_return else "p", where, name)
 
 
 def _retprobe_bit(pmu: Path = _KPROBE_PMU) -> int:

@@ -20,6 +20,7 @@ from kcompat.sysbpf import ProgramRefused, ProgType, prog_load, raise_memlock, r
 KINDS = {
     "kprobe": ProgType.KPROBE,
     "kretprobe": ProgType.KPROBE,
+    "uprobe": ProgType.KPROBE,
     "uretprobe": ProgType.KPROBE,
     "rawtp": ProgType.RAW_TRACEPOINT,
     "tp": ProgType.TRACEPOINT,
@@ -99,9 +100,9 @@ class Loaded:
             return attach.raw_tracepoint(program, hook)
         if kind == "tp":
             return attach.tracepoint(program, *hook.split(":", 1))
-        if kind == "uretprobe":
+        if kind in ("uprobe", "uretprobe"):
             path, _, offset = hook.rpartition(":")
-            return attach.uretprobe(program, path, int(offset, 16))
+            return attach.uprobe(program, path, int(offset, 16), at_return=kind == "uretprobe")
         return attach.kprobe(program, hook, at_return=kind == "kretprobe")
 
     def attach_first(self, name: str, hooks: Iterable[str]) -> str | None:

@@ -12,12 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from collector import bashes
-from collector.bashes import Bash, FileId
+from collector.bashes import Bash
 from collector.command_lines import MEASUREMENT, Typed, assemble, record
 from collector.config import Options
 from collector.dataset import Dataset, Setup, require
 from collector.enrich.users import Users
 from collector.exec_events import ExecEvents
+from collector.mapped_files import FileId, file_id
 from collector.record import Record
 from kcompat import probe, template
 from kcompat.attach import Attachment
@@ -207,7 +208,7 @@ class BashLines:
         if bash := self._bashes.get(pid):
             return bash.root
         with suppress(OSError):
-            return bashes.file_id(f"/proc/{pid}/root")
+            return file_id(f"/proc/{pid}/root")
         return None if self._roots - {self._users.here} else self._users.here
 
     def _is_bash(self, line: Typed) -> bool:

@@ -15,8 +15,10 @@ from collector.datasets.hooks import BACKENDS, Backend, attach_first
 from collector.datasets.httpflow_hooks import HOOKS
 from collector.http_exchanges import Ends, HttpConnections, Piece, Seen
 from collector.protocols.http1 import Exchange, path_of
-from kcompat import template
+from collector.tls_libraries import TlsLibraries
+from kcompat import probe, template
 from kcompat.bpf import compile_cached
+from kcompat.errors import KcompatError
 from kcompat.fields import Field
 from kcompat.load import Loaded
 from kcompat.maps import possible_cpus
@@ -36,7 +38,7 @@ _GRACE_S = 0.02
 _POLL_S = 0.2
 # Pieces of one connection are on the rings of several processors: those of the last moment may not all be there.
 _SETTLE_NS = 50_000_000
-_LOSSES = ("http connections", "http exchanges", "http calls")
+_LOSSES = ("http connections", "http exchanges", "http calls", "http calls in TLS over unknown sockets")
 
 _KEY = struct.Struct("<QQ")
 _TOLD = struct.Struct("<16s16sHHII16s")
@@ -76,10 +78,13 @@ class Httpflow:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._rings: PerfBuffer | None = None
+        self._tls: TlsLibraries | None = None
         try:
             size = max(_SMALLEST_RING, min(_RING, 1 << (_RINGS // possible_cpus()).bit_length() - 1))
             self._rings = PerfBuffer(self.loaded.maps["pieces"], size)
             self.backend = attach_first(NAME, self.loaded, HOOKS, backends)
+            if options.http_tls:
+                self._tls = self._tls_libraries()
         except BaseException:
             self._release()
             raise
@@ -93,7 +98,13 @@ class Httpflow:
                   for slot, reason in enumerate(_LOSSES)}
         assert self._rings
         return counts | {"http pieces": self._rings.lost + self._connections.strangers,
-                         "http connections forgotten": self._connections.forgotten}
+                         "http connections forgotten": self._connections.forgotten,
+                         "http/2 exchanges": self._connections.untold}
+
+    @property
+    def tls_libraries(self) -> int:
+        """How many files of TLS libraries are hooked."""
+        return self._tls.libraries if self._tls else 0
 
     def flush(self) -> None:
         """Everything until now is given to `saw`."""
@@ -110,7 +121,18 @@ class Httpflow:
         self._thread.join()
         self._release()
 
+    def _tls_libraries(self) -> TlsLibraries | None:
+        """What is not encrypted is seen all the same where this kernel has no uprobes."""
+        try:
+            probe.uprobe()
+            return TlsLibraries(self.loaded)
+        except (KcompatError, OSError) as error:
+            log.warning("%s sees nothing inside TLS: %s", NAME, error)
+            return None
+
     def _release(self) -> None:
+        if self._tls:
+            self._tls.close()
         self.loaded.detach()
         if self._rings:
             self._rings.close()

@@ -275,9 +275,17 @@ static __always_inline void on_chunk(void *ctx, struct chunk *chunk, int may_mis
 	if (conn->kind == NEW && like != NOTHING) {
 		own(&scratch.owner);
 		conn->owner = scratch.owner;
-		conn->role = (like == REQUEST) == !!chunk->written ? CLIENT : SERVER;
+		conn->role = (like != RESPONSE) == !!chunk->written ? CLIENT : SERVER;
 		conn->kind = PLAIN;
+		if (like == PREFACE) {
+			is_new = 1;
+			conn->is_http2 = 1;
+			conn->read_until = ~0ULL;
+			conn->written_until = ~0ULL;
+		}
 	}
+	if (conn->is_http2 || like == PREFACE)
+		like = NOTHING;
 	is_asked = (conn->role == CLIENT) == !!chunk->written;
 	if ((like == REQUEST && !is_asked) || (like == RESPONSE && is_asked))
 		like = NOTHING;
@@ -285,7 +293,7 @@ static __always_inline void on_chunk(void *ctx, struct chunk *chunk, int may_mis
 		conn->strikes += 1;
 		if (conn->strikes >= STRIKES)
 			conn->kind = OVER;
-	} else if (conn->kind == PLAIN && !pair(&scratch, conn, chunk, is_asked, like)) {
+	} else if (conn->kind == PLAIN && !is_new && !pair(&scratch, conn, chunk, is_asked, like)) {
 		is_new = 1;
 	}
 	/* Each on its own: before 4.9 no member may be chosen by adding to a map value's address. */

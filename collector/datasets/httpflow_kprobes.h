@@ -45,6 +45,7 @@ static __always_inline void begin(void *sk, void *message)
 	struct call call = {};
 	struct conn *conn;
 
+	inside_tls(sk);
 	key.sk = (u64)sk;
 	conn = conns.lookup(&key);
 	if (conn && conn->kind == OVER && !is_another(conn, &key)) {

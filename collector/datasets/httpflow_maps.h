@@ -43,7 +43,8 @@ struct conn {
 	u8 waiting; /* PLAIN: a request without its response */
 	u8 done;    /* PLAIN: there was an exchange */
 	u8 strikes;
-	u32 unused;
+	u8 is_http2; /* FOLLOWED: pieces of every call go to user space, whatever they begin like */
+	u8 unused[3];
 };
 
 struct request {
@@ -124,7 +125,7 @@ BPF_ARRAY(generation, u32, 1);
 BPF_PERF_OUTPUT(pieces);
 /* What did not fit, by reason; programs add, user space reads. */
 BPF_ARRAY(losses, u64, 4);
-enum { LOST_CONN, LOST_EXCHANGE, LOST_CALL };
+enum { LOST_CONN, LOST_EXCHANGE, LOST_CALL, LOST_TLS };
 
 static __always_inline void lose(int reason)
 {

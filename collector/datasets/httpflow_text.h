@@ -3,7 +3,8 @@
 
 #define EVERY(byte) (0x0101010101010101ULL * (byte))
 
-enum { NOTHING, REQUEST, RESPONSE };
+/* A PREFACE is what a client of HTTP/2 begins with. */
+enum { NOTHING, REQUEST, RESPONSE, PREFACE };
 
 /*
  * Each word is worked through on its own: without this the compiler keeps what it knows of all of them, and the stack
@@ -43,6 +44,8 @@ static __always_inline int begins_like(u64 bytes, u32 size)
 		return REQUEST;
 	if (BEGINS(bytes, mask, W8('H', 'T', 'T', 'P', '/', '1', '.', 0), 7))
 		return RESPONSE;
+	if (size >= 8 && bytes == W8('P', 'R', 'I', ' ', '*', ' ', 'H', 'T'))
+		return PREFACE;
 	return NOTHING;
 }
 

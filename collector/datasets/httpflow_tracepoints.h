@@ -79,6 +79,7 @@ static __always_inline void moved(void *sk, int size, int written)
 
 	if (size <= 0)
 		return;
+	inside_tls(sk);
 	key.sk = (u64)sk;
 	conn = conns.lookup(&key);
 	if (conn ? conn->kind == OVER : !is_protocol(sk, IPPROTO_TCP))

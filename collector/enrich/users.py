@@ -7,7 +7,7 @@ import pwd
 import stat
 from functools import lru_cache
 
-from collector.bashes import FileId, file_id
+from collector.mapped_files import FileId, file_id
 
 _LONGEST_FILE = 1 << 20
 

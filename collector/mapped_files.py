@@ -1,0 +1,50 @@
+"""The files that processes run and have mapped, by what a file is, not by what it is called."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+PROC = Path("/proc")
+# Device and inode: what a file is, whatever it is called now and whoever still has it open.
+FileId = tuple[int, int]
+
+
+class Mapped(NamedTuple):
+    """A file, by a path that leads to it even when it has been deleted."""
+
+    file: FileId
+    path: str
+
+
+def file_id(path: str) -> FileId:
+    """Raises OSError."""
+    found = Path(path).stat()
+    return found.st_dev, found.st_ino
+
+
+def pids(proc: Path = PROC) -> Iterator[int]:
+    """Every process there is now."""
+    for entry in os.scandir(proc):
+        if entry.name.isdigit():
+            yield int(entry.name)
+
+
+def pattern(name: str) -> re.Pattern[bytes]:
+    """For `mapped`: lines of /proc/PID/maps whose file's name, without directories, is this regular expression's."""
+    return re.compile(rf"^([0-9a-f]+-[0-9a-f]+) \S+ \S+ (\S+ \d+) +/(?:.*/)?(?:{name})(?: \(deleted\))?$".encode(),
+                      re.MULTILINE)
+
+
+def mapped(pid: int, names: re.Pattern[bytes], proc: Path = PROC) -> Iterator[Mapped]:
+    """Files of that name the process has mapped, each once. Raises OSError when the process has ended."""
+    there = proc / str(pid)
+    seen = set()
+    for match in names.finditer((there / "maps").read_bytes()):
+        if match[2] not in seen:
+            seen.add(match[2])
+            path = f"{there}/map_files/{match[1].decode()}"
+            yield Mapped(file_id(path), path)

@@ -1,0 +1,213 @@
+"""Programs on every TLS library in use: those installed, those that processes have mapped, those inside of programs.
+
+A library is a file, whatever it is called and in whichever container: a hook in it holds for all who map it, now or
+later. What has to be found in time is only a file not seen before: by the programs that begin, and by looking again.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from collector.exec_events import ExecEvents
+from collector.mapped_files import PROC, FileId, Mapped, file_id, mapped, pattern, pids
+from kcompat.attach import Attachment
+from kcompat.elf import Elf, open_file
+from kcompat.errors import KcompatError
+from kcompat.load import Loaded
+from kcompat.symbols import exported_functions
+
+log = logging.getLogger(__name__)
+
+RETURN = "uretprobe__tls"
+# Each function and the program at its beginning; all but those in `_NO_RETURN` have RETURN at their end.
+FUNCTIONS = {
+    "SSL_write": "uprobe__tls_write", "SSL_write_ex": "uprobe__tls_write_ex",
+    "SSL_read": "uprobe__tls_read", "SSL_read_ex": "uprobe__tls_read_ex",
+    "SSL_do_handshake": "uprobe__tls_handshake", "SSL_free": "uprobe__tls_free",
+    "gnutls_record_send": "uprobe__tls_write", "gnutls_record_recv": "uprobe__tls_read",
+    "gnutls_deinit": "uprobe__tls_free",
+}
+_NO_RETURN = frozenset(("SSL_free", "gnutls_deinit"))
+# Without any of these it is no TLS library.
+_ESSENTIAL = frozenset(("SSL_write", "gnutls_record_send"))
+_NAMES = pattern(r"lib(?:ssl|gnutls)[^/\n]*\.so[^/\n]*")
+_INSTALLED = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib", "/usr/local/lib64")
+_POLL_S = 0.2
+# Looking for files takes reading what every process has mapped: never more than this share of a processor.
+_SCAN_SHARE = 0.02
+_SHORTEST_SCAN_S = 0.5
+# A program maps its libraries soon after it has begun, a module of it may bring one later.
+_LOOKS_S = (0.01, 0.1, 1.0)
+_MAX_YOUNG = 4096
+_MAX_LIBRARIES = 256
+
+
+class TlsLibraries:
+    """What is hooked, and a thread that keeps it up to date. Everything there is when it is made is hooked then."""
+
+    def __init__(self, loaded: Loaded, proc: Path = PROC) -> None:
+        """Raises KcompatError where the programs cannot be loaded."""
+        self._loaded = loaded
+        self._proc = proc
+        # Every file that was looked at, as long as it is used; nothing is attached to one that is no TLS library.
+        self._files: dict[FileId, list[Attachment]] = {}
+        # When to look at a process that has just begun.
+        self._young: dict[int, list[float]] = {}
+        # Of the last scan: what changing hooks took of a processor, which happens once a file, not once a look.
+        self._hooking_s = 0.0
+        self._stop = threading.Event()
+        self._events: ExecEvents | None = None
+        for program in {RETURN, *FUNCTIONS.values()}:
+            loaded.load(program)
+        try:
+            self._events = ExecEvents()
+        except OSError as error:
+            log.info("TLS libraries are found by looking for them alone: no exec events (%s)", error.strerror)
+        try:
+            self._scan()
+        except BaseException:
+            self._release()
+            raise
+        self._thread = threading.Thread(target=self._run, name="tls", daemon=True)
+        self._thread.start()
+
+    @property
+    def libraries(self) -> int:
+        """How many files are hooked."""
+        return sum(bool(attached) for attached in list(self._files.values()))
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._release()
+
+    def _release(self) -> None:
+        for attached in self._files.values():
+            _close(attached)
+        if self._events:
+            self._events.close()
+
+    def _run(self) -> None:
+        scan_at_s = 0.0
+        while not self._stop.is_set():
+            try:
+                self._wait()
+                self._look_at_young()
+                if time.monotonic() >= scan_at_s:
+                    begun_s, self._hooking_s = time.thread_time(), 0.0
+                    self._scan()
+                    self._sweep()
+                    looked_s = time.thread_time() - begun_s - self._hooking_s
+                    scan_at_s = time.monotonic() + max(_SHORTEST_SCAN_S, looked_s / _SCAN_SHARE)
+            except Exception:
+                log.exception("TLS libraries are looked for all the same")
+
+    def _wait(self) -> None:
+        now_s = time.monotonic()
+        rest_s = min((looks[0] for looks in self._young.values()), default=now_s + _POLL_S) - now_s
+        rest_s = min(max(rest_s, 0.0), _POLL_S)
+        if self._events is None:
+            self._stop.wait(rest_s)
+        elif select.select([self._events], [], [], rest_s)[0]:
+            now_s = time.monotonic()
+            for pid in self._events.pids():
+                if len(self._young) < _MAX_YOUNG:
+                    self._young[pid] = [now_s + after_s for after_s in _LOOKS_S]
+
+    def _look_at_young(self) -> None:
+        now_s = time.monotonic()
+        for pid, looks in list(self._young.items()):
+            if looks[0] > now_s:
+                continue
+            while looks and looks[0] <= now_s:
+                looks.pop(0)
+            if not looks:
+                del self._young[pid]
+            self._look_at(pid)
+
+    def _scan(self) -> None:
+        """Hooks files that are new, lets go of those nobody uses any more."""
+        used = {self._meet(found) for found in _installed()}
+        for pid in pids(self._proc):
+            used |= self._look_at(pid)
+        begun_s = time.thread_time()
+        for file in self._files.keys() - used:
+            _close(self._files.pop(file))
+        self._hooking_s += time.thread_time() - begun_s
+
+    def _sweep(self) -> None:
+        """Forgets the sessions of processes that ended without a word."""
+        table = self._loaded.maps["tls_sockets"]
+        gone: dict[int, bool] = {}
+        for key, _ in table.items():
+            pid = int.from_bytes(key[:8], "little")
+            if pid not in gone:
+                gone[pid] = not (self._proc / str(pid)).exists()
+            if gone[pid]:
+                table.delete(key)
+
+    def _look_at(self, pid: int) -> set[FileId]:
+        """The files of that process that matter: its program, and what looks like a TLS library."""
+        used = set()
+        with suppress(OSError):  # it has ended, or it is a thread of the kernel
+            program = f"{self._proc}/{pid}/exe"
+            used.add(self._meet(Mapped(file_id(program), program)))
+            for found in mapped(pid, _NAMES, self._proc):
+                used.add(self._meet(found))
+        return used
+
+    def _meet(self, found: Mapped) -> FileId:
+        if found.file not in self._files and len(self._files) < _MAX_LIBRARIES << 4:
+            begun_s = time.thread_time()
+            with suppress(FileNotFoundError):
+                self._files[found.file] = self._hook(found.path)
+            self._hooking_s += time.thread_time() - begun_s
+        return found.file
+
+    def _hook(self, path: str) -> list[Attachment]:
+        """Nothing where it is no TLS library. Raises FileNotFoundError when it is gone with its process."""
+        attached: list[Attachment] = []
+        try:
+            functions = exported_functions(Elf(open_file(Path(path)), Path(path)), FUNCTIONS)
+            if not _ESSENTIAL & functions.keys() or self.libraries >= _MAX_LIBRARIES:
+                return attached
+            # BoringSSL shakes hands from within SSL_read: of two calls in one another only the inner is known.
+            if "SSL_write_ex" not in functions:
+                functions.pop("SSL_do_handshake", None)
+            for name, offset in functions.items():
+                # The end first: no beginning is left waiting for it.
+                programs = (FUNCTIONS[name],) if name in _NO_RETURN else (RETURN, FUNCTIONS[name])
+                for program in programs:
+                    attached.append(self._loaded.attach(program, f"{path}:{offset:#x}"))
+                    self._loaded.attachments.remove(attached[-1])
+        except FileNotFoundError:
+            _close(attached)
+            raise
+        except (KcompatError, OSError) as error:
+            _close(attached)
+            attached.clear()
+            log.warning("TLS is not seen in %s: %s", path, error)
+        else:
+            log.info("TLS is read in %s: %s", path, ", ".join(functions))
+        return attached
+
+
+def _installed() -> Iterator[Mapped]:
+    """Libraries where systems keep them, used or not: who begins to use one is seen from the first byte on."""
+    for directory in _INSTALLED:
+        for depth in ("", "*/"):
+            for name in ("libssl.so*", "libgnutls.so*"):
+                for path in sorted(Path(directory).glob(depth + name)):
+                    with suppress(OSError):
+                        yield Mapped(file_id(str(path)), str(path))
+
+
+def _close(attached: list[Attachment]) -> None:
+    for one in attached:
+        one.close()

@@ -1,0 +1,328 @@
+"""httpflow inside TLS: Python on both sides everywhere; nginx, curl, wget, gnutls-cli and httpx where they are."""
+
+import shutil
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from http.client import HTTPSConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from collector.config import Options
+from collector.datasets.httpflow import Httpflow
+from tests.kernel import signs
+from tests.kernel.conftest import cannot, version_code
+
+REQUESTS = 40
+CLIENT = """
+import http.client, ssl, sys
+connection = http.client.HTTPSConnection("127.0.0.1", int(sys.argv[1]), context=ssl._create_unverified_context())
+print("ready", flush=True)
+for line in sys.stdin:
+    connection.request("GET", line.strip())
+    print(connection.getresponse().status, flush=True)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def uprobes():
+    if not signs.UPROBES:
+        pytest.skip("this kernel has no uprobes")
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory):
+    """(certificate, key), for nobody but these tests."""
+    home, key = tmp_path_factory.mktemp("secrets"), ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kcompat.test")]), datetime.now(UTC)
+    made = (x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+            .serial_number(1).not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(1))
+            .sign(key, hashes.SHA256()))
+    (home / "certificate").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (home / "key").write_bytes(key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    return home / "certificate", home / "key"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.send_response(int(self.path[1:4]) if self.path[1:4].isdigit() else 200)
+        self.send_header("Content-Length", "5")
+        self.end_headers()
+        self.wfile.write(b"hello")
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def port(secrets):
+    """A server of Python's in this process."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*secrets)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Watching:
+    """What is seen inside TLS, by anybody."""
+
+    def __init__(self, oracle):
+        self._seen, self._lock = [], threading.Lock()
+        self.dataset = Httpflow(oracle, Options("box", loopback=True), version_code(), self._saw)
+
+    def _saw(self, seen):
+        with self._lock:
+            self._seen.append(seen)
+
+    def take(self, port):
+        """(what the clients of that port did, what its servers did)"""
+        self.dataset.flush()
+        with self._lock:
+            seen, self._seen = [s for s in self._seen if s.ends.is_tls], []
+        return ([s for s in seen if s.ends.asks and s.ends.remote_port == port],
+                [s for s in seen if not s.ends.asks and s.ends.local_port == port])
+
+    def wait_for_libraries(self, number):
+        deadline = time.monotonic() + 60
+        while self.dataset.tls_libraries < number:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def close(self):
+        self.dataset.close()
+
+
+@pytest.fixture(scope="module")
+def watching(oracle):
+    with closing(Watching(oracle)) as made:
+        yield made
+
+
+def sums(seen):
+    counts = Counter()
+    for one in seen:
+        counts[one.exchange.method, one.exchange.path, one.exchange.status_code, one.exchange.http_version] += one.times
+    return counts
+
+
+def test_every_exchange_of_either_side_is_counted_once(port, watching):
+    watching.take(port)
+    with closing(HTTPSConnection("127.0.0.1", port, context=ssl._create_unverified_context())) as client:
+        for number in range(REQUESTS):
+            client.request("GET", f"/{200 + number % 3}?{number}")
+            client.getresponse().read()
+        client.request("POST", "/body", b"x" * 50_000)
+        client.getresponse().read()
+    expected = Counter(("GET", f"/{200 + number % 3}", 200 + number % 3, "1.1") for number in range(REQUESTS))
+
+    asked, served = watching.take(port)
+    assert sums(asked) == sums(served) == expected + Counter({("POST", "/body", 200, "1.1"): 1})
+    assert all(s.latency_ns > 0 for s in asked + served)
+    assert watching.dataset.losses["http calls in TLS over unknown sockets"] == 0
+
+
+def test_what_is_not_asked_for_is_not_looked_at(oracle, port):
+    seen = []
+    dataset = Httpflow(oracle, Options("box", loopback=True, http_tls=False), version_code(), seen.append)
+    client = HTTPSConnection("127.0.0.1", port, context=ssl._create_unverified_context())
+    with closing(dataset), closing(client):
+        client.request("GET", "/unseen")
+        client.getresponse().read()
+        dataset.flush()
+    assert not any(s.ends.is_tls or s.exchange.path == "/unseen" for s in seen)
+
+
+class Client:
+    """Another process, which asks for what it is told to; `command` is what comes before Python."""
+
+    def __init__(self, port, *command, **environment):
+        self._process = subprocess.Popen([*command, sys.executable, "-c", CLIENT, str(port)], text=True,
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        assert self._process.stdout.readline() == "ready\n"
+
+    def get(self, path):
+        self._process.stdin.write(f"{path}\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait(60)
+
+
+def libssl():
+    found = sorted(Path("/usr/lib").glob("*/libssl.so.3"))
+    if not found:
+        pytest.skip("there is no libssl.so.3 to copy")
+    return found[0]
+
+
+@pytest.mark.thorough
+def test_a_library_replaced_while_it_is_in_use_is_seen_in_both_its_files(port, oracle, tmp_path):
+    copy = tmp_path / "libssl.so.3"
+    shutil.copy(libssl(), copy)
+    with closing(Client(port, LD_LIBRARY_PATH=str(tmp_path))) as old:
+        shutil.copy(libssl(), tmp_path / "new")
+        (tmp_path / "new").rename(copy)
+        with closing(Watching(oracle)) as watching:
+            there = watching.dataset.tls_libraries
+            with closing(Client(port, LD_LIBRARY_PATH=str(tmp_path))) as new:
+                watching.wait_for_libraries(there + 1)
+                assert old.get("/old") == new.get("/new") == 200
+                asked, served = watching.take(port)
+    assert {s.exchange.path for s in asked} == {s.exchange.path for s in served} == {"/old", "/new"}
+
+
+@pytest.mark.thorough
+def test_a_library_nobody_else_can_see_is_seen_in_a_process_that_begins_later(port, watching, tmp_path):
+    """In a mount namespace of its own, from a file system mounted there."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    there = watching.dataset.tls_libraries
+    inside = f"mount -t tmpfs none {hidden} && cp {libssl()} {hidden}/ && exec env LD_LIBRARY_PATH={hidden} \"$@\""
+    path = "/usr/sbin:/usr/bin:/sbin:/bin"
+    with closing(Client(port, "unshare", "--mount", "sh", "-c", inside, "sh", PATH=path)) as at:
+        watching.wait_for_libraries(there + 1)
+        watching.take(port)
+        assert at.get("/hidden") == 200
+        asked, served = watching.take(port)
+    assert not any(hidden.iterdir())
+    assert sums(asked) == sums(served) == {("GET", "/hidden", 200, "1.1"): 1}
+    deadline = time.monotonic() + 60
+    while watching.dataset.tls_libraries > there:
+        assert time.monotonic() < deadline, "a file no process uses any more is still hooked"
+        time.sleep(0.05)
+
+
+NGINX = """
+worker_processes 2; daemon off; pid {home}/pid; error_log {home}/error.log; user root;
+events {{ worker_connections 1024; }}
+http {{
+  log_format exact '$request_method $uri $status $server_protocol';
+  access_log {home}/access.log exact;
+  client_body_temp_path {home}/body; proxy_temp_path {home}/proxy; fastcgi_temp_path {home}/fastcgi;
+  uwsgi_temp_path {home}/uwsgi; scgi_temp_path {home}/scgi;
+  keepalive_requests 100000;
+  server {{
+    listen 127.0.0.1:{port} ssl http2; ssl_certificate {certificate}; ssl_certificate_key {key};
+    location / {{ return 200 "hello\\n"; }}
+    location /made {{ return 201 "made\\n"; }}
+    location /gone {{ return 404; }}
+    location /files/ {{ alias {home}/files/; }}
+  }}
+}}
+"""
+NGINX_PORT = 18443
+URL = f"https://127.0.0.1:{NGINX_PORT}"
+HTTPX = f"""
+import httpx
+for http2 in (True, False):
+    with httpx.Client(verify=False, http2=http2) as client:
+        for number in range({REQUESTS}):
+            assert client.get("{URL}/made", params={{"n": number}}).status_code == 201
+        client.post("{URL}/", content=b"x" * 30_000)
+        client.get("{URL}/files/big")
+"""
+CLIENTS = {
+    "curl, http 1.1": ("curl", "-skS", "--http1.1", f"{URL}/", f"{URL}/made", f"{URL}/gone?x"),
+    "curl, http 2": ("curl", "-skS", "--http2", f"{URL}/", f"{URL}/made", f"{URL}/gone?x", f"{URL}/made"),
+    "curl, http 2, at a time": ("curl", "-skSZ", "--http2", *(f"{URL}/made/{n}" for n in range(20))),
+    "httpx": (sys.executable, "-c", HTTPX),
+    "wget, GnuTLS": ("wget", "-qO", "/dev/null", "--no-check-certificate", f"{URL}/made", f"{URL}/", f"{URL}/gone"),
+    "gnutls-cli": ("sh", "-c", "printf 'GET /made HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n' | "
+                   f"gnutls-cli --insecure -p {NGINX_PORT} 127.0.0.1"),
+}
+
+
+@contextmanager
+def nginx(home, secrets):
+    (home / "files").mkdir()
+    (home / "files/big").write_bytes(bytes(range(256)) * 2000)
+    (home / "nginx.conf").write_text(NGINX.format(home=home, port=NGINX_PORT, certificate=secrets[0], key=secrets[1]))
+    command = ("nginx", "-c", home / "nginx.conf", "-e", home / "error.log")
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 30
+            while not (home / "pid").exists() or not (home / "pid").read_text().strip():
+                assert process.poll() is None and time.monotonic() < deadline, (home / "error.log").read_text()
+                time.sleep(0.02)
+            yield home / "access.log"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def logged(log, number):
+    """All that nginx has logged since the last time, once it is this much."""
+    deadline = time.monotonic() + 60
+    while len(lines := log.read_text().splitlines()) < number and time.monotonic() < deadline:
+        time.sleep(0.05)
+    log.write_text("")
+    return Counter((method, path, int(status), version.removeprefix("HTTP/").replace("2.0", "2"))
+                   for method, path, status, version in map(str.split, lines))
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory, secrets):
+    missing = [name for name in ("nginx", "curl", "wget", "gnutls-cli", "wrk") if not shutil.which(name)]
+    if missing:
+        cannot(f"not installed: {', '.join(missing)} (make packages-dev)")
+    with nginx(tmp_path_factory.mktemp("nginx"), secrets) as made:
+        yield made
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("client", CLIENTS)
+def test_real_programs_are_counted_as_nginx_counts_them(log, watching, client):
+    watching.take(NGINX_PORT)
+    subprocess.run(CLIENTS[client], capture_output=True, timeout=120)
+    expected = logged(log, 1 if client == "gnutls-cli" else 3)
+    asked, served = watching.take(NGINX_PORT)
+
+    assert sums(asked) == sums(served) == expected and expected
+    assert not any(watching.dataset.losses.values())
+
+
+@pytest.mark.thorough
+def test_thousands_at_full_speed_are_counted_once_on_either_side(log, watching):
+    watching.take(NGINX_PORT)
+    connections, answered, asked, served = 4, Counter(), Counter(), Counter()
+    runs = 0
+    while sum(answered.values()) < 3000 and runs < 30:
+        subprocess.run(("wrk", "-t1", f"-c{connections}", "-d1s", f"{URL}/made"), capture_output=True, timeout=60)
+        time.sleep(0.5)
+        runs += 1
+        sides = watching.take(NGINX_PORT)
+        asked, served, answered = asked + sums(sides[0]), served + sums(sides[1]), answered + logged(log, 1)
+    sides = watching.take(NGINX_PORT)
+    asked, served, answered = asked + sums(sides[0]), served + sums(sides[1]), answered + logged(log, 0)
+
+    assert served == answered
+    # wrk leaves in the middle of things, once a connection.
+    assert not asked - answered and sum((answered - asked).values()) <= runs * connections
