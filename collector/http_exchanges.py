@@ -10,6 +10,8 @@ from collector.protocols.http1 import Exchange
 
 MAX_CONNECTIONS = 1 << 14
 IDLE_NS = 600 * 10**9
+# Of HTTP/2's preface, what the kernel looks at before it hands a connection over.
+_KNOWN_BY = 8
 
 
 class Ends(NamedTuple):
@@ -67,7 +69,7 @@ class _Followed:
 
     def feed(self, is_request: bool, data: bytes, time_ns: int, missing: int = 0) -> list[Exchange]:
         if is_request:
-            if self.gone == [None, None] and http2.PREFACE.startswith(data[:len(http2.PREFACE)]) and data:
+            if self.gone == [None, None] and data.startswith(http2.PREFACE[:_KNOWN_BY]):
                 self.connection = http2.Connection()
             self.asked_ns = time_ns
             return self.connection.request(data, time_ns, missing) or []

@@ -2,10 +2,12 @@
 
 import random
 
+from hpack import Encoder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from collector.http_exchanges import IDLE_NS, Ends, HttpConnections, Piece
+from collector.protocols.http2 import PREFACE
 
 SERVER = Ends(b"a" * 16, 80, b"b" * 16, 40_000, 1, 7, "nginx", False, False)
 CLIENT = SERVER._replace(local_port=40_000, remote_port=80, asks=True)
@@ -112,3 +114,23 @@ piece = st.builds(Piece, st.sampled_from("cd"), st.integers(0, 1000), st.boolean
 def test_any_pieces_are_harmless(pieces, ends):
     for seen in told(ends, pieces):
         assert seen.latency_ns >= 0 and seen.exchange.path.isprintable()
+
+
+def frame(what, flags, stream, payload):
+    return len(payload).to_bytes(3, "big") + bytes((what, flags)) + stream.to_bytes(4, "big") + payload
+
+
+@given(st.sampled_from([SERVER, CLIENT]), st.randoms(use_true_random=False))
+def test_http2_is_known_by_its_preface(ends, rng):
+    ask, answer = Encoder(), Encoder()
+    requests = [frame(1, 5, 2 * n + 1, ask.encode([(":method", "GET"), (":path", p)])) for n, p in enumerate(PATHS)]
+    responses = [frame(1, 5, 2 * n + 1, answer.encode([(":status", f"20{n % 4}")])) for n in range(len(PATHS))]
+    requests[0] = PREFACE + frame(4, 0, 0, b"") + requests[0]
+    responses[0] = frame(4, 0, 0, b"") + responses[0]
+    pieces = [*cut(requests, ends.asks, 0, rng), *cut(responses, not ends.asks, 500, rng)]
+    # The kernel's first piece has no less than what the preface is known by.
+    pieces = [p._replace(data=requests[0][:64]) if p.offset == 0 and p.written == ends.asks else p for p in pieces]
+    seen = told(ends, sorted(pieces, key=lambda piece: piece.time_ns))
+
+    assert [(s.exchange.path, s.exchange.status_code) for s in seen] == [(p, 200 + n % 4) for n, p in enumerate(PATHS)]
+    assert {s.exchange.http_version for s in seen} == {"2"}
