@@ -32,7 +32,9 @@ help:
 	@echo "make test    install what is missing, lint, all tests"
 	@echo "make lint    ruff, mypy, import-linter, clang-format"
 	@echo "make bench   the README's performance table"
+	@echo "make deb     a Debian package: build/kcompat_VERSION_ARCHITECTURE.deb"
 	@echo "make fuzz    the solver over 100,000 random layouts, the BTF and DWARF readers over flipped bytes: half an hour"
+	@echo "make deb     a Debian package: build/kcompat_VERSION_ARCHITECTURE.deb"
 	@echo "make fuzz-protocols  atheris on the parsers of HTTP/1, HTTP/2, DNS and TLS, ten minutes each"
 	@echo "make matrix  the kernel tests in every kernel of ci/kernels.py, in QEMU"
 	@echo "make venv    only the virtual environment, with everything developers use"
@@ -52,6 +54,9 @@ lint: venv
 
 bench: venv
 	timeout -k 10 $(BENCH_S) $(BIN)/python -m benchmarks
+
+deb: venv
+	@timeout $(BENCH_S) $(BIN)/python -m ci.deb
 
 fuzz: venv
 	KCOMPAT_LAYOUTS=$${KCOMPAT_LAYOUTS:-100000} $(BIN)/python -m pytest --timeout 0 tests/guessers/test_fuzz.py

@@ -7,12 +7,12 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from collector.flows import FlowDelta
-from guessers.namespace import Netns, add_ipv6, in_own_thread, wait_until_bindable
+from guessers.namespace import Netns, add_ipv6, elsewhere, in_own_thread, wait_until_bindable
 from kcompat.errors import KcompatError
 from kcompat.fields import Field, find
 
@@ -137,12 +137,7 @@ def _told(value: bytes | int) -> str:
 
 def _traffic(rng: random.Random, has_ipv6: bool) -> Iterator[Sighting]:
     """TCP and UDP between random loopback addresses: what each of the sockets did."""
-    with ExitStack() as stack:
-        with suppress(OSError):
-            home = Netns()
-            stack.callback(home.close)
-            stack.callback(home.enter)
-            stack.callback(Netns.fresh().close)
+    with elsewhere():
         netns = netns_here()
         local, remote = (f"127.{rng.randrange(1, 255)}.{rng.randrange(256)}.{rng.randrange(1, 255)}" for _ in "ab")
         yield from _connection(rng, netns, socket.AF_INET, local, remote)

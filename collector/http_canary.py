@@ -6,12 +6,12 @@ import random
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import NamedTuple
 
 from collector.canary import Fault, bound, ends_of, netns_here
 from collector.http_exchanges import Seen
-from guessers.namespace import Netns, add_ipv6, in_own_thread, wait_until_bindable
+from guessers.namespace import add_ipv6, elsewhere, in_own_thread, wait_until_bindable
 from kcompat.fields import Field, find
 
 # Until it is all there; and how long what is there and wrong may still become right.
@@ -101,12 +101,7 @@ def _asked(seen: Seen) -> Asked:
 
 def _traffic(rng: random.Random, has_ipv6: bool) -> Iterator[Asked]:
     """Over one connection each: what is paired in the kernel, then what is handed over to user space."""
-    with ExitStack() as stack:
-        with suppress(OSError):
-            home = Netns()
-            stack.callback(home.close)
-            stack.callback(home.enter)
-            stack.callback(Netns.fresh().close)
+    with elsewhere():
         local, remote = (f"127.{rng.randrange(1, 255)}.{rng.randrange(256)}.{rng.randrange(1, 255)}" for _ in "ab")
         yield from _talk(rng, netns_here(), socket.AF_INET, local, remote)
         if not has_ipv6:

@@ -10,8 +10,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -118,6 +118,19 @@ class Netns:
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """In a fresh namespace, and home again; where none can be had or entered, here: without CAP_SYS_ADMIN, for one."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            home = Netns()
+            stack.callback(home.close)
+            # Who was not let out need not, and may not, come back.
+            stack.callback(lambda: None if NETNS.stat().st_ino == home.inode else home.enter())
+            stack.callback(Netns.fresh().close)
+        yield
 
 
 def enter(fd: int) -> None:

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from kcompat.cli_sources import SOURCES, Request
+from kcompat.errors import KcompatError
 
 if TYPE_CHECKING:
     from collector.config import Options
@@ -82,7 +83,7 @@ def collect(ctx: click.Context, /, file: Path | None, assignments: tuple[str, ..
       sudo kcompat collect --output http://127.0.0.1:9529/v1/write/network
       sudo kcompat collect --exclude port=22 --exclude cidr=10.0.0.0/8
     """
-    from collector.config_check import judge
+    from collector.config_check import exposure, judge
     from collector.config_reading import Given, assignment, read
     from kcompat.cli_collect import run
 
@@ -94,6 +95,8 @@ def collect(ctx: click.Context, /, file: Path | None, assignments: tuple[str, ..
     environment = dict(os.environ)
 
     def again() -> Options:
+        if file and file.exists() and (danger := exposure(file)):
+            raise KcompatError(f"{file}: {danger}")
         return read(file, environment, given, judge)
 
     options = again()

@@ -181,7 +181,7 @@ class Dnsflow:
                 self._refuse(netns, f"{_MAX_NAMESPACES} are watched already")
                 continue
             try:
-                made = self._open(there[netns], home)
+                made = self._open(there[netns], home if netns != own else None)
             except FileNotFoundError:
                 continue  # its process has ended
             except OSError as error:
@@ -232,7 +232,7 @@ class Dnsflow:
 
 
 class _Here(_Namespace):
-    """The only namespace of a kernel without namespaces."""
+    """The namespace we are in, which nobody need be allowed to enter; also the only one of a kernel without any."""
 
     def __init__(self, code: bytes, size: int) -> None:
         self.ring = PacketRing(code, size)

@@ -50,14 +50,13 @@ def test_every_fault_is_a_line(run, tmp_path):
                                         f"{path}:2: there is no key dataset; did you mean datasets?"]
 
 
-def test_a_file_others_may_write_is_told(run, tmp_path):
+def test_a_file_others_may_write_is_told_and_not_used(run, tmp_path):
     path = tmp_path / "kcompat.toml"
     path.write_text("")
     path.chmod(0o666)
 
-    done = run("config", "check", path)
-
-    assert done.exit_code == 1 and "chmod go-w" in done.stdout
+    for done in (run("config", "check", path), run("collect", "--config", path)):
+        assert done.exit_code == 1 and "chmod go-w" in done.output
 
 
 def test_a_flag_stands_over_the_file_and_what_is_not_given_does_not(options, tmp_path):

@@ -73,8 +73,9 @@ def test_a_command_stands_in_the_readme(words):
     assert re.search(rf"{' '.join(first)}.*\b{last}\b", (ROOT / "README.md").read_text())
 
 
-def test_the_readme_has_no_command_there_is_not():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("document", ["README.md", "docs/operations.md"])
+def test_documents_have_no_command_there_is_not(document):
+    text = (ROOT / document).read_text()
     code = [*re.findall(r"```.*?```", text, re.DOTALL), *re.findall(r"`[^`\n]+`", text)]
 
     said = {name for part in code for name in re.findall(r"(?:`|\$ |^ *|sudo )kcompat ([a-z]+)", part, re.MULTILINE)}
@@ -87,3 +88,19 @@ def test_the_readme_names_the_make_targets_it_may():
 
     assert {"run", "test", "lint", "bench", "venv"} <= targets
     assert set(re.findall(r"`make ([a-z-]+)`", (ROOT / "README.md").read_text())) <= targets
+
+
+def test_every_metric_of_the_operators_page_is_served():
+    text, served = (ROOT / "docs/operations.md").read_text(), (ROOT / "collector/metrics.py").read_text()
+    named = {name.removesuffix("_total") for name in re.findall(r"\bkcompat_([a-z_]+)", text)}
+
+    assert named and all(f'"{name}"' in served or f'"kcompat_{name}"' in served for name in named)
+
+
+def test_every_key_of_the_operators_page_is_one():
+    from collector.config_keys import keys
+
+    text = (ROOT / "docs/operations.md").read_text()
+    named = set(re.findall(r"`(?:--set )?((?:metrics|log|limits|offsets)\.\w+)", text))
+
+    assert named and named <= set(keys())

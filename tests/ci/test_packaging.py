@@ -1,0 +1,127 @@
+"""What operators install: a narrow unit, a DaemonSet that is one, and a collector content with what they give."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.kcompat.cli_tools import COMMAND, environment, one_line
+
+ROOT = Path(__file__).parents[2]
+PACKAGING = ROOT / "ci" / "packaging"
+UNIT = PACKAGING / "kcompat.service"
+# capability.h's numbers of those the unit leaves.
+CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_PTRACE": 19, "CAP_SYS_RESOURCE": 24,
+                "CAP_PERFMON": 38, "CAP_BPF": 39}
+# Drops all others from the bounding set, from which root's new programs get theirs.
+BOUNDED = """
+import ctypes, os, sys
+libc, keep = ctypes.CDLL(None, use_errno=True), set(map(int, sys.argv[1].split(",")))
+for number in range(int(open("/proc/sys/kernel/cap_last_cap").read()) + 1):
+    if number not in keep and libc.prctl(24, number, 0, 0, 0):
+        sys.exit(f"capability {number}: {os.strerror(ctypes.get_errno())}")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def analyze(tmp_path, *arguments):
+    """systemd-analyze of the unit with commands that are here; it looks for them."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("no systemd-analyze here")
+    unit = tmp_path / "kcompat.service"
+    unit.write_text(UNIT.read_text().replace("/usr/bin/kcompat", "/bin/true"))
+    return subprocess.run(["systemd-analyze", *arguments, str(unit)], capture_output=True, text=True, timeout=120)
+
+
+def test_the_unit_is_sound(tmp_path):
+    done = analyze(tmp_path, "verify", "--man=no")
+
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_unit_is_not_exposed(tmp_path):
+    done = analyze(tmp_path, "security", "--offline=true", "--threshold=40", "--no-pager")
+
+    assert done.returncode == 0, done.stdout
+    assert float(re.search(r"exposure level for kcompat\.service: (\S+)", done.stdout)[1]) < 4.0
+
+
+def test_the_unit_leaves_the_capabilities_that_are_tested():
+    assert set(re.search(r"(?m)^CapabilityBoundingSet=(.*)$", UNIT.read_text())[1].split()) == set(CAPABILITIES)
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root")
+def test_the_collector_runs_with_just_those_capabilities(tmp_path):
+    """As the unit does: offsets with all rights, then the collector without."""
+    told = subprocess.run([*COMMAND, "resolve", "--json"], env=environment(tmp_path), cwd="/", capture_output=True,
+                          timeout=120)
+    assert told.returncode in (0, 1), told.stderr
+    have = set(map(int, [n for n in CAPABILITIES.values()
+                         if n <= int(Path("/proc/sys/kernel/cap_last_cap").read_text())]))
+    if len(have) < len(CAPABILITIES):
+        pytest.skip("this kernel has no CAP_BPF: it needs CAP_SYS_ADMIN, see ci/packaging/full.conf")
+
+    done = subprocess.run([sys.executable, "-c", BOUNDED, ",".join(map(str, have)), *COMMAND, "collect", "--datasets",
+                           "netflow,dnsflow", "--loopback", "--duration", "0.5", "--output", "jsonl:-"],
+                          env=environment(tmp_path), cwd="/", capture_output=True, text=True, timeout=240)
+
+    if done.returncode == 1 and "netflow" not in done.stderr:
+        pytest.skip(one_line(done.stderr))
+    assert done.returncode == 0, done.stderr
+    assert "netflow is off" not in done.stderr and "dnsflow is off" not in done.stderr, done.stderr
+
+
+def documents():
+    return [one for path in sorted((PACKAGING / "kubernetes").glob("*.yaml"))
+            for one in yaml.safe_load_all(path.read_text())]
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda one: one["kind"])
+def test_kubernetes_takes_it(document):
+    if document["kind"] != "Kustomization":
+        kubernetes_validate.validate(document, "1.31", strict=True)
+
+
+def test_kustomize_has_every_file():
+    (kustomization,) = [one for one in documents() if one["kind"] == "Kustomization"]
+    named = set(kustomization["resources"]) | {file for made in kustomization["configMapGenerator"]
+                                               for file in made["files"]}
+
+    assert named | {"kustomization.yaml"} == {path.name for path in (PACKAGING / "kubernetes").iterdir()}
+
+
+def test_the_cluster_is_only_read():
+    verbs = {verb for one in documents() if one["kind"] == "ClusterRole" for rule in one["rules"]
+             for verb in rule["verbs"]}
+
+    assert verbs == {"get", "list", "watch"}
+
+
+def test_the_configuration_of_the_pods_is_right_and_listens_on_loopback():
+    from collector.config import endpoint
+    from collector.config_check import judge
+    from collector.config_reading import read
+
+    options = read(PACKAGING / "kubernetes" / "kcompat.toml", judge=judge)
+    (daemonset,) = [one for one in documents() if one["kind"] == "DaemonSet"]
+    (container,) = daemonset["spec"]["template"]["spec"]["containers"]
+
+    probe = container["livenessProbe"]["httpGet"]
+    assert endpoint(options.metrics.listen) == (probe["host"], probe["port"]) == ("127.0.0.1", probe["port"])
+    assert container["securityContext"]["privileged"] is False
+    assert {f"CAP_{name}" for name in container["securityContext"]["capabilities"]["add"]} == {
+        *CAPABILITIES, "CAP_SYS_ADMIN"}
+
+
+def test_the_images_and_the_package_are_of_this_version():
+    version = re.search(r'(?m)^version = "(.*)"', (ROOT / "pyproject.toml").read_text())[1]
+
+    assert f"newTag: {version}" in (PACKAGING / "kubernetes" / "kustomization.yaml").read_text()
+    assert f"kcompat:{version}" in (PACKAGING / "kubernetes" / "daemonset.yaml").read_text()
