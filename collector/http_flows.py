@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from collector.addresses import describe, star_ports
 from collector.config import Options
-from collector.flows import NOT_KNOWN, NameOf
+from collector.flows import NOT_KNOWN, NameOf, ProcessOf
 from collector.http_exchanges import Ends, Seen
 from collector.record import FieldValue, Record
 
@@ -32,6 +32,7 @@ class _Way(NamedTuple):
     pid: int
     process_name: str
     direction: str
+    process_tags: tuple[tuple[str, str], ...]
 
 
 class _Key(NamedTuple):
@@ -52,10 +53,12 @@ class HttpFlows:
     says. No more than `options.max_flows` points: what is beyond is `overflow`, a loss.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, process_of: ProcessOf | None = None) -> None:
+        """`process_of` has the last word on `process_name`."""
         self.left_out: Counter[str] = Counter()
         self.starred = 0
         self.options = options
+        self._process_of = process_of
         # Count and sum of latencies in ns.
         self._sums: dict[_Key, list[int]] = {}
         self._paths: set[str] = set()
@@ -101,13 +104,15 @@ class HttpFlows:
         """What is the same for every exchange of a connection, and why they are left out, if they are."""
         direction = "outgoing" if ends.asks else "incoming"
         src_port, dst_port = star_ports(ends.local_port, ends.remote_port, direction, self.options.ephemeral_port)
-        way = _Way(ends.local, src_port, ends.remote, dst_port, ends.netns, ends.pid, ends.process_name, direction)
+        name, tags = self._process_of(ends.pid, ends.process_name) if self._process_of else (ends.process_name, {})
+        way = _Way(ends.local, src_port, ends.remote, dst_port, ends.netns, ends.pid, name, direction,
+                   tuple(tags.items()))
         if len(self._ways) >= _MAX_WAYS:
             self._ways.clear()
-        made = self._ways[ends] = way, self._fault(ends, direction)
+        made = self._ways[ends] = way, self._fault(ends, name, direction)
         return made
 
-    def _fault(self, ends: Ends, direction: str) -> str:
+    def _fault(self, ends: Ends, process_name: str, direction: str) -> str:
         exclude, both = self.options.exclude, (ends.local, ends.remote)
         if not ends.local_port or not ends.remote_port:
             return "port"
@@ -115,7 +120,7 @@ class HttpFlows:
             return "address"
         if not self.options.loopback and any(describe(end).type == "loopback" for end in both):
             return "loopback"
-        if (direction in exclude.directions or ends.process_name in exclude.processes
+        if (direction in exclude.directions or process_name in exclude.processes
                 or ends.local_port in exclude.ports or ends.remote_port in exclude.ports
                 or any(cidr.holds(end) for cidr in exclude.cidrs for end in both)
                 or (describe(ends.remote).family == "IPv6" and not self.options.ipv6)):
@@ -142,6 +147,7 @@ class HttpFlows:
             "process_name": way.process_name or NOT_KNOWN,
             "transport": "tcp",
             "family": dst.family,
+            **dict(way.process_tags),
             **({"dst_domain": name} if name else {}),
         }
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from collector.canary import Refuted
 from collector.dataset import Dataset, Setup
 from collector.datasets import httpflow
+from collector.enrich.processes import Processes
 from collector.http_canary import prove
 from collector.http_exchanges import Seen
 from collector.http_flows import HttpFlows
@@ -30,7 +31,8 @@ class HttpflowRunning:
     def __init__(self, setup: Setup) -> None:
         """Raises UnknownField, Missing or Unsupported before anything is attached, else Refuted."""
         self._setup = setup
-        self._flows = HttpFlows(setup.options)
+        self._processes = Processes()
+        self._flows = HttpFlows(setup.options, self._process)
         self._lock = threading.Lock()
         # While it is being proved; then what is seen goes to the flows at once.
         self._held: list[Seen] | None = []
@@ -82,6 +84,9 @@ class HttpflowRunning:
                 self._flows.add(seen)
             else:
                 self._held.append(seen)
+
+    def _process(self, pid: int, comm: str) -> tuple[str, Mapping[str, str]]:
+        return self._processes.tagged(pid, comm, self._setup.options.containers)
 
     def _flushed(self) -> list[Seen]:
         self._dataset.flush()

@@ -11,7 +11,7 @@ from collector.dataset import Dataset, Setup
 from collector.datasets import netflow
 from collector.enrich.processes import Processes
 from collector.enrich.translations import Target, Translations
-from collector.flows import NOT_KNOWN, FlowDelta, aggregate
+from collector.flows import FlowDelta, aggregate
 from collector.record import Record
 from kcompat.fields import find
 from kcompat.hook_status import HookStatus
@@ -78,10 +78,7 @@ class NetflowRunning:
                                        any_port=transport == "tcp" and local_port == netflow.MERGED_PORT)
 
     def _process(self, pid: int, comm: str) -> tuple[str, Mapping[str, str]]:
-        found = self._processes.find(pid, comm)
-        if not self._setup.options.containers:
-            return found.name, {}
-        return found.name, {"container_id": found.container or NOT_KNOWN, "cgroup": found.cgroup or NOT_KNOWN}
+        return self._processes.tagged(pid, comm, self._setup.options.containers)
 
     def _proved(self) -> list[FlowDelta]:
         """What others did meanwhile: once more if need be, for a full map or a slow machine."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from collector.flows import NOT_KNOWN
 
 _BOUND = 8192
 # The first pid namespace's number (include/linux/proc_ns.h): only from there /proc has the pids that programs tell.
@@ -47,6 +50,13 @@ class Processes:
                 self._known.popitem(last=False)
         self._known.move_to_end(key)
         return known
+
+    def tagged(self, pid: int, comm: str, containers: bool) -> tuple[str, Mapping[str, str]]:
+        """The process's name, and the tags that say which container it is in, if these are wanted."""
+        found = self.find(pid, comm)
+        if not containers:
+            return found.name, {}
+        return found.name, {"container_id": found.container or NOT_KNOWN, "cgroup": found.cgroup or NOT_KNOWN}
 
     def _ask(self, pid: int, comm: str) -> Process:
         """From /proc, if the process there has, or has a thread of, the name that the socket's user had.

@@ -97,6 +97,17 @@ def test_points_past_the_limit_are_lost_and_counted():
     assert len(records) == 5 and flows.left_out == {"overflow": 15}
 
 
+def test_whoever_knows_the_process_has_the_last_word():
+    flows = HttpFlows(Options("box", exclude=Exclusions.parse(["process=hidden"])),
+                      lambda pid, comm: (f"{comm}-{pid}" if pid == 42 else "hidden", {"container_id": "c"}))
+    flows.add(seen())
+    flows.add(seen(SERVER))
+    (record,) = flows.take(5, lambda netns, address: None)
+
+    assert (record.tags["process_name"], record.tags["container_id"]) == ("curl-42", "c")
+    assert flows.left_out == {"excluded": 1}
+
+
 def test_every_interval_begins_with_nothing():
     _, flows = taken(seen())
     assert flows.take(6, lambda netns, address: None) == []
