@@ -284,8 +284,9 @@ static __always_inline void on_chunk(void *ctx, struct chunk *chunk, int may_mis
 			conn->written_until = ~0ULL;
 		}
 	}
-	if (conn->is_http2 || like == PREFACE)
+	if (conn->is_http2)
 		like = NOTHING;
+	ALONE(like);
 	is_asked = (conn->role == CLIENT) == !!chunk->written;
 	if ((like == REQUEST && !is_asked) || (like == RESPONSE && is_asked))
 		like = NOTHING;
