@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -56,6 +56,16 @@ def to_line_protocol(record: Record) -> str:
     tags = [f",{name}={text}" for key, value in sorted(record.tags.items())
             if (name := _name(key)) and (text := _name(value))]
     return f"{_measurement(record.measurement)}{''.join(tags)} {','.join(fields)} {record.time}"
+
+
+def to_lines(records: Sequence[Record]) -> str:
+    """Records as lines, without a newline at the end of the last."""
+    return "\n".join(map(to_line_protocol, records))
+
+
+def fits(value: FieldValue) -> bool:
+    """Whether other systems have a number for it: finite, and of 64 bits."""
+    return value in _INT64 if isinstance(value, int) else _is_finite(value)
 
 
 def _field(value: FieldValue) -> str | None:

@@ -27,3 +27,10 @@ def mounted(tmp_path):
     yield mount
     for point in reversed(points):
         subprocess.run(["umount", "-l", str(point)], check=True, timeout=20)
+
+
+@pytest.fixture(autouse=True)
+def spool_home(tmp_path, monkeypatch):
+    """What waits for a server waits with the test, also where a command is run."""
+    monkeypatch.setenv("KCOMPAT_SPOOL", str(tmp_path / "spool"))
+    return tmp_path / "spool"

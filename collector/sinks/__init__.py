@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from collector.record import to_json, to_line_protocol
 from collector.sinks.fanout import Fanout
-from collector.sinks.lines import open_lines
 from collector.sinks.sink import Sink
+from collector.sinks.spec import kind_of, network_values, path_values, shown
 from kcompat.errors import KcompatError
 
-__all__ = ["SINKS", "SINK_HELP", "Fanout", "Sink", "open_sink", "open_sinks"]
+if TYPE_CHECKING:
+    from collector.sinks.lines import LineSink
 
-SINK_HELP = "table | jsonl[:PATH] | lineproto[:PATH] | http://URL | https://URL (PATH - or none: standard output)"
+__all__ = ["SINKS", "SINK_HELP", "Fanout", "Kind", "Sink", "check_sink", "open_sink", "open_sinks"]
+
+# A sink as a user names it: text, or a table of the configuration.
+Spec = str | Mapping[str, Any]
 
 
-def open_sink(spec: str) -> Sink:
+class Kind(NamedTuple):
+    """A row of the table: how it is written, and what makes its options of that, and the sink of those."""
+
+    help: str
+    options: Callable[[Spec], Any]
+    open: Callable[[Spec, Any], Sink]
+
+
+def check_sink(spec: Spec) -> None:
+    """KcompatError if there is no such kind, or one of its keys is wrong; nothing is opened."""
+    _kind(spec).options(spec)
+
+
+def open_sink(spec: Spec) -> Sink:
     """The sink a user spelled, open; KcompatError if there is no such kind or it cannot be opened."""
-    kind = spec.partition(":")[0]
-    if kind not in SINKS:
-        raise KcompatError(f"sink {spec!r}: expected {SINK_HELP}")
-    return SINKS[kind](spec)
+    kind = _kind(spec)
+    return kind.open(spec, kind.options(spec))
 
 
-def open_sinks(specs: Iterable[str]) -> Fanout:
+def open_sinks(specs: Iterable[Spec]) -> Fanout:
     """All of them as one sink; if one cannot be opened, none stays open."""
     opened: list[Sink] = []
     try:
@@ -36,38 +53,86 @@ def open_sinks(specs: Iterable[str]) -> Fanout:
     return Fanout(opened)
 
 
-def _path(spec: str) -> str:
-    _, colon, path = spec.partition(":")
-    if colon and not path:
-        raise KcompatError(f"sink {spec!r}: no path after the colon")
-    return path or "-"
+def _kind(spec: Spec) -> Kind:
+    if (name := kind_of(spec)) not in SINKS:
+        raise KcompatError(f"sink {shown(spec)!r}: expected {SINK_HELP}")
+    return SINKS[name]
 
 
-def _open_jsonl(spec: str) -> Sink:
-    return open_lines(spec, _path(spec), to_json)
+# pydantic, rich and httpx are imported by the sinks that need them: each takes longer than a warm start of the rest.
+def _options(name: str, scheme: str) -> Callable[[Spec], Any]:
+    """For a sink that sends: the class of its options, and how its server is spoken to."""
+    def made(spec: Spec) -> Any:
+        from collector.sinks import options
+        from collector.sinks.spec import built
+        return built(getattr(options, name), network_values(spec, scheme), spec)
+    return made
 
 
-def _open_lineproto(spec: str) -> Sink:
-    return open_lines(spec, _path(spec), to_line_protocol)
+def _url_options(spec: Spec) -> Any:
+    """A URL stands as it is, its query too: that is the server's."""
+    from collector.sinks import options
+    from collector.sinks.spec import built
+    return built(options.Http, {"url": spec} if isinstance(spec, str) else network_values(spec, ""), spec)
 
 
-# rich and httpx are imported by the sinks that need them: together they take longer than a warm start of all the rest.
-def _open_table(spec: str) -> Sink:
+def _line_options(spec: Spec) -> Any:
+    values = path_values(spec)
+    if values.keys() <= {"path"}:
+        return values.get("path", "-")
+    from collector.sinks import options
+    from collector.sinks.spec import built
+    return built(options.Lines, values, spec)
+
+
+def _no_options(spec: Spec) -> None:
+    if (spec if isinstance(spec, str) else " ".join(spec)) not in ("table", "kind"):
+        raise KcompatError(f"sink {shown(spec)!r}: a table goes to standard output and takes no path")
+
+
+def _open_network(spec: Spec, options: Any) -> Sink:
+    from collector.sinks.network import opened
+    return opened(kind_of(spec), options)
+
+
+def _open_jsonl(spec: Spec, options: Any) -> Sink:
+    return _lines(spec, options, to_json)
+
+
+def _open_lineproto(spec: Spec, options: Any) -> Sink:
+    return _lines(spec, options, to_line_protocol)
+
+
+def _lines(spec: Spec, options: Any, encode: Callable[[Any], str]) -> LineSink:
+    from collector.sinks.lines import open_lines
+    if isinstance(options, str):
+        return open_lines(f"{kind_of(spec)}:{options}" if isinstance(spec, Mapping) else spec, options, encode)
+    from collector.sinks.lines import open_rotating
+    name = f"{kind_of(spec)}:{options.path}"
+    if options.path == "-" or not (options.max_bytes or options.max_age_s):
+        return open_lines(name, options.path, encode)
+    return open_rotating(name, Path(options.path), encode, options.max_bytes, options.max_age_s, options.keep)
+
+
+def _open_table(spec: Spec, options: Any) -> Sink:
     from collector.sinks.table import TableSink
-    if spec != "table":
-        raise KcompatError(f"sink {spec!r}: a table goes to standard output and takes no path")
-    return TableSink(spec)
+    return TableSink("table")
 
 
-def _open_http(spec: str) -> Sink:
-    from collector.sinks.http import open_http
-    return open_http(spec)
-
-
-SINKS: dict[str, Callable[[str], Sink]] = {
-    "table": _open_table,
-    "jsonl": _open_jsonl,
-    "lineproto": _open_lineproto,
-    "http": _open_http,
-    "https": _open_http,
+# A new sink is a row here, and one in `network` if it sends.
+SINKS: dict[str, Kind] = {
+    "table": Kind("table", _no_options, _open_table),
+    "jsonl": Kind("jsonl[:PATH]", _line_options, _open_jsonl),
+    "lineproto": Kind("lineproto[:PATH]", _line_options, _open_lineproto),
+    "http": Kind("http://URL", _url_options, _open_network),
+    "https": Kind("https://URL", _url_options, _open_network),
+    "datakit": Kind("datakit://HOST:PORT", _options("Http", "http"), _open_network),
+    "influxdb": Kind("influxdb://HOST:PORT", _options("Influx", "http"), _open_network),
+    "influxdb2": Kind("influxdb2://HOST:PORT?org=ORG", _options("Influx2", "http"), _open_network),
+    "victoriametrics": Kind("victoriametrics://HOST:PORT", _options("Influx", "http"), _open_network),
+    "nats": Kind("nats://HOST:PORT", _options("Nats", "nats"), _open_network),
+    "kafka": Kind("kafka://HOST:PORT", _options("Kafka", "kafka"), _open_network),
+    "otlp": Kind("otlp://HOST:PORT", _options("Otlp", "http"), _open_network),
 }
+
+SINK_HELP = f"{' | '.join(kind.help for kind in SINKS.values())} (PATH - or none: standard output)"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from collector.record import Record
+from collector.sinks.delivery import Delivery
 from collector.sinks.queued import Queued
 from collector.sinks.sink import CLOSE_DEADLINE_S, Sink
 
@@ -24,7 +25,7 @@ class Fanout:
 
     def __init__(self, sinks: Iterable[Sink]) -> None:
         given = list(sinks)
-        self.sinks: list[Sink] = [sink if len(given) == 1 or isinstance(sink, Queued) else Queued(sink)
+        self.sinks: list[Sink] = [sink if len(given) == 1 or isinstance(sink, Queued | Delivery) else Queued(sink)
                                   for sink in given]
         self._live = list(self.sinks)
 
@@ -50,6 +51,12 @@ class Fanout:
         end = time.monotonic() + deadline_s
         for sink in self._live:
             sink.flush(max(0.0, end - time.monotonic()))
+
+    def report(self, what: str) -> None:
+        """To servers that have an ear for it: the collector cannot start."""
+        for sink in self.sinks:
+            if isinstance(sink, Delivery):
+                sink.report(what)
 
     def close(self, deadline_s: float = CLOSE_DEADLINE_S) -> None:
         """One deadline for all: they drain at the same time."""

@@ -1,19 +1,22 @@
-"""Line protocol by HTTP POST, to DataKit or anything that speaks InfluxDB's write API."""
+"""Line protocol by HTTP POST: DataKit, InfluxDB 1 and 2, VictoriaMetrics, or whatever takes it at a URL."""
 
 from __future__ import annotations
 
 import gzip
+import json
 import logging
-import random
-import threading
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from urllib.parse import urlencode
 
 import httpx
 
-from collector.record import Record, to_line_protocol
-from collector.sinks.queued import Queued
-from collector.sinks.sink import CLOSE_DEADLINE_S
+from collector.record import Record, to_lines
+from collector.sinks.chunk import Chunk, Refused, Retry
+from collector.sinks.options import Http, Influx, Influx2
+from collector.sinks.spec import bare
 from kcompat.errors import KcompatError
 
 logger = logging.getLogger(__name__)
@@ -21,97 +24,173 @@ logger = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
 MAX_POINTS = 512
-_HEADERS = {"Content-Type": "text/plain; charset=utf-8", "Content-Encoding": "gzip"}
+_LINES = {"Content-Type": "text/plain; charset=utf-8"}
 _SHOWN_OF_ANSWER = 300
+_READ_OF_ANSWER = 1 << 16
+# Answers of a server that is busy, not of one that dislikes what it was sent.
+_LATER = frozenset((408, 425, 429))
+_REPORT_TIMEOUT_S = 3.0
+_LOGGED = ("bash",)
 
 
-class HttpSink:
-    """Posts at most 512 points a request, in order, and blocks while it retries: put it behind a `Queued`.
+class Poster:
+    """Posts bodies to one server."""
 
-    A server error, a timeout or no connection is tried again after a back-off with jitter; any other refusal is
-    final, for the same points would be refused again. `give_up` ends every wait.
-    """
+    def __init__(self, options: Http, headers: Mapping[str, str], auth: tuple[str, str] | None = None) -> None:
+        self._url = _url(options.url)
+        self._timeout_s = options.timeout_s
+        self._client = httpx.Client(timeout=options.timeout_s, headers=headers, auth=auth, verify=_trusted(options))
 
-    def __init__(self, url: str, give_up: threading.Event, *, timeout_s: float = 10.0, tries: int = 8,
-                 backoff_s: float = 0.5, longest_backoff_s: float = 30.0) -> None:
-        self.name = _without_secrets(httpx.URL(url))
-        self.written = 0
-        self.dropped = 0
-        self._url = url
-        self._give_up = give_up
-        self._tries = tries
-        self._backoff_s = backoff_s
-        self._longest_backoff_s = longest_backoff_s
-        self._client = httpx.Client(timeout=timeout_s, headers=_HEADERS)
-        self._trouble = ""
+    def post(self, target: str, body: bytes, **headers: str) -> bytes:
+        """To a path below the server's URL, or to that as it is: the answer. Retry or Refused when it takes it not."""
+        url = self._url.copy_with(raw_path=(self._url.path.rstrip("/") + target).encode()) if target else self._url
+        deadline = time.monotonic() + 2 * self._timeout_s
+        try:
+            with self._client.stream("POST", url, content=body, headers=headers) as answer:
+                said = _read(answer, deadline)
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise Retry(f"{type(error).__name__}: {error}") from None
+        if answer.is_success:
+            return said
+        text = " ".join(said.decode(errors="replace").split())[:_SHOWN_OF_ANSWER]
+        told = f"{answer.status_code} {answer.reason_phrase}: {text}"
+        if answer.is_server_error or answer.status_code in _LATER:
+            asked = answer.headers.get("Retry-After", "")
+            raise Retry(told, float(asked) if asked.isascii() and asked.isdigit() else 0.0)
+        raise Refused(told)
 
-    def write(self, records: Sequence[Record]) -> None:
-        cuts = [*range(0, len(records), MAX_POINTS), len(records)]
-        for start, end in pairwise(cuts):
-            points = records[start:end]
-            if self._send("\n".join(map(to_line_protocol, points)).encode()):
-                self.written += len(points)
-            else:
-                self.dropped += len(points)
-
-    def flush(self, deadline_s: float = CLOSE_DEADLINE_S) -> None:
-        """Nothing is held between writes."""
-
-    def close(self, deadline_s: float = CLOSE_DEADLINE_S) -> None:
+    def close(self) -> None:
         self._client.close()
 
-    def _send(self, lines: bytes) -> bool:
-        body = gzip.compress(lines, compresslevel=1)
-        for pause_s in self._pauses():
-            if self._give_up.wait(pause_s):
-                return False
-            try:
-                answer = self._client.post(self._url, content=body)
-            except httpx.TransportError as error:
-                self._tell(f"{type(error).__name__}: {error}", "will be tried again")
-                continue
-            if answer.is_success:
-                self._tell("", "")
-                return True
-            told = f"{answer.status_code} {answer.reason_phrase}: {_one_line(answer.text)}"
-            if not answer.is_server_error:
-                self._tell(told, "the points are dropped")
-                return False
-            self._tell(told, "will be tried again")
-        return False
 
-    def _pauses(self) -> Iterator[float]:
-        """Before each try: none, then doubling. Jitter, so that a fleet does not come back in one wave."""
-        yield 0.0
-        for doublings in range(self._tries - 1):
-            longest = min(self._backoff_s * 2 ** doublings, self._longest_backoff_s)
-            yield random.uniform(longest / 2, longest)
+class LineProtocol:
+    """Line protocol, gzipped, at most 512 points a request; `target` is the path of a measurement."""
 
-    def _tell(self, trouble: str, consequence: str) -> None:
-        """One line when the trouble starts or changes and one when it ends, not one a request."""
-        if trouble and trouble != self._trouble:
-            logger.warning("%s: %s (%s)", self.name, trouble, consequence)
-        elif self._trouble and not trouble:
-            logger.info("%s: accepts points again", self.name)
-        self._trouble = trouble
+    def __init__(self, options: Http, target: Callable[[str], str], headers: Mapping[str, str] | None = None,
+                 auth: tuple[str, str] | None = None, report_to: str | None = None) -> None:
+        self.name = bare(options.url)
+        self._target, self._report_to = target, report_to
+        self._headers = {**_LINES, **(headers or {})}
+        self._poster = Poster(options, self._headers, auth)
+
+    def encode(self, records: Sequence[Record]) -> Iterator[Chunk]:
+        for route, points in routed(records, self._target):
+            yield Chunk(route, len(points), to_lines(points).encode())
+
+    def pack(self, chunk: Chunk) -> Chunk:
+        return replace(chunk, payload=gzip.compress(chunk.payload, compresslevel=1))
+
+    def send(self, chunk: Chunk) -> None:
+        self._poster.post(chunk.route, chunk.payload, **{"Content-Encoding": "gzip"})
+
+    def report(self, what: str) -> None:
+        if self._report_to is None:
+            return
+        body = json.dumps({"input": "ebpf", "err_content": what}).encode()
+        try:
+            self._poster.post(self._report_to, body, **{"Content-Type": "application/json"})
+        except (Retry, Refused) as error:
+            logger.debug("%s: %s", self.name, error)
+
+    def close(self) -> None:
+        self._poster.close()
 
 
-def open_http(spec: str) -> Queued:
-    """A queued sink for a URL."""
+def routed(records: Sequence[Record], route: Callable[[str], str]) -> Iterator[tuple[str, Sequence[Record]]]:
+    """Runs of records that go to one place, in order, at most 512 each."""
+    begin = 0
+    while begin < len(records):
+        target = route(records[begin].measurement)
+        end = begin + 1
+        while end < min(begin + MAX_POINTS, len(records)) and (
+                records[end].measurement == records[begin].measurement or route(records[end].measurement) == target):
+            end += 1
+        yield target, records[begin:end]
+        begin = end
+
+
+def plain(options: Http) -> LineProtocol:
+    """At the URL as it is, which may hold a user, a password, or a token in its query."""
+    return LineProtocol(options, lambda measurement: "", *authorised(options, "Token"))
+
+
+def datakit(options: Http) -> LineProtocol:
+    """DataKit keeps flows and what people type apart; a token is only for a DataWay."""
+    token = f"&{urlencode({'token': options.token})}" if options.token else ""
+
+    def target(measurement: str) -> str:
+        category, source = ("logging", "ebpf-bash") if measurement in _LOGGED else ("network", "ebpf-net")
+        return f"/v1/write/{category}?input={source}"
+
+    return _DataKit(options, target, token)
+
+
+class _DataKit(LineProtocol):
+    """The token is added when a request is made: routes are written to disk."""
+
+    def __init__(self, options: Http, target: Callable[[str], str], token: str) -> None:
+        super().__init__(options, target, report_to="/v1/lasterror")
+        self._token = token
+
+    def send(self, chunk: Chunk) -> None:
+        super().send(replace(chunk, route=chunk.route + self._token))
+
+
+def influxdb(options: Influx) -> LineProtocol:
+    return _influx(options, "Token")
+
+
+def victoriametrics(options: Influx) -> LineProtocol:
+    """It takes InfluxDB's write API; a token is one for vmauth."""
+    return _influx(options, "Bearer")
+
+
+def _influx(options: Influx, scheme: str) -> LineProtocol:
+    policy = {"rp": options.retention_policy} if options.retention_policy else {}
+    target = "/write?" + urlencode({"db": options.database, **policy, "precision": "ns"})
+    return LineProtocol(options, lambda measurement: target, *authorised(options, scheme))
+
+
+def influxdb2(options: Influx2) -> LineProtocol:
+    target = "/api/v2/write?" + urlencode({"org": options.org, "bucket": options.bucket, "precision": "ns"})
+    return LineProtocol(options, lambda measurement: target, *authorised(options, "Token"))
+
+
+def authorised(options: Http, scheme: str) -> tuple[dict[str, str], tuple[str, str] | None]:
+    """Headers and a user with a password."""
+    token = options.token
+    return ({"Authorization": f"{scheme} {token}"} if token else {},
+            (options.username, options.password or "") if options.username is not None else None)
+
+
+def _url(text: str) -> httpx.URL:
     try:
-        url = httpx.URL(spec)
+        url = httpx.URL(text)
     except httpx.InvalidURL as error:
-        raise KcompatError(f"sink {spec!r}: {error}") from None
+        raise KcompatError(f"sink {bare(text)!r}: {error}") from None
+    if url.scheme not in ("http", "https"):
+        raise KcompatError(f"sink {bare(text)!r}: expected http:// or https://")
     if not url.host:
-        raise KcompatError(f"sink {spec!r}: the URL names no host")
-    give_up = threading.Event()
-    return Queued(HttpSink(spec, give_up), give_up)
+        raise KcompatError(f"sink {bare(text)!r}: the URL names no host")
+    return url
 
 
-def _without_secrets(url: httpx.URL) -> str:
-    """For logs: without user, password and query, where DataKit's token stands."""
-    return str(url.copy_with(username=None, password=None, query=None, fragment=None))
+def _trusted(options: Http) -> ssl.SSLContext | bool:
+    if options.ca_file is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=str(options.ca_file))
+    except OSError as error:
+        raise KcompatError(f"ca_file: {options.ca_file}: {error}") from None
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:_SHOWN_OF_ANSWER]
+def _read(answer: httpx.Response, deadline: float) -> bytes:
+    """What a server says, unless it takes for ever to say it: each byte in time is not an answer in time."""
+    parts: list[bytes] = []
+    for part in answer.iter_bytes():
+        parts.append(part)
+        if sum(map(len, parts)) > _READ_OF_ANSWER:
+            break
+        if time.monotonic() > deadline:
+            raise Retry("the answer does not come to an end")
+    return b"".join(parts)

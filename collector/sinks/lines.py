@@ -91,6 +91,17 @@ def open_lines(spec: str, path: str, encode: Callable[[Record], str]) -> LineSin
         raise KcompatError(f"{path}: cannot be opened for writing: {error.strerror}") from None
 
 
+def open_rotating(name: str, path: Path, encode: Callable[[Record], str], max_bytes: int, max_age_s: float,
+                  keep: int) -> LineSink:
+    """Append to `path`, which is moved aside when it is too large or too old; `keep` old files are kept."""
+    from collector.sinks.rotating import RotatingStream
+    try:
+        torn = _ends_torn(path)
+        return LineSink(name, RotatingStream(path, max_bytes, max_age_s, keep), encode, torn=torn)
+    except OSError as error:
+        raise KcompatError(f"{path}: cannot be opened for writing: {error.strerror}") from None
+
+
 def _write_all(stream: ByteStream, data: bytes) -> tuple[int, OSError | None]:
     """Bytes written, and what stopped it."""
     done = 0

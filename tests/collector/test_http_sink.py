@@ -1,143 +1,111 @@
-"""The HTTP sink against real servers on 127.0.0.1 that take, refuse, fail, stall and hang up."""
+"""The HTTP sinks against real servers on 127.0.0.1 that take, refuse, fail, stall, dribble and hang up."""
 
-import gzip
+import json
 import socket
-import threading
+import subprocess
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from line_protocol_parser import parse_line
+from hypothesis import given
+from hypothesis import strategies as st
 
-from collector.record import Record
-from collector.sinks import open_sink
-from collector.sinks.http import HttpSink
-from collector.sinks.queued import Queued
-
-
-def points(count):
-    return [Record("netflow", {"host": "box"}, {"n": number}, number) for number in range(count)]
+from collector.sinks import check_sink, open_sink, open_sinks
+from kcompat.errors import KcompatError
+from tests.collector.line_server import DEADLINE_S, points, serving, wait_until
 
 
-class Server(ThreadingHTTPServer):
-    """Answers with `answers` in turn (a status, "hang up" or "stall"), then 200; keeps what it accepted."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers, self.requests, self.accepted = [], [], []
-        self.released = threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_port}/v1/write/network?input=ebpf-net&token=tkn_secret"
-
-    def handle_error(self, request, client_address):
-        """A client that gave up is what some tests are about."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        body = gzip.decompress(self.rfile.read(int(self.headers["Content-Length"])))
-        lines = [parse_line(line)["fields"]["n"] for line in body.decode().split("\n")]
-        self.server.requests.append((self.path, dict(self.headers), lines))
-        answer = self.server.answers.pop(0) if self.server.answers else 200
-        if answer == "stall":
-            self.server.released.wait(10)
-            answer = 200
-        if answer == "hang up":
-            self.connection.shutdown(socket.SHUT_RDWR)
-            self.close_connection = True
-            return
-        if answer < 300:
-            self.server.accepted += lines
-        self.send_response(answer)
-        text = b"" if answer == 204 else b'{"error_code": "datakit.badPoint",\n "message": "no such thing"}'
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
-@pytest.fixture
-def server():
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.released.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def sink(url, **options):
-    give_up = threading.Event()
-    quick = {"backoff_s": 0.01, "longest_backoff_s": 0.02, "timeout_s": 5.0, **options}
-    return Queued(HttpSink(url, give_up, **quick), give_up)
+def quick(server, kind="datakit", **options):
+    return open_sink({"kind": kind, "url": f"http://{server.address}", "backoff_s": 0.01, "longest_backoff_s": 0.02,
+                      **options})
 
 
 def test_points_arrive_in_order_in_gzipped_batches_of_512(server):
-    queued = open_sink(server.url)
-    queued.write(points(1025))
-    queued.close()
+    sink = open_sink(server.url)
+    sink.write(points(1025))
+    sink.flush(DEADLINE_S)
+    sink.close()
 
     assert [len(lines) for _, _, lines in server.requests] == [512, 512, 1]
     assert server.accepted == list(range(1025))
     path, headers, _ = server.requests[0]
     assert path == "/v1/write/network?input=ebpf-net&token=tkn_secret"
     assert headers["Content-Encoding"] == "gzip"
-    assert (queued.written, queued.dropped) == (1025, 0)
+    assert (sink.written, sink.dropped, sink.waiting) == (1025, 0, 0)
 
 
-def test_the_token_is_not_in_the_name(server):
-    queued = sink(server.url.replace("//", "//user:password@"))
-    queued.close()
+def test_datakit_keeps_flows_and_command_lines_apart_and_in_order(server):
+    sink = open_sink(f"datakit://{server.address}")
+    sink.write([*points(3), *points(2, 3, "dnsflow"), *points(2, 5, "bash"), *points(600, 7, "httpflow")])
+    sink.flush(DEADLINE_S)
+    sink.close()
 
-    assert queued.name == f"http://127.0.0.1:{server.server_port}/v1/write/network"
+    assert [(path, len(lines)) for path, _, lines in server.requests] == [
+        ("/v1/write/network?input=ebpf-net", 5), ("/v1/write/logging?input=ebpf-bash", 2),
+        ("/v1/write/network?input=ebpf-net", 512), ("/v1/write/network?input=ebpf-net", 88)]
+    assert server.accepted == list(range(607))
 
 
-@pytest.mark.parametrize("answer", [500, 503, "hang up"])
+def test_datakit_is_told_that_the_collector_cannot_start(server):
+    sinks = open_sinks([f"datakit://{server.address}", "table"])
+    sinks.report("this kernel cannot do it")
+    sinks.close()
+
+    (report,) = map(json.loads, server.reports)
+    assert report == {"input": "ebpf", "err_content": "this kernel cannot do it"}
+
+
+def test_a_token_comes_from_a_file_or_the_environment_and_is_neither_in_names_nor_on_disk(
+        server, tmp_path, monkeypatch, spool_home):
+    (tmp_path / "token").write_text("tkn_secret\n")
+    monkeypatch.setenv("A_TOKEN", "other_secret")
+    server.always = 500
+    sinks = [quick(server, token_file=str(tmp_path / "token")),
+             quick(server, "influxdb2", org="o", token_env="A_TOKEN")]
+    for sink in sinks:
+        sink.write(points(1))
+    wait_until(lambda: len(server.requests) > 2)
+    for sink in sinks:
+        sink.close(0)
+
+    by_path = {path.partition("?")[0]: (path, headers) for path, headers, _ in server.requests}
+    assert by_path["/v1/write/network"][0].endswith("&token=tkn_secret")
+    assert by_path["/api/v2/write"][1]["Authorization"] == "Token other_secret"
+    assert not [sink.name for sink in sinks if "secret" in sink.name]
+    kept = [path for path in spool_home.rglob("*") if path.is_file()]
+    assert kept and not [path for path in kept if b"secret" in path.read_bytes()]
+
+
+def test_a_url_keeps_its_token_out_of_the_name(server):
+    sink = open_sink(server.url.replace("//", "//user:password@"))
+    sink.close()
+
+    assert sink.name == f"http://{server.address}/v1/write/network"
+
+
+@pytest.mark.parametrize("answer", [500, 503, 429, "hang up"])
 def test_a_server_error_is_tried_again(server, answer, caplog):
-    server.answers = [answer, answer]
-    queued = sink(server.url)
-    queued.write(points(600))
-    queued.close()
+    server.answers = [answer] * 20
+    sink = quick(server)
+    sink.write(points(600))
+    sink.flush(DEADLINE_S)
+    sink.close()
 
-    assert len(server.requests) == 4
+    assert len(server.requests) == 22
     assert server.accepted == list(range(600))
-    assert (queued.written, queued.dropped) == (600, 0)
+    assert (sink.written, sink.dropped) == (600, 0)
     assert len([record for record in caplog.records if "will be tried again" in record.message]) == 1
-
-
-def test_it_is_not_tried_for_ever(server):
-    server.answers = [500] * 3
-    queued = sink(server.url, tries=3)
-    queued.write(points(600))
-    queued.close()
-
-    assert [len(lines) for _, _, lines in server.requests] == [512, 512, 512, 88]
-    assert (queued.written, queued.dropped) == (88, 512)
 
 
 def test_a_refusal_is_dropped_and_the_servers_answer_is_logged_once(server, caplog):
     caplog.set_level("INFO")
     server.answers = [400, 400]
-    queued = sink(server.url)
-    queued.write(points(1536))
-    queued.close()
+    sink = open_sink(server.url)
+    sink.write(points(1536))
+    sink.flush(DEADLINE_S)
+    sink.close()
 
     assert server.accepted == list(range(1024, 1536))
-    assert (queued.written, queued.dropped) == (512, 1024)
+    assert (sink.written, sink.dropped) == (512, 1024)
     (told,) = [record.message for record in caplog.records if "400 Bad Request" in record.message]
     assert told.endswith('400 Bad Request: {"error_code": "datakit.badPoint", "message": "no such thing"} '
                          '(the points are dropped)')
@@ -146,60 +114,88 @@ def test_a_refusal_is_dropped_and_the_servers_answer_is_logged_once(server, capl
 
 def test_204_is_success(server):
     server.answers = [204]
-    queued = sink(server.url)
-    queued.write(points(1))
-    queued.close()
+    sink = open_sink(server.url)
+    sink.write(points(1))
+    sink.flush(DEADLINE_S)
+    sink.close()
 
-    assert queued.written == 1
+    assert sink.written == 1
 
 
-def test_a_stalled_server_does_not_block_writes_and_the_timeout_leads_to_a_retry(server):
-    server.answers = ["stall"]
-    queued = sink(server.url, timeout_s=1.0)
-    start = time.monotonic()
-    for _ in range(10):
-        queued.write(points(10))
-    assert time.monotonic() - start < 0.5
-    queued.close()
+@pytest.mark.parametrize("answer", ["stall", "dribble"])
+def test_a_server_that_never_finishes_its_answer_is_asked_again(server, answer):
+    server.answers = [answer]
+    sink = quick(server, timeout_s=0.5)
+    for first in range(0, 100, 10):
+        sink.write(points(10, first))
+    sink.flush(DEADLINE_S)
 
-    assert queued.written == 100
+    assert server.accepted == list(range(100))
     assert len(server.requests) == 11
+    sink.close()
 
 
-def test_the_queue_is_bounded_while_the_server_stalls(server):
-    server.answers = ["stall"]
-    give_up = threading.Event()
-    queued = Queued(HttpSink(server.url, give_up), give_up, capacity=30)
-    queued.write(points(1))
-    while not server.requests:
-        time.sleep(0.01)
-    for _ in range(10):
-        queued.write(points(10))
-    assert queued.dropped == 70
+def test_a_server_nobody_trusts_gets_nothing_until_it_is_trusted(no_proxy, tmp_path, caplog):
+    certificate = tmp_path / "server.pem"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test",
+                    "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", certificate, "-out", tmp_path / "cert.pem"],
+                   check=True, capture_output=True, timeout=DEADLINE_S)
+    certificate.write_text(certificate.read_text() + (tmp_path / "cert.pem").read_text())
+    with serving(certificate=certificate) as server:
+        distrusting = open_sink(f"datakit+https://{server.address}?backoff_s=0.01")
+        distrusting.write(points(700))
+        wait_until(lambda: "CERTIFICATE_VERIFY_FAILED" in caplog.text)
+        distrusting.close(0.1)
+        assert (server.requests, distrusting.dropped, distrusting.waiting) == ([], 0, 0)
+        trusting = open_sink(f"datakit+https://{server.address}?ca_file={tmp_path}/cert.pem")
+        trusting.flush(DEADLINE_S)
+        trusting.close()
 
-    server.released.set()
-    queued.close()
-    assert (queued.written, queued.dropped) == (31, 70)
+    assert server.accepted == list(range(700))
+    assert trusting.written == 700
 
 
-def test_close_keeps_its_deadline_with_nobody_listening():
+def test_close_keeps_its_deadline_with_nobody_listening(no_proxy):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        queued = sink(f"http://127.0.0.1:{unused.getsockname()[1]}/", backoff_s=30, longest_backoff_s=30)
-        queued.write(points(700))
+        spec = f"http://127.0.0.1:{unused.getsockname()[1]}/"
+        in_memory = open_sink({"kind": "http", "url": spec, "spool": "memory"})
+        on_disk = open_sink(spec)
+        for sink in (in_memory, on_disk):
+            sink.write(points(700))
         start = time.monotonic()
-        queued.close(0.3)
+        in_memory.close(0.3)
+        on_disk.close(DEADLINE_S)
 
-    assert time.monotonic() - start < 2
-    assert (queued.written, queued.dropped) == (0, 700)
+    assert time.monotonic() - start < DEADLINE_S
+    assert (in_memory.written, in_memory.dropped) == (0, 700)
+    assert (on_disk.written, on_disk.dropped) == (0, 0)
 
 
-def test_a_server_that_comes_back_gets_what_waited(server):
-    server.answers = [503] * 4
-    queued = sink(server.url)
-    queued.write(points(3))
-    queued.write(points(2))
-    queued.flush(10)
+@pytest.mark.parametrize(("spec", "message"), [
+    ("http://", "names no host"), ("http://[::1", "Invalid"), ("datakit://", "names no host"),
+    ("datakit://h?tokn=x", "no key tokn"), ("datakit://h?timeout_s=soon", "timeout_s"), ("influxdb2://h", "org"),
+    ("datakit+ftp://h", "expected http"), ("datakit://h?token_env=NO_SUCH_THING", "no NO_SUCH_THING"),
+    ("datakit://h?token_file=/nonexistent", "/nonexistent cannot be read"),
+    ("datakit://h?ca_file=/nonexistent", "/nonexistent"), ({"kind": "nats"}, "url"), ({"kind": "nits"}, "expected"),
+])
+def test_a_wrong_sink_is_named(spec, message):
+    with pytest.raises(KcompatError, match=message):
+        open_sink(spec)
 
-    assert server.accepted == [0, 1, 2, 0, 1]
-    queued.close()
+
+def test_what_is_wrong_with_a_sink_is_said_without_its_secrets():
+    with pytest.raises(KcompatError) as error:
+        check_sink("datakit://user:password@host?token=tkn_secret")
+
+    assert "password" not in str(error.value) and "secret" not in str(error.value)
+
+
+@given(st.text())
+def test_no_text_crashes_the_reading_of_a_sink(text):
+    for kind in ("datakit", "jsonl", "nats"):
+        for between in ("://", ":", "+", "?"):
+            try:
+                check_sink(f"{kind}{between}{text}")
+            except KcompatError as error:
+                assert str(error)

@@ -1,0 +1,220 @@
+"""A sink that sends to a server: what waits is spooled, what is not taken is tried again, nobody else waits for it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from collector.record import Record
+from collector.sinks.chunk import Chunk, Refused, Retry, Transport
+from collector.sinks.sink import CLOSE_DEADLINE_S
+from collector.sinks.spool import Spool
+
+logger = logging.getLogger(__name__)
+
+_INTAKE_BYTES = 128 << 20
+_GRACE_S = 0.5
+_TOLD_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Pauses between tries: doubling up to the longest. Jitter, so that a fleet does not come back in one wave."""
+
+    first_s: float = 0.5
+    longest_s: float = 30.0
+
+    def pause_s(self, failures: int) -> float:
+        longest = min(self.first_s * 2 ** min(failures - 1, 30), self.longest_s)
+        return random.uniform(longest / 2, longest)
+
+
+class Delivery:
+    """`write` encodes and returns. One thread packs and spools, another sends, oldest first, until it is taken.
+
+    Counters only grow: `written` points a server took, `dropped` were refused or did not fit the spool.
+    """
+
+    def __init__(self, transport: Transport, spool: Spool, backoff: Backoff = Backoff()) -> None:
+        self.name = transport.name
+        self.written = 0
+        self._transport, self._spool, self._backoff = transport, spool, backoff
+        self._refused = self._unfit = self._late = 0
+        self._trouble = ""
+        self._told_lost, self._told_at = 0, -_TOLD_EVERY_S
+        self._intake: deque[Chunk] = deque()
+        self._intake_bytes = self._intake_points = 0
+        self._closing = self._closed = False
+        self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self._threads = [self._begun("spool", self._keep), self._begun("send", self._deliver)]
+
+    @property
+    def dropped(self) -> int:
+        return self._refused + self._unfit + self._late + self._spool.lost
+
+    @property
+    def waiting(self) -> int:
+        """Points not yet taken by the server, on disk or in memory."""
+        return self._intake_points + self._spool.points
+
+    @property
+    def lag_s(self) -> float:
+        """For how long the oldest has been waiting; 0 when nothing does."""
+        oldest = self._spool.oldest_ns
+        return max(0.0, (time.time_ns() - oldest) / 1e9) if oldest is not None else 0.0
+
+    def write(self, records: Sequence[Record]) -> None:
+        try:
+            chunks = list(self._transport.encode(records))
+        except ValueError:
+            chunks = self._encodable(records)
+        with self._changed:
+            if self._closing:
+                self._late += sum(chunk.points for chunk in chunks)
+                return
+            for chunk in chunks:
+                self._intake.append(chunk)
+                self._intake_bytes += len(chunk.payload)
+                self._intake_points += chunk.points
+            while self._intake_bytes > _INTAKE_BYTES and len(self._intake) > 1:
+                self._late += self._left_intake(self._intake.popleft()).points
+            self._changed.notify_all()
+
+    def report(self, what: str) -> None:
+        """For the server to show: the collector cannot start."""
+        self._transport.report(what)
+
+    def flush(self, deadline_s: float = CLOSE_DEADLINE_S) -> None:
+        """Wait until the server has everything, or the deadline."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._intake_points and not self._spool.points, deadline_s)
+
+    def close(self, deadline_s: float = CLOSE_DEADLINE_S) -> None:
+        """Deliver what waits. What a server that is in trouble does not take stays on disk for the next start."""
+        if self._closed:
+            return
+        end = time.monotonic() + deadline_s
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        keeping, sending = self._threads
+        keeping.join(max(0.0, end - time.monotonic()))
+        with self._changed:
+            self._changed.wait_for(lambda: not self._spool.points or (self._trouble and self._spool.durable),
+                                   max(0.0, end - time.monotonic()))
+        self._stop.set()
+        with self._changed:
+            self._changed.notify_all()
+        for thread in (keeping, sending):
+            thread.join(_GRACE_S)
+        left = self._spool.close()
+        with self._changed:
+            self._late += self._intake_points
+            self._intake_points = 0
+            self._closed = True
+        if left:
+            logger.info("%s: %d points wait on disk for the next start", self.name, left)
+        if self.dropped:
+            logger.warning("%s: %d points delivered, %d dropped", self.name, self.written, self.dropped)
+
+    def _begun(self, what: str, work: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=work, name=f"{what} {self.name}", daemon=True)
+        thread.start()
+        return thread
+
+    def _encodable(self, records: Sequence[Record]) -> list[Chunk]:
+        """One by one, without those that have no spelling."""
+        good: list[Record] = []
+        for record in records:
+            try:
+                list(self._transport.encode([record]))
+            except ValueError as error:
+                self._unfit += 1
+                logger.warning("%s: dropped: %s", self.name, error)
+            else:
+                good.append(record)
+        return list(self._transport.encode(good)) if good else []
+
+    def _left_intake(self, chunk: Chunk) -> Chunk:
+        self._intake_bytes -= len(chunk.payload)
+        self._intake_points -= chunk.points
+        return chunk
+
+    def _keep(self) -> None:
+        """The thread that packs and spools."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._intake or self._closing)
+                if not self._intake:
+                    return
+                chunk = self._intake[0]
+            packed = self._transport.pack(chunk)
+            self._spool.append(packed)
+            with self._changed:
+                if self._intake and self._intake[0] is chunk:
+                    self._left_intake(self._intake.popleft())
+                last = not self._intake
+                self._changed.notify_all()
+            if last:
+                self._spool.sync()
+            self._tell_lost()
+
+    def _deliver(self) -> None:
+        """The thread that sends."""
+        failures = 0
+        while not self._stop.is_set():
+            chunk = self._spool.head()
+            if chunk is None:
+                with self._changed:
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._stop.is_set() or self._spool.points)
+                continue
+            try:
+                self._transport.send(chunk)
+            except Retry as error:
+                failures += 1
+                self._tell(str(error), "will be tried again")
+                self._stop.wait(max(self._backoff.pause_s(failures), min(error.after_s, self._backoff.longest_s)))
+                continue
+            except Refused as error:
+                self._tell(str(error), "the points are dropped")
+                refused = chunk.points if error.points is None else error.points
+                self._refused += refused
+                self.written += chunk.points - refused
+            except Exception as error:
+                # A bug, or a library's own surprise: must neither end the thread nor lose the points.
+                failures += 1
+                logger.debug("%s", self.name, exc_info=True)
+                self._tell(f"{type(error).__name__}: {error}", "will be tried again")
+                self._stop.wait(self._backoff.pause_s(failures))
+                continue
+            else:
+                self._tell("", "")
+                self.written += chunk.points
+            failures = 0
+            self._spool.done(chunk)
+            with self._changed:
+                self._changed.notify_all()
+        self._transport.close()
+
+    def _tell(self, trouble: str, consequence: str) -> None:
+        """One line when the trouble starts or changes and one when it ends, not one a request."""
+        if trouble and trouble != self._trouble:
+            logger.warning("%s: %s (%s)", self.name, trouble, consequence)
+        elif self._trouble and not trouble:
+            logger.info("%s: accepts points again", self.name)
+        with self._changed:
+            self._trouble = trouble
+            self._changed.notify_all()
+
+    def _tell_lost(self) -> None:
+        lost = self._spool.lost
+        if lost > self._told_lost and time.monotonic() - self._told_at >= _TOLD_EVERY_S:
+            logger.warning("%s: the spool is full: %d points lost so far, the oldest", self.name, lost)
+            self._told_lost, self._told_at = lost, time.monotonic()

@@ -1,0 +1,238 @@
+"""A queue of chunks on disk, bounded in bytes, that outlives kill -9 and power cuts: files of checksummed entries.
+
+`NUMBER.chunks` holds entries, oldest first; what is read next stands in `cursor`. An entry is one write(2). After a
+restart reading goes on at the cursor, so at most the chunk that was on its way is sent a second time. Half an entry at
+the end of a file was never whole; one whose checksum is wrong is left out and said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import struct
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from collector.sinks.chunk import Chunk
+
+logger = logging.getLogger(__name__)
+
+_MAGIC = b"kcs1"
+# Magic, CRC-32 of all that follows it, bytes of payload, points, time, key, bytes of route.
+_HEAD = struct.Struct("<4sIIIQ8sH")
+_SUMMED_FROM = 8
+_CURSOR = struct.Struct("<QQI")
+_LARGEST_SEGMENT = 4 << 20
+_SEGMENTS = 16
+
+
+class _Entry(NamedTuple):
+    offset: int
+    size: int
+    points: int
+    time_ns: int
+    key: bytes
+
+
+@dataclass(slots=True)
+class _Segment:
+    number: int
+    path: Path
+    fd: int
+    size: int = 0
+    entries: deque[_Entry] = field(default_factory=deque)
+
+
+class Segments:
+    """One process has the directory at a time: BlockingIOError to the second. Not safe for threads by itself."""
+
+    def __init__(self, directory: Path, max_bytes: int) -> None:
+        self.lost = 0
+        self.points = 0
+        self._directory, self._max_bytes = directory, max_bytes
+        self._segment_bytes = max(1, min(_LARGEST_SEGMENT, max_bytes // _SEGMENTS))
+        self._segments: deque[_Segment] = deque()
+        self._writable = False
+        # The key of the chunk that is being sent: should it give way, its fate is for the sender to tell.
+        self.in_flight = b""
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._cursor = -1
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._cursor = os.open(directory / "cursor", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._recover()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def bytes(self) -> int:
+        return sum(segment.size for segment in self._segments)
+
+    @property
+    def oldest_ns(self) -> int | None:
+        return next((segment.entries[0].time_ns for segment in self._segments if segment.entries), None)
+
+    def put(self, chunk: Chunk) -> None:
+        """At the end; the oldest give way where the bound asks for it. OSError: not written, nothing is changed."""
+        data = _written(chunk)
+        if len(data) > self._max_bytes:
+            self.lost += chunk.points
+            return
+        while self._segments and self.bytes + len(data) > self._max_bytes:
+            self.drop_oldest()
+        if not self._writable or self._segments[-1].size >= self._segment_bytes:
+            self._begin()
+        last = self._segments[-1]
+        try:
+            if (done := os.pwrite(last.fd, data, last.size)) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{done} of {len(data)} bytes")
+        except OSError:
+            os.ftruncate(last.fd, last.size)
+            raise
+        last.entries.append(_Entry(last.size, len(data), chunk.points, chunk.time_ns, chunk.key))
+        last.size += len(data)
+        self.points += chunk.points
+
+    def sync(self) -> None:
+        """What was put survives a power cut from here on."""
+        if self._writable:
+            os.fdatasync(self._segments[-1].fd)
+
+    def head(self) -> Chunk | None:
+        """The oldest, which stays until `done`. One that is damaged is lost, and said to be."""
+        while (segment := self._first()) is not None:
+            entry = segment.entries[0]
+            chunk = _read(os.pread(segment.fd, entry.size, entry.offset))
+            if chunk is not None:
+                return chunk
+            logger.warning("%s: damaged at byte %d: %d points are lost", segment.path, entry.offset, entry.points)
+            self.lost += entry.points
+            self._pop(segment)
+        return None
+
+    def done(self, key: bytes) -> bool:
+        """The oldest has been dealt with; False if it gave way meanwhile."""
+        segment = self._first()
+        if segment is None or segment.entries[0].key != key:
+            return False
+        self._pop(segment)
+        return True
+
+    def drop_oldest(self) -> None:
+        """One file gives way; its points are lost, those `in_flight` excepted."""
+        segment = self._segments[0]
+        lost = sum(entry.points for entry in segment.entries if entry.key != self.in_flight)
+        self.lost += lost
+        self.points -= sum(entry.points for entry in segment.entries)
+        self._remove(segment)
+
+    def close(self) -> None:
+        for fd in (*(segment.fd for segment in self._segments), self._cursor, self._lock):
+            if fd >= 0:
+                os.close(fd)
+        self._segments.clear()
+        self._cursor = self._lock = -1
+
+    def _first(self) -> _Segment | None:
+        """The first file with anything left in it; those before are gone."""
+        while self._segments and not self._segments[0].entries:
+            self._remove(self._segments[0])
+        return self._segments[0] if self._segments else None
+
+    def _pop(self, segment: _Segment) -> None:
+        entry = segment.entries.popleft()
+        self.points -= entry.points
+        self._mark(segment.number, entry.offset + entry.size)
+        if not segment.entries:
+            self._remove(segment)
+
+    def _remove(self, segment: _Segment) -> None:
+        self._segments.remove(segment)
+        self._writable = self._writable and bool(self._segments)
+        os.close(segment.fd)
+        with contextlib.suppress(FileNotFoundError):
+            segment.path.unlink()
+
+    def _begin(self) -> None:
+        number = self._next_number
+        path = self._directory / f"{number:016d}.chunks"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._next_number += 1
+        self._segments.append(_Segment(number, path, fd))
+        self._writable = True
+
+    def _mark(self, number: int, offset: int) -> None:
+        """In place: within a sector, of a file that needs no more room, also where the disk is full."""
+        with contextlib.suppress(OSError):
+            os.pwrite(self._cursor, _CURSOR.pack(number, offset, zlib.crc32(b"%d %d" % (number, offset))), 0)
+
+    def _recover(self) -> None:
+        number, offset = _marked(os.pread(self._cursor, _CURSOR.size, 0))
+        self._next_number = number + 1
+        for path in sorted(self._directory.glob("*.chunks")):
+            if not path.stem.isdigit():
+                continue
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            segment = _Segment(int(path.stem), path, fd, os.fstat(fd).st_size)
+            self._segments.append(segment)
+            self._next_number = max(self._next_number, segment.number + 1)
+            begin = 0 if segment.number > number else offset if segment.number == number else segment.size
+            segment.entries.extend(_entries(segment, begin))
+            self.points += sum(entry.points for entry in segment.entries)
+        if number == 0:
+            self._mark(0, 0)
+
+
+def _written(chunk: Chunk) -> bytes:
+    route = chunk.route.encode()
+    head = _HEAD.pack(_MAGIC, 0, len(chunk.payload), chunk.points, chunk.time_ns, chunk.key, len(route))
+    data = bytearray(head + route + chunk.payload)
+    struct.pack_into("<I", data, 4, zlib.crc32(memoryview(data)[_SUMMED_FROM:]))
+    return bytes(data)
+
+
+def _read(data: bytes) -> Chunk | None:
+    """None: damaged."""
+    if len(data) < _HEAD.size or zlib.crc32(memoryview(data)[_SUMMED_FROM:]) != struct.unpack_from("<I", data, 4)[0]:
+        return None
+    _, _, _, points, time_ns, key, routed = _HEAD.unpack_from(data)
+    begin = _HEAD.size + routed
+    return Chunk(data[_HEAD.size:begin].decode(), points, data[begin:], key, time_ns)
+
+
+def _entries(segment: _Segment, offset: int) -> Iterator[_Entry]:
+    """By their heads alone; whether what they hold is sound is seen when it is read."""
+    while offset < segment.size:
+        head = os.pread(segment.fd, _HEAD.size, offset)
+        if len(head) < _HEAD.size:
+            break
+        magic, _, length, points, time_ns, key, routed = _HEAD.unpack(head)
+        size = _HEAD.size + routed + length
+        if magic != _MAGIC:
+            logger.warning("%s: damaged at byte %d: what the last %d bytes held is lost", segment.path, offset,
+                           segment.size - offset)
+            return
+        if offset + size > segment.size:
+            break
+        yield _Entry(offset, size, points, time_ns, key)
+        offset += size
+    if offset < segment.size:
+        logger.info("%s: the last write was cut short and is left out: %d bytes", segment.path, segment.size - offset)
+
+
+def _marked(data: bytes) -> tuple[int, int]:
+    """The file and the byte at which reading goes on; the very beginning where the cursor says nothing sound."""
+    if len(data) == _CURSOR.size:
+        number, offset, crc = _CURSOR.unpack(data)
+        if crc == zlib.crc32(b"%d %d" % (number, offset)):
+            return number, offset
+    return 0, 0

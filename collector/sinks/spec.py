@@ -1,0 +1,92 @@
+"""How a user names a sink: `KIND:PATH` or `KIND://HOST?KEY=VALUE`, or a table `{kind = "KIND", KEY = VALUE}`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+from kcompat.errors import KcompatError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+Options = TypeVar("Options")
+
+
+def kind_of(spec: str | Mapping[str, Any]) -> str:
+    """`datakit` of `datakit://…` and of `datakit+https://…`."""
+    if isinstance(spec, Mapping):
+        return str(spec.get("kind", ""))
+    return re.split(r"[:+]", spec, maxsplit=1)[0]
+
+
+def network_values(spec: str | Mapping[str, Any], scheme: str) -> dict[str, Any]:
+    """The keys of a sink that sends; `scheme` is how its server is spoken to unless `KIND+SCHEME` says otherwise."""
+    if isinstance(spec, Mapping):
+        return {key: value for key, value in spec.items() if key != "kind"}
+    head, _, rest = spec.partition("://")
+    address, _, query = rest.partition("?")
+    if not address.strip("/"):
+        raise KcompatError(f"sink {shown(spec)!r}: names no host")
+    values: dict[str, Any] = {"url": f"{head.partition('+')[2] or scheme}://{address}"}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        table, dot, name = key.partition(".")
+        if dot:
+            values.setdefault(table, {})[name] = value
+        else:
+            values[key] = value
+    return values
+
+
+def path_values(spec: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a sink that writes a file: `KIND:PATH?max_bytes=…`; a question mark may be of the path too."""
+    if isinstance(spec, Mapping):
+        return {key: value for key, value in spec.items() if key != "kind"}
+    _, colon, path = spec.partition(":")
+    if colon and not path:
+        raise KcompatError(f"sink {spec!r}: no path after the colon")
+    before, mark, query = path.rpartition("?")
+    if mark and re.fullmatch(r"(?:(?:max_bytes|max_age_s|keep)=[^&]*&?)+", query):
+        return {"path": before, **dict(parse_qsl(query, keep_blank_values=True))}
+    return {"path": path or "-"}
+
+
+def built(options: type[Options], values: Mapping[str, Any], spec: str | Mapping[str, Any]) -> Options:
+    """The values as options, checked; KcompatError says the first that is wrong."""
+    from pydantic import ValidationError
+
+    try:
+        checked: Options = _adapter(options).validate_python(dict(values))
+        return checked
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            raise KcompatError(f"sink {shown(spec)!r}: there is no key {key}") from None
+        words = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        raise KcompatError(f"sink {shown(spec)!r}: {key}: {words}") from None
+
+
+@cache
+def _adapter(options: type) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(options)
+
+
+def shown(spec: str | Mapping[str, Any]) -> str:
+    """Without what may be a password or a token in a URL."""
+    text = spec if isinstance(spec, str) else f"{kind_of(spec)} {spec.get('url', '')}".strip()
+    return re.sub(r"(?<=://)[^/@\s]*@|\?.*", "", text)
+
+
+def bare(url: str) -> str:
+    """For names and logs: scheme, host, port, path."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise KcompatError(f"sink {shown(url)!r}: {error}") from None
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -1,0 +1,258 @@
+"""Delivery when a server is down, slow or gone, and when the collector is killed: what arrives, what is counted."""
+
+import gzip
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from collector.sinks import open_sink, open_sinks
+from collector.sinks.chunk import Chunk, Retry
+from collector.sinks.delivery import Backoff, Delivery
+from collector.sinks.http import LineProtocol
+from collector.sinks.options import Http
+from collector.sinks.segments import Segments
+from collector.sinks.spool import Spool
+from tests.collector.line_server import DEADLINE_S, Server, points, serving, wait_until
+
+REPO = Path(__file__).parents[2]
+BATCH = 512
+# A collector that never stops: it writes ever more points, or none, to the sink it is told.
+COLLECTOR = """
+import sys, time
+from collector.sinks import open_sink
+from tests.collector.line_server import points
+url, spool_bytes, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+sink = open_sink({"kind": "datakit", "url": url, "spool_bytes": spool_bytes, "backoff_s": 0.01,
+                  "longest_backoff_s": 0.05})
+for first in range(0, count, 600):
+    sink.write(points(600, first))
+    time.sleep(0.001)
+print("written", flush=True)
+while True:
+    print(sink.waiting, sink.dropped, flush=True)
+    time.sleep(0.05)
+"""
+
+
+def collector(address, spool_bytes, count=0):
+    arguments = [f"http://{address}", str(spool_bytes), str(count)]
+    return subprocess.Popen([sys.executable, "-c", COLLECTOR, *arguments], cwd=REPO, stdout=subprocess.PIPE,
+                            stderr=subprocess.DEVNULL, text=True)
+
+
+def killed(process):
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=DEADLINE_S)
+
+
+def on_disk(spool, copy):
+    """The numbers of the points that lie in the one spool there, read from a copy."""
+    (directory,) = spool.iterdir()
+    shutil.copytree(directory, copy)
+    queue, numbers = Segments(copy, 1 << 30), []
+    while (head := queue.head()) is not None:
+        numbers += [int(line.rpartition(" ")[2]) - 1 for line in gzip.decompress(head.payload).decode().split("\n")]
+        queue.done(head.key)
+    return numbers
+
+
+def test_a_server_that_is_down_for_long_gets_everything_in_order(no_proxy, caplog):
+    reserved = Server()
+    port = reserved.server_port
+    reserved.server_close()
+    sink = open_sink(f"datakit://127.0.0.1:{port}?backoff_s=0.01&longest_backoff_s=0.05")
+    for first in range(0, 21_000, 600):
+        sink.write(points(600, first))
+    wait_until(lambda: "will be tried again" in caplog.text)
+    wait_until(lambda: sink.waiting == 21_000)
+    with serving(port) as server:
+        sink.flush(DEADLINE_S)
+        assert server.accepted == list(range(21_000))
+    assert (sink.written, sink.dropped, sink.waiting) == (21_000, 0, 0)
+    sink.close()
+
+
+def test_past_the_bound_the_oldest_are_lost_counted_and_said(server, caplog):
+    server.always = 500
+    sink = open_sink({"kind": "datakit", "url": f"http://{server.address}", "spool_bytes": 20_000, "backoff_s": 0.01,
+                      "longest_backoff_s": 0.05})
+    for first in range(0, 21_000, 600):
+        sink.write(points(600, first))
+    wait_until(lambda: sink.dropped and sink.dropped + sink.waiting >= 21_000 - BATCH)
+    server.always = 200
+    sink.flush(DEADLINE_S)
+
+    assert len(server.accepted) == sink.written
+    assert sink.written + sink.dropped == 21_000
+    assert server.accepted == sorted(server.accepted)
+    assert server.accepted[-1000:] == list(range(20_000, 21_000))
+    assert len([record for record in caplog.records if "the spool is full" in record.message]) == 1
+    sink.close()
+
+
+def test_one_bad_sink_stalls_no_other(server, tmp_path, caplog):
+    with serving() as stalled, serving() as refusing, serving() as failing:
+        stalled.always, refusing.always, failing.always = "stall", 400, 503
+        sinks = open_sinks([*(f"datakit://{one.address}" for one in (stalled, refusing, failing, server)),
+                            f"jsonl:{tmp_path}/flows"])
+        for first in range(0, 6000, 600):
+            sinks.write(points(600, first))
+        good, file = sinks.sinks[3:]
+        good.flush(DEADLINE_S)
+        file.flush(DEADLINE_S)
+
+        assert server.accepted == list(range(6000))
+        assert len((tmp_path / "flows").read_text().splitlines()) == 6000
+        wait_until(lambda: sinks.sinks[1].dropped == 6000)
+        wait_until(lambda: [sink.waiting for sink in sinks.sinks[:4]] == [6000, 0, 6000, 0])
+        for one in (stalled, failing):
+            one.always = 200
+        stalled.released.set()
+        sinks.close(DEADLINE_S)
+
+
+def test_lag_is_the_age_of_the_oldest(server):
+    server.always = "stall"
+    sink = open_sink(f"datakit://{server.address}")
+    assert sink.lag_s == 0
+    sink.write(points(3))
+    wait_until(lambda: sink.lag_s > 0.05)
+    server.always = 200
+    server.released.set()
+    sink.flush(DEADLINE_S)
+    assert (sink.lag_s, sink.waiting) == (0, 0)
+    sink.close()
+
+
+def test_a_record_that_cannot_be_spelled_costs_only_itself(server):
+    sink = open_sink(f"datakit://{server.address}")
+    sink.write([*points(3), points(1)[0]._replace(fields={}), *points(3, 3)])
+    sink.flush(DEADLINE_S)
+
+    assert server.accepted == [0, 1, 2, 3, 4, 5]
+    assert (sink.written, sink.dropped) == (6, 1)
+    sink.close()
+
+
+def test_pauses_double_up_to_the_longest_with_jitter():
+    backoff = Backoff(0.5, 30)
+    pauses = [[backoff.pause_s(failures) for _ in range(200)] for failures in (1, 2, 3, 50, 5000)]
+
+    assert all(longest / 2 <= pause <= longest for longest, some in zip((0.5, 1, 2, 30, 30), pauses, strict=True)
+               for pause in some)
+    assert all(len(set(some)) > 100 for some in pauses)
+
+
+def test_a_bug_in_a_transport_neither_ends_the_sink_nor_loses_points(caplog):
+    class Buggy:
+        name = "buggy"
+
+        def __init__(self):
+            self.errors, self.sent = [ZeroDivisionError("bug"), Retry("later")], []
+
+        def encode(self, records):
+            return [Chunk("", len(records), b"x")]
+
+        def pack(self, chunk):
+            return chunk
+
+        def send(self, chunk):
+            if self.errors:
+                raise self.errors.pop(0)
+            self.sent.append(chunk.points)
+
+        def close(self):
+            pass
+
+    sink = Delivery(Buggy(), Spool(None), Backoff(0.001, 0.002))
+    sink.write(points(3))
+    sink.flush(DEADLINE_S)
+
+    assert (sink.written, sink.dropped) == (3, 0)
+    assert "ZeroDivisionError: bug (will be tried again)" in caplog.text
+    sink.close()
+
+
+def test_what_a_stopped_collector_could_not_deliver_the_next_one_does(server):
+    spec = f"datakit://{server.address}?backoff_s=0.01"
+    server.always = 503
+    first = open_sink(spec)
+    first.write(points(2000))
+    wait_until(lambda: server.requests)
+    first.close(DEADLINE_S)
+    assert (first.written, first.dropped) == (0, 0)
+
+    server.always = 200
+    second = open_sink(spec)
+    second.write(points(1000, 2000))
+    second.flush(DEADLINE_S)
+    assert server.accepted == list(range(3000))
+    second.close()
+
+
+def test_kill_9_with_a_full_spool_loses_nothing_of_it(server, spool_home, tmp_path):
+    server.always = 500
+    first = collector(server.address, 60_000, 21_000)
+    assert first.stdout.readline() == "written\n"
+    wait_until(lambda: sum(map(int, first.stdout.readline().split())) >= 21_000 - BATCH)
+    killed(first)
+    spooled = on_disk(spool_home, tmp_path / "copy")
+    assert 1000 < len(spooled) < 21_000
+
+    server.always = 200
+    second = collector(server.address, 60_000)
+    wait_until(lambda: set(spooled) <= set(server.accepted))
+    killed(second)
+    assert server.accepted == spooled
+
+
+def test_kills_while_it_is_replayed_send_at_most_the_chunk_on_its_way_twice(server, spool_home):
+    server.always = 500
+    first = collector(server.address, 1 << 26, 21_000)
+    assert first.stdout.readline() == "written\n"
+    wait_until(lambda: first.stdout.readline() == "21000 0\n")
+    killed(first)
+
+    server.always = 200
+    kills = 0
+    while len(set(server.accepted)) < 21_000 and kills < 3:
+        before = len(server.accepted)
+        replaying = collector(server.address, 1 << 26)
+        wait_until(lambda before=before: len(server.accepted) > before)
+        killed(replaying)
+        kills += 1
+    last = collector(server.address, 1 << 26)
+    wait_until(lambda: set(server.accepted) == set(range(21_000)))
+    killed(last)
+    assert len(server.accepted) - 21_000 <= kills * BATCH
+    assert list(dict.fromkeys(server.accepted)) == list(range(21_000))
+
+
+def test_the_collectors_thread_only_encodes(no_proxy):
+    """A disk that hangs holds up the spool's thread, not the one that collects."""
+    hung = threading.Event()
+
+    class HungDisk:
+        durable, lost, points, oldest_ns = False, 0, 0, None
+
+        def append(self, chunk):
+            hung.wait(DEADLINE_S)
+
+        def sync(self):
+            pass
+
+        def head(self):
+            return None
+
+        def close(self):
+            return 0
+
+    sink = Delivery(LineProtocol(Http(url="http://127.0.0.1:9"), lambda measurement: "/"), HungDisk())
+    for _ in range(10):
+        sink.write(points(600))
+    wait_until(lambda: sink.waiting == 6000)
+    hung.set()
+    sink.close()

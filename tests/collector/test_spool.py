@@ -1,0 +1,216 @@
+"""What waits for a server: in order, bounded, whole after a crash at any byte, and honest about what it lost."""
+
+import shutil
+from functools import partial
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collector.sinks.chunk import Chunk
+from collector.sinks.segments import Segments
+from collector.sinks.spool import Spool
+
+ROOM = 1 << 20
+
+
+def chunk(number, size=100):
+    return Chunk("/write", 10, b"%06d" % number + bytes(size - 6))
+
+
+def drained(queue):
+    """The numbers of all that is in it, taken out as a sender does."""
+    numbers = []
+    while (head := queue.head()) is not None:
+        numbers.append(int(head.payload[:6]))
+        queue.done(head.key if isinstance(queue, Segments) else head)
+    return numbers
+
+
+def test_what_was_put_comes_back_after_a_restart_in_order(tmp_path):
+    first = Segments(tmp_path, ROOM)
+    given = [chunk(number) for number in range(50)]
+    for one in given:
+        first.put(one)
+    first.sync()
+    first.close()
+
+    again = Segments(tmp_path, ROOM)
+    assert again.points == 500
+    assert again.head() == given[0]
+    assert drained(again) == list(range(50))
+    assert (again.points, again.bytes, again.lost) == (0, 0, 0)
+
+
+def test_reading_goes_on_where_it_was(tmp_path):
+    first = Segments(tmp_path, ROOM)
+    for number in range(10):
+        first.put(chunk(number))
+    for _ in range(4):
+        first.done(first.head().key)
+    first.head()  # on its way when the process dies
+    first.close()
+
+    again = Segments(tmp_path, ROOM)
+    again.put(chunk(10))
+    assert drained(again) == [*range(4, 11)]
+    assert [path.name for path in tmp_path.glob("*.chunks")] == []
+
+
+def test_the_oldest_give_way_and_are_counted(tmp_path):
+    queue = Segments(tmp_path, 20_000)
+    for number in range(1000):
+        queue.put(chunk(number))
+        assert sum(path.stat().st_size for path in tmp_path.glob("*.chunks")) <= 20_000
+
+    kept = drained(queue)
+    assert kept == [*range(kept[0], 1000)]
+    assert queue.lost == 10 * (1000 - len(kept))
+    assert len(kept) > 100
+
+
+def test_what_is_on_its_way_when_it_gives_way_is_not_counted_as_lost(tmp_path):
+    queue = Segments(tmp_path, 20_000)
+    queue.put(chunk(0))
+    queue.in_flight = queue.head().key
+    for number in range(1, 1000):
+        queue.put(chunk(number))
+
+    assert not queue.done(queue.in_flight)
+    assert queue.lost == 10 * (999 - len(drained(queue)))
+
+
+@settings(max_examples=50)
+@given(cut=st.integers(0, 3 * 140), more=st.integers(0, 3))
+def test_a_write_cut_short_at_any_byte_costs_nothing_but_itself(tmp_path_factory, cut, more):
+    directory = tmp_path_factory.mktemp("spool")
+    queue = Segments(directory, ROOM)
+    for number in range(3):
+        queue.put(chunk(number))
+    (path,) = directory.glob("*.chunks")
+    size = path.stat().st_size // 3
+    queue.close()
+    with path.open("r+b") as file:
+        file.truncate(min(cut, 3 * size))
+
+    again = Segments(directory, ROOM)
+    for number in range(10, 10 + more):
+        again.put(chunk(number))
+    assert drained(again) == [*range(min(cut, 3 * size) // size), *range(10, 10 + more)]
+    again.close()
+    shutil.rmtree(directory)
+
+
+@settings(max_examples=50)
+@given(at=st.integers(0, 2 * 134), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_never_sent(tmp_path_factory, at, bit):
+    directory = tmp_path_factory.mktemp("spool")
+    queue = Segments(directory, ROOM)
+    sent = [chunk(0), chunk(1)]
+    for one in sent:
+        queue.put(one)
+    queue.close()
+    (path,) = directory.glob("*.chunks")
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 1 << bit
+    path.write_bytes(data)
+
+    again = Segments(directory, ROOM)
+    while (head := again.head()) is not None:
+        assert head in sent
+        again.done(head.key)
+    again.close()
+    shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize("cursor", [b"", b"nonsense", bytes(20), b"\xff" * 20, b"x" * 5000])
+def test_a_damaged_cursor_sends_twice_rather_than_never(tmp_path, cursor):
+    queue = Segments(tmp_path, ROOM)
+    for number in range(5):
+        queue.put(chunk(number))
+    queue.done(queue.head().key)
+    queue.close()
+    (tmp_path / "cursor").write_bytes(cursor)
+
+    assert drained(Segments(tmp_path, ROOM)) == [0, 1, 2, 3, 4]
+
+
+def test_a_full_disk_waits_in_memory_and_nothing_is_lost_or_out_of_order(mounted, caplog):
+    disk = mounted("-t", "tmpfs", "-o", "size=256k", "none")
+    spool = Spool(partial(Segments, disk / "spool", 64 << 20), 1 << 20)
+    for number in range(100):
+        spool.append(chunk(number, 8000))
+    assert (spool.points, spool.lost) == (1000, 0)
+    assert not spool.durable
+    assert len([record for record in caplog.records if "No space left on device" in record.message]) == 1
+
+    assert drained(spool) == list(range(100))
+    spool.append(chunk(100, 8000))
+    assert spool.durable
+    spool.close()
+
+
+def test_past_a_full_disk_and_full_memory_the_oldest_are_lost_and_counted(mounted):
+    disk = mounted("-t", "tmpfs", "-o", "size=256k", "none")
+    spool = Spool(partial(Segments, disk / "spool", 64 << 20), 100_000)
+    for number in range(200):
+        spool.append(chunk(number, 8000))
+
+    assert spool.points + spool.lost == 2000
+    kept = drained(spool)
+    assert kept == [*range(kept[0], 200)]
+    assert len(kept) > 15
+
+
+def test_a_spool_in_use_is_left_alone_and_taken_over_when_it_is_free(tmp_path, caplog):
+    first = Spool(partial(Segments, tmp_path, ROOM))
+    first.append(chunk(0))
+    second = Spool(partial(Segments, tmp_path, ROOM))
+    second.append(chunk(1))
+    assert "another sink or process uses it" in caplog.text
+    first.close()
+
+    second.append(chunk(2))
+    assert drained(second) == [0, 1, 2]
+    assert second.close() == 0
+
+
+def test_in_memory_alone_the_bound_holds_and_closing_loses_what_is_left():
+    spool = Spool(None, 1000)
+    for number in range(25):
+        spool.append(chunk(number))
+    assert (spool.points, spool.lost) == (100, 150)
+    assert int(spool.head().payload[:6]) == 15
+
+    assert spool.close() == 0
+    assert spool.lost == 250
+
+
+@settings(max_examples=50)
+@given(st.lists(st.one_of(st.just("take"), st.just("restart"), st.integers(6, 3000)), max_size=60))
+def test_it_is_a_queue_whatever_is_done_with_it(tmp_path_factory, steps):
+    directory = tmp_path_factory.mktemp("spool")
+    queue, model, number = Segments(directory, 10_000), [], 0
+    lost = 0
+    for step in steps:
+        if step == "take":
+            head = queue.head()
+            if head is not None:
+                queue.done(head.key)
+            taken = None if head is None else int(head.payload[:6])
+            lost_now = 0 if taken is None else model.index(taken)
+            lost, model = lost + lost_now, model[lost_now + (taken is not None):]
+        elif step == "restart":
+            before = queue.lost
+            queue.close()
+            queue = Segments(directory, 10_000)
+            queue.lost = before
+        else:
+            queue.put(chunk(number, step))
+            model.append(number)
+            number += 1
+    rest = drained(queue)
+    assert rest == model[len(model) - len(rest):]
+    assert queue.lost == 10 * (lost + len(model) - len(rest))
+    queue.close()
+    shutil.rmtree(directory)
