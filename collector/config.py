@@ -182,9 +182,12 @@ class Options:
                         "What to collect: any of netflow, httpflow, dnsflow, bash."] = ("netflow",)
     interval_s: Annotated[float, Duration(), Interval(ge=SHORTEST_INTERVAL_S, le=LONGEST_INTERVAL_S),
                           "Time between points: seconds, 1 to 1800, or text like \"1m30s\"."] = 60.0
-    outputs: Annotated[tuple[str, ...], MinLen(1),
-                       "Where records go, any number of: table, jsonl:PATH, lineproto:PATH, http://URL, https://URL. "
-                       "A PATH of - is standard output."] = ("table",)
+    outputs: Annotated[tuple[str | dict[str, Any], ...], MinLen(1),
+                       "Where records go, any number of: table, jsonl:PATH, lineproto:PATH, http://URL, https://URL, "
+                       "datakit://HOST:PORT, influxdb://, influxdb2://, victoriametrics://, nats://, kafka:// or "
+                       "otlp://. A PATH of - is standard output. Keys follow after ?, as in "
+                       "datakit://HOST:PORT?timeout_s=5; or an output is a table of them: "
+                       "{kind = \"datakit\", url = \"http://HOST:PORT\"}."] = ("table",)
     tags: Annotated[Mapping[str, str], "Tags added to every record; none replaces one of its own."
                     ] = field(default_factory=dict)
     ephemeral_port: Annotated[int, Interval(ge=0, le=0xFFFF), Restart,

@@ -11,7 +11,8 @@ from pathlib import Path
 from collector.config import Options
 from collector.config_reading import Complaint
 from collector.pipeline import DATASETS
-from collector.sinks import SINK_HELP, SINKS
+from collector.sinks import check_sink
+from kcompat.errors import KcompatError
 
 
 def judge(options: Options) -> Iterator[Complaint]:
@@ -22,8 +23,10 @@ def judge(options: Options) -> Iterator[Complaint]:
     if options.dns_percentiles and not find_spec("ddsketch"):
         yield ("dns_percentiles",), "percentiles need DDSketch: pip install 'kcompat[percentiles]'"
     for at, spec in enumerate(options.outputs):
-        if spec.partition(":")[0] not in SINKS:
-            yield ("outputs", at), f"there is no sink {spec!r}: expected {SINK_HELP}"
+        try:
+            check_sink(spec)
+        except KcompatError as error:
+            yield ("outputs", at), str(error)
 
 
 def exposure(file: Path) -> str | None:

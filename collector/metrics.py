@@ -64,7 +64,9 @@ class StatusCollector(Collector):
             yield metric
         for family, name, words, attribute in ((CounterMetricFamily, "sink_written", "Records delivered.", "written"),
                                                (CounterMetricFamily, "sink_dropped", "Records lost.", "dropped"),
-                                               (GaugeMetricFamily, "sink_waiting", "Records waiting.", "waiting")):
+                                               (GaugeMetricFamily, "sink_waiting", "Records waiting.", "waiting"),
+                                               (GaugeMetricFamily, "sink_lag_seconds", "Age of the oldest that waits.",
+                                                "lag_s")):
             metric = family(f"kcompat_{name}", words, labels=("sink",))
             for sink in status.sinks:
                 metric.add_metric((sink.name,), getattr(sink, attribute))

@@ -49,12 +49,13 @@ class DatasetStatus:
 
 @dataclass(frozen=True, slots=True)
 class SinkStatus:
-    """One sink; `waiting` records are in its queue."""
+    """One sink; `waiting` records are in its queue or spool, the oldest for `lag_s`."""
 
     name: str
     written: int
     dropped: int
     waiting: int
+    lag_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,9 @@ def run(request: Request, options: Options, *, duration: float | None, again: Ca
             caught.on_hangup = lambda: _reload(runs, again)
             with _telling(directory, runs), _serving(options.metrics, runs):
                 summary = runs.run(caught.stop, duration)
+    except KcompatError as error:
+        sinks.report(str(error))
+        raise
     finally:
         sinks.close(caught.patience_s())
     say(_told(summary, sinks.dropped))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # What DataKit calls the parts of its eBPF collector, and the datasets they are. NAT is part of netflow here.
 ENABLED = {"ebpf-net": ("netflow", "dnsflow"), "ebpf-bash": ("bash",), "ebpf-conntrack": ()}
-_DATAKIT_OUTPUT = "http://{}/v1/write/network?input=ebpf-net"
+_DATAKIT_OUTPUT = "datakit://{}"
 
 
 def _key(key: str, *flags: str, **settings: Any) -> Callable[[Any], Any]:
@@ -38,7 +38,9 @@ def _key(key: str, *flags: str, **settings: Any) -> Callable[[Any], Any]:
 @click.option("--duration", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
               help="Stop after that time. Default: run until stopped.")
 @_key("outputs", "--output", multiple=True, metavar="SINK",
-      help="table, jsonl:PATH, lineproto:PATH or http://URL; PATH - is standard output. May be repeated. "
+      help="table, jsonl:PATH, lineproto:PATH (PATH - is standard output), datakit://HOST:PORT, influxdb://, "
+           "influxdb2://, victoriametrics://, nats://, kafka://, otlp:// or a URL that takes line protocol; "
+           "?KEY=VALUE&... sets keys of the sink. May be repeated. "
            " [default: table]")
 @_key("loopback", "--loopback/--no-loopback", help="Keep flows of the loopback interface.")
 @_key("exclude", "--exclude", multiple=True, metavar="RULE",
@@ -80,7 +82,8 @@ def collect(ctx: click.Context, /, file: Path | None, assignments: tuple[str, ..
       sudo kcompat collect --datasets netflow,dnsflow
       sudo kcompat collect --datasets bash --interval 5 --output jsonl:-
       sudo kcompat collect --output jsonl:/var/log/flows.jsonl --output table
-      sudo kcompat collect --output http://127.0.0.1:9529/v1/write/network
+      sudo kcompat collect --output datakit://127.0.0.1:9529
+      sudo kcompat collect --output 'influxdb://127.0.0.1:8086?database=flows&username=me&password_file=/etc/pw'
       sudo kcompat collect --exclude port=22 --exclude cidr=10.0.0.0/8
     """
     from collector.config_check import exposure, judge

@@ -15,7 +15,7 @@ from kcompat.errors import KcompatError
 if TYPE_CHECKING:
     from collector.sinks.lines import LineSink
 
-__all__ = ["SINKS", "SINK_HELP", "Fanout", "Kind", "Sink", "check_sink", "open_sink", "open_sinks"]
+__all__ = ["SINKS", "SINK_HELP", "Fanout", "Kind", "Sink", "Spec", "check_sink", "open_sink", "open_sinks"]
 
 # A sink as a user names it: text, or a table of the configuration.
 Spec = str | Mapping[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -86,8 +86,8 @@ class Topic:
     def close(self) -> None:
         self._producer = None
 
-    def _produce(self, producer: Producer, host: str, line: bytes, told: object, errors: list[KafkaError],
-                 deadline: float) -> None:
+    def _produce(self, producer: Producer, host: str, line: bytes, told: Callable[[KafkaError | None, Message], None],
+                 errors: list[KafkaError], deadline: float) -> None:
         while True:
             try:
                 producer.produce(self._options.topic, line, key=host.encode(), on_delivery=told)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from collector.record import Record
-from collector.sinks import open_sinks
+from collector.sinks import Spec, open_sink, open_sinks
+from collector.sinks.delivery import Delivery
+from collector.sinks.fanout import Fanout
 from collector.sinks.queued import Queued
 from collector.sinks.sink import CLOSE_DEADLINE_S, Sink
 from collector.status import SinkStatus
+from kcompat.errors import KcompatError
 
 
 class Outputs:
@@ -16,8 +20,9 @@ class Outputs:
 
     name = "outputs"
 
-    def __init__(self, specs: Sequence[str]) -> None:
+    def __init__(self, specs: Sequence[Spec]) -> None:
         """Raises KcompatError when one of them cannot be opened."""
+        self._specs = list(specs)
         self._now = open_sinks(specs)
         self._written_before = self._dropped_before = 0
 
@@ -38,16 +43,39 @@ class Outputs:
     def close(self, deadline_s: float = CLOSE_DEADLINE_S) -> None:
         self._now.close(deadline_s)
 
-    def reopen(self, specs: Sequence[str]) -> None:
-        """Others from now on; what the old ones hold they still deliver. KcompatError: they stay."""
-        before, self._now = self._now, open_sinks(specs)
-        before.close()
-        self._written_before += before.written
-        self._dropped_before += before.dropped
+    def report(self, what: str) -> None:
+        """To servers that have an ear for it: the collector cannot start."""
+        self._now.report(what)
+
+    def reopen(self, specs: Sequence[Spec]) -> None:
+        """Others from now on; unchanged ones go on, the rest deliver what they hold. KcompatError: all stay."""
+        running = list(zip(self._specs, self._now.sinks, strict=True))
+        sinks: list[Sink] = []
+        opened: list[Sink] = []
+        try:
+            for spec in specs:
+                same = next((one for one in running if one[0] == spec), None)
+                if same:
+                    running.remove(same)
+                    sinks.append(same[1])
+                else:
+                    opened.append(open_sink(spec))
+                    sinks.append(opened[-1])
+        except KcompatError:
+            for sink in opened:
+                sink.close(0)
+            raise
+        self._specs, self._now = list(specs), Fanout(sinks)
+        end = time.monotonic() + CLOSE_DEADLINE_S
+        for _, sink in running:
+            sink.close(max(0.0, end - time.monotonic()))
+            self._written_before += sink.written
+            self._dropped_before += sink.dropped
 
     def statuses(self) -> tuple[SinkStatus, ...]:
         return tuple(_status(sink) for sink in self._now.sinks)
 
 
 def _status(sink: Sink) -> SinkStatus:
-    return SinkStatus(sink.name, sink.written, sink.dropped, sink.waiting if isinstance(sink, Queued) else 0)
+    waiting = sink.waiting if isinstance(sink, Queued | Delivery) else 0
+    return SinkStatus(sink.name, sink.written, sink.dropped, waiting, sink.lag_s if isinstance(sink, Delivery) else 0.0)

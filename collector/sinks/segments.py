@@ -74,7 +74,7 @@ class Segments:
             raise
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         return sum(segment.size for segment in self._segments)
 
     @property
@@ -87,7 +87,7 @@ class Segments:
         if len(data) > self._max_bytes:
             self.lost += chunk.points
             return
-        while self._segments and self.bytes + len(data) > self._max_bytes:
+        while self._segments and self.size + len(data) > self._max_bytes:
             self.drop_oldest()
         if not self._writable or self._segments[-1].size >= self._segment_bytes:
             self._begin()

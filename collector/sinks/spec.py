@@ -59,7 +59,7 @@ def built(options: type[Options], values: Mapping[str, Any], spec: str | Mapping
     from pydantic import ValidationError
 
     try:
-        checked: Options = _adapter(options).validate_python(dict(values))
+        checked: Options = _adapter(options).validate_python(dict(values))  # type: ignore[arg-type]  # a class is hashable
         return checked
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -71,7 +71,7 @@ def built(options: type[Options], values: Mapping[str, Any], spec: str | Mapping
 
 
 @cache
-def _adapter(options: type) -> TypeAdapter[Any]:
+def _adapter(options: type[Any]) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(options)

@@ -63,7 +63,7 @@ class Spool:
             self._held_bytes += len(chunk.payload)
             self._settle()
             while self._held_bytes > self._memory_bytes:
-                if self._disk and self._disk.bytes:
+                if self._disk and self._disk.size:
                     self._disk.drop_oldest()
                     self._settle()
                 else:

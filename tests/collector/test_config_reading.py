@@ -103,7 +103,7 @@ def test_datasets_and_sinks_that_there_are_not_are_told(file):
     (one, other) = faults(path)
 
     assert one == ("1", f"there is no dataset 'netflwo': there is {', '.join(DATASETS)}")
-    assert other[0] == "2" and "there is no sink 'carrier-pigeon:home': expected table | jsonl" in other[1]
+    assert other[0] == "2" and "sink 'carrier-pigeon:home': expected table | jsonl" in other[1]
 
 
 @pytest.mark.parametrize(("text", "line", "words"), [

@@ -12,6 +12,7 @@ import pytest
 from collector.record import Record
 from collector.sinks import Fanout, open_sink, open_sinks
 from collector.sinks.lines import LineSink
+from collector.sinks.outputs import Outputs
 from collector.sinks.queued import Queued
 from kcompat.errors import KcompatError
 
@@ -307,3 +308,20 @@ def test_a_sink_whose_reader_left_gets_no_more_and_the_last_one_ends_it():
     alone.go.set()
     with pytest.raises(BrokenPipeError):
         Fanout([alone]).write(flows(1))
+
+
+def test_outputs_that_stay_as_they_were_go_on_when_others_change(tmp_path):
+    first, second, third = (f"lineproto:{tmp_path}/{name}" for name in "abc")
+    outputs = Outputs([first, second])
+    outputs.write(flows(3))
+    before = outputs._now.sinks
+    outputs.reopen([third, first])
+    outputs.write(flows(2))
+    with pytest.raises(KcompatError):
+        outputs.reopen([first, "nonsense"])
+    outputs.write(flows(1))
+    outputs.close()
+
+    assert outputs._now.sinks[1] is before[0]
+    assert [len((tmp_path / name).read_text().splitlines()) for name in "abc"] == [6, 3, 3]
+    assert (outputs.written, outputs.dropped) == (12, 0)

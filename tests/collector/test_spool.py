@@ -39,7 +39,7 @@ def test_what_was_put_comes_back_after_a_restart_in_order(tmp_path):
     assert again.points == 500
     assert again.head() == given[0]
     assert drained(again) == list(range(50))
-    assert (again.points, again.bytes, again.lost) == (0, 0, 0)
+    assert (again.points, again.size, again.lost) == (0, 0, 0)
 
 
 def test_reading_goes_on_where_it_was(tmp_path):

@@ -76,14 +76,14 @@ def test_the_flags_of_datakit_mean_what_they_mean_there(options):
                      "env=prod,az=a", "--enabled", "ebpf-net,ebpf-bash,ebpf-conntrack", "--ephemeral_port", "10001",
                      "--ipv6-disabled", "true")
 
-    assert got.outputs == ("http://127.0.0.1:9529/v1/write/network?input=ebpf-net",)
+    assert got.outputs == ("datakit://127.0.0.1:9529",)
     assert (got.host, got.interval_s, got.ephemeral_port, got.ipv6) == ("box", 60, 10001, False)
     assert got.tags == {"env": "prod", "az": "a"} and got.datasets == ("netflow", "dnsflow", "bash")
 
 
 def test_datakit_is_an_output_besides_others(options):
     assert options("--output", "table", "--datakit-apiserver", "dk:9529")[1].outputs == (
-        "table", "http://dk:9529/v1/write/network?input=ebpf-net")
+        "table", "datakit://dk:9529")
     assert options("--ipv6-disabled")[1].ipv6 is False and options()[1].ipv6 is True
 
 
