@@ -171,6 +171,23 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class KubernetesOptions:
+    """Pods and services at the ends of flows, from the API server (get, list and watch are all it is asked)."""
+
+    __pydantic_config__ = FORBID
+
+    enabled: Annotated[Literal["auto", "on", "off"], Restart,
+                       "auto: in a pod, by its service account, or with a kubeconfig named here; on: also with "
+                       "$KUBECONFIG or ~/.kube/config."] = "auto"
+    kubeconfig: Annotated[Path | None, Restart, Example("/etc/kubernetes/kubelet.conf"),
+                          "Which API server, and who we are to it. Default: the pod's service account."] = None
+    labels: Annotated[tuple[str, ...], Restart,
+                      "Labels of pods to make tags of: app becomes src_k8s_label_app and dst_k8s_label_app."] = ()
+    resync_s: Annotated[float, Duration(), Interval(ge=60, le=86400), Restart,
+                        "So often everything is listed anew, besides being watched."] = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """What the collector is told. Made from a file, the environment and a command line by `config_reading`."""
 
@@ -214,6 +231,8 @@ class Options:
     metrics: Annotated[Metrics, "The collector's own numbers."] = Metrics()
     limits: Annotated[Limits, "What the collector may cost. Over a limit it does less, and says so, instead of ending."
                       ] = Limits()
+    kubernetes: Annotated[KubernetesOptions, "Pods and services at the ends of flows, from the API server (get, list "
+                                             "and watch are all it is asked)."] = KubernetesOptions()
     log: Annotated[Log, "What the collector says on standard error."] = Log()
 
 

@@ -17,6 +17,7 @@ from collector.config_keys import taken_over
 from collector.dataset import Dataset, Setup
 from collector.datasets import bash, dnsflow, httpflow_running, netflow_running
 from collector.datasets.hooks import BACKENDS, Backend
+from collector.enrich.stage import Stage
 from collector.limits import Meter
 from collector.sinks.outputs import Outputs
 from collector.sinks.sink import Sink
@@ -101,6 +102,7 @@ class Pipeline:
         When no dataset can run at the beginning, what was wrong with the first is raised: UnknownField, Missing,
         Unsupported, or Refuted. Raises BrokenPipeError when the only reader has left.
         """
+        self._stage = Stage(self.options)
         try:
             self._start()
             self._ready.set()
@@ -121,6 +123,7 @@ class Pipeline:
         finally:
             for one in self._datasets.values():
                 one.close()
+            self._stage.close()
         return self._summary
 
     @property
@@ -217,7 +220,7 @@ class Pipeline:
     def _flush(self) -> None:
         summary, tags = self._summary, self.options.tags
         for one in self._datasets.values():
-            records = one.flush(time.time_ns())
+            records = self._stage.apply(one.flush(time.time_ns()))
             if tags:
                 records = [record._replace(tags={**tags, **record.tags}) for record in records]
             summary.records += len(records)

@@ -16,8 +16,9 @@ _BOUND = 8192
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 # docker, containerd, cri-o and podman name a container by 64 hexadecimal digits, in scopes `docker-ID.scope`,
 # `cri-containerd-ID.scope`, `crio-ID.scope`, `libpod-ID.scope`, else as a directory of that name. Behind a colon it is
-# containerd's `slice:prefix:ID` with the cgroupfs driver. ECS adds a number behind 32 digits.
-_CONTAINER = re.compile(r"(?:^|[-:_/])([0-9a-f]{64}|[0-9a-f]{32}-\d{8,10})(?:\.scope)?(?=/|$)")
+# containerd's `slice:prefix:ID` with the cgroupfs driver. ECS adds a number behind 32 digits. What watches over a
+# container, conmon, has a control group with its id beside it, and is not in the container.
+_CONTAINER = re.compile(r"(?:^|[-:_/])(?<!conmon-)([0-9a-f]{64}|[0-9a-f]{32}-\d{8,10})(?:\.scope)?(?=/|$)")
 # Of cgroup v1, the hierarchy whose paths are about processes; any other if it has none.
 _PREFERRED = ("", "name=systemd", "pids", "memory", "cpu")
 
@@ -101,7 +102,11 @@ def cgroup_path(text: str) -> str:
     return next((path for path in known if container_id(path)), known[0] if known else next(iter(paths.values()), ""))
 
 
+def container_ids(cgroup: str) -> tuple[str, ...]:
+    """The containers that a cgroup path names, the outermost first: one may run in another."""
+    return tuple(_CONTAINER.findall(cgroup))
+
+
 def container_id(cgroup: str) -> str:
     """The innermost container that a cgroup path names."""
-    found = _CONTAINER.findall(cgroup)
-    return str(found[-1]) if found else ""
+    return next(reversed(container_ids(cgroup)), "")
