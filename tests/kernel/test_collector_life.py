@@ -2,19 +2,16 @@
 
 import json
 import os
-import re
 import signal
 import socket
-import subprocess
-import time
 import urllib.request
-from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kcompat.sysbpf import enable_run_stats
 from tests.kcompat.cli_tools import collecting, end, kcompat, one_line, send_over_loopback
+from tests.kernel.living import programs, programs_of, status, until, written
 
 # Of how a collector lives the kernel decides little, and in a guest each of these takes half a minute.
 pytestmark = [pytest.mark.kernel, pytest.mark.thorough, pytest.mark.skipif(os.geteuid() != 0, reason="not root")]
@@ -37,28 +34,6 @@ def config(home):
         return path
 
     return write
-
-
-def status(home):
-    """What `kcompat status --json` says, once there is something to say."""
-    return until(lambda: kcompat("status", "--json", home=home), lambda done: done.stdout and json.loads(done.stdout))
-
-
-def until(get, good, timeout_s=60):
-    """The first good thing; whatever `good` makes of it."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        got = get()
-        if made := good(got):
-            return made
-        assert time.monotonic() < deadline, got
-        time.sleep(0.1)
-
-
-def written(path, port):
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    return sum(r["fields"]["bytes_written"] for r in records if r["tags"].get("dst_port") == str(port)
-               and r["tags"]["direction"] == "outgoing")
 
 
 def test_it_says_what_it_sees_and_a_second_one_is_refused(home, config):
@@ -153,20 +128,6 @@ def kernel_counts():
     except OSError:
         return False
     return True
-
-
-def programs_of(pid):
-    """The BPF programs a process holds, by the kernel's numbers, which are never given twice."""
-    told = " ".join(path.read_text() for path in Path(f"/proc/{pid}/fdinfo").iterdir())
-    return set(map(int, re.findall(r"prog_id:\s+(\d+)", told)))
-
-
-def programs():
-    """All there are; others' come and go."""
-    said = subprocess.run(["bpftool", "prog", "list", "--json"], capture_output=True, text=True, timeout=60)
-    if said.returncode:
-        pytest.skip(f"no bpftool here: {said.stderr}")
-    return {one["id"] for one in json.loads(said.stdout or "[]")}
 
 
 def test_a_sink_that_takes_nothing_does_not_hold_up_the_end(home, config):

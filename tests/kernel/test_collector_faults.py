@@ -1,0 +1,91 @@
+"""What goes wrong around a collector: it is killed, stopped, loses sinks or its database, and still counts right."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.kcompat.cli_tools import COMMAND, collecting, end, environment, kcompat, send_over_loopback
+from tests.kernel.living import programs, programs_of, status, until, written
+
+pytestmark = [pytest.mark.kernel, pytest.mark.thorough, pytest.mark.skipif(os.geteuid() != 0, reason="not root")]
+
+SENT = 54321
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+def test_killed_at_ten_random_points_it_leaves_nothing_and_begins_again(home):
+    chance, held = random.Random(), set()
+    for _ in range(10):
+        process = subprocess.Popen([*COMMAND, "collect", "--datasets", "netflow,dnsflow,bash", "--interval", "1",
+                                    "--output", "jsonl:/dev/null"], env=environment(home), cwd="/",
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            time.sleep(chance.uniform(0, 2.5))
+            held |= programs_of(process.pid)
+            assert process.poll() is None
+        finally:
+            process.kill()
+            process.wait(20)
+    until(programs, lambda there: not there & held)
+
+    with collecting("--interval", "600", "--output", "jsonl:-", home=home) as process:
+        assert status(home)["pid"] == process.pid
+        assert end(process)[0] == 0
+
+
+def test_stopped_for_a_while_it_has_counted_everything(home):
+    output = home / "stopped.jsonl"
+    with collecting("--interval", "1", "--loopback", "--output", f"jsonl:{output}", home=home) as process:
+        process.send_signal(signal.SIGSTOP)
+        ports = [send_over_loopback(SENT) for _ in range(23)]
+        time.sleep(3)
+        process.send_signal(signal.SIGCONT)
+        until(lambda: [written(output, port) for port in ports], lambda counts: counts == [SENT] * 23)
+        assert end(process)[0] == 0
+
+
+def test_sinks_that_fail_take_nothing_from_the_one_that_does_not(home):
+    """A full disk, a name that nobody knows, a port on which nobody listens."""
+    output = home / "good.jsonl"
+    sinks = ("jsonl:/dev/full", "http://nowhere.invalid/write", "http://127.0.0.1:1/write", f"jsonl:{output}")
+    with collecting("--interval", "1", "--loopback", *(word for sink in sinks for word in ("--output", sink)),
+                    home=home) as process:
+        ports = [send_over_loopback(SENT) for _ in range(5)]
+        until(lambda: [written(output, port) for port in ports], lambda counts: counts == [SENT] * 5)
+        full = until(lambda: status(home)["sinks"][0], lambda sink: sink["dropped"] and sink)
+        code, _, err = end(process)
+
+    assert code == 0 and "Traceback" not in err
+    assert full["name"] == "jsonl:/dev/full" and not full["written"]
+    assert "/dev/full: No space left on device" in err and "not delivered" in err
+
+
+def test_a_database_corrupted_under_it_is_put_aside_and_it_goes_on(home):
+    output, path, db = home / "corrupt.jsonl", home / "kcompat.toml", home / "o.db"
+    path.write_text(f"loopback = true\ninterval_s = 1\noutputs = ['jsonl:{output}']\n")
+    with collecting_with(db, path, home) as process:
+        for file in home.glob("o.db*"):
+            file.write_bytes(b"no database" * 1000)
+        path.write_text(path.read_text() + "datasets = ['netflow', 'dnsflow', 'httpflow']\n")
+        process.send_signal(signal.SIGHUP)
+        until(lambda: status(home), lambda told: told["reloads"] and len(told["datasets"]) == 3)
+        port = send_over_loopback(SENT)
+        until(lambda: written(output, port), lambda count: count == SENT)
+        code, _, err = end(process)
+
+    assert code == 0 and "Traceback" not in err, err
+    done = kcompat("--db", db, "db", "verify", home=home)
+    assert "Traceback" not in done.stderr
+
+
+def collecting_with(db, config, home):
+    return collecting("--config", config, "--set", f"offsets.db={json.dumps(str(db))[1:-1]}", home=home)
