@@ -77,10 +77,9 @@ class TlsLibraries:
         self._thread = threading.Thread(target=self._run, name="tls", daemon=True)
         self._thread.start()
 
-    @property
-    def libraries(self) -> int:
-        """How many files are hooked."""
-        return sum(bool(attached) for attached in list(self._files.values()))
+    def has(self, file: FileId) -> bool:
+        """Whether that file is hooked."""
+        return bool(self._files.get(file))
 
     def close(self) -> None:
         self._stop.set()
@@ -175,7 +174,8 @@ class TlsLibraries:
         attached: list[Attachment] = []
         try:
             functions = exported_functions(Elf(open_file(Path(path)), Path(path)), FUNCTIONS)
-            if not _ESSENTIAL & functions.keys() or self.libraries >= _MAX_LIBRARIES:
+            hooked = sum(bool(there) for there in self._files.values())
+            if not _ESSENTIAL & functions.keys() or hooked >= _MAX_LIBRARIES:
                 return attached
             # BoringSSL shakes hands from within SSL_read: of two calls in one another only the inner is known.
             if "SSL_write_ex" not in functions:
@@ -186,12 +186,11 @@ class TlsLibraries:
                 for program in programs:
                     attached.append(self._loaded.attach(program, f"{path}:{offset:#x}"))
                     self._loaded.attachments.remove(attached[-1])
-        except FileNotFoundError:
-            _close(attached)
-            raise
         except (KcompatError, OSError) as error:
             _close(attached)
             attached.clear()
+            if not Path(path).exists():
+                raise FileNotFoundError(path) from error
             log.warning("TLS is not seen in %s: %s", path, error)
         else:
             log.info("TLS is read in %s: %s", path, ", ".join(functions))

@@ -78,13 +78,13 @@ class Httpflow:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._rings: PerfBuffer | None = None
-        self._tls: TlsLibraries | None = None
+        self.tls: TlsLibraries | None = None
         try:
             size = max(_SMALLEST_RING, min(_RING, 1 << (_RINGS // possible_cpus()).bit_length() - 1))
             self._rings = PerfBuffer(self.loaded.maps["pieces"], size)
             self.backend = attach_first(NAME, self.loaded, HOOKS, backends)
             if options.http_tls:
-                self._tls = self._tls_libraries()
+                self.tls = self._tls_libraries()
         except BaseException:
             self._release()
             raise
@@ -100,11 +100,6 @@ class Httpflow:
         return counts | {"http pieces": self._rings.lost + self._connections.strangers,
                          "http connections forgotten": self._connections.forgotten,
                          "http/2 exchanges": self._connections.untold}
-
-    @property
-    def tls_libraries(self) -> int:
-        """How many files of TLS libraries are hooked."""
-        return self._tls.libraries if self._tls else 0
 
     def flush(self) -> None:
         """Everything until now is given to `saw`."""
@@ -131,8 +126,8 @@ class Httpflow:
             return None
 
     def _release(self) -> None:
-        if self._tls:
-            self._tls.close()
+        if self.tls:
+            self.tls.close()
         self.loaded.detach()
         if self._rings:
             self._rings.close()

@@ -21,6 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from collector.config import Options
 from collector.datasets.httpflow import Httpflow
+from collector.mapped_files import file_id
 from tests.kernel import signs
 from tests.kernel.conftest import cannot, version_code
 
@@ -108,9 +109,9 @@ class Watching:
         return ([s for s in seen if s.ends.asks and s.ends.remote_port == port],
                 [s for s in seen if not s.ends.asks and s.ends.local_port == port])
 
-    def wait_for_libraries(self, number):
-        deadline = time.monotonic() + 60
-        while self.dataset.tls_libraries < number:
+    def wait_for(self, file, is_hooked=True):
+        deadline = time.monotonic() + 120
+        while self.dataset.tls.has(file) != is_hooked:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
@@ -165,6 +166,7 @@ class Client:
         self._process = subprocess.Popen([*command, sys.executable, "-c", CLIENT, str(port)], text=True,
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         assert self._process.stdout.readline() == "ready\n"
+        self.pid = self._process.pid
 
     def get(self, path):
         self._process.stdin.write(f"{path}\n")
@@ -187,13 +189,14 @@ def libssl():
 def test_a_library_replaced_while_it_is_in_use_is_seen_in_both_its_files(port, oracle, tmp_path):
     copy = tmp_path / "libssl.so.3"
     shutil.copy(libssl(), copy)
+    replaced = file_id(copy)
     with closing(Client(port, LD_LIBRARY_PATH=str(tmp_path))) as old:
         shutil.copy(libssl(), tmp_path / "new")
         (tmp_path / "new").rename(copy)
         with closing(Watching(oracle)) as watching:
-            there = watching.dataset.tls_libraries
+            assert watching.dataset.tls.has(replaced) and not watching.dataset.tls.has(file_id(copy))
             with closing(Client(port, LD_LIBRARY_PATH=str(tmp_path))) as new:
-                watching.wait_for_libraries(there + 1)
+                watching.wait_for(file_id(copy))
                 assert old.get("/old") == new.get("/new") == 200
                 asked, served = watching.take(port)
     assert {s.exchange.path for s in asked} == {s.exchange.path for s in served} == {"/old", "/new"}
@@ -204,20 +207,18 @@ def test_a_library_nobody_else_can_see_is_seen_in_a_process_that_begins_later(po
     """In a mount namespace of its own, from a file system mounted there."""
     hidden = tmp_path / "hidden"
     hidden.mkdir()
-    there = watching.dataset.tls_libraries
     inside = f"mount -t tmpfs none {hidden} && cp {libssl()} {hidden}/ && exec env LD_LIBRARY_PATH={hidden} \"$@\""
     path = "/usr/sbin:/usr/bin:/sbin:/bin"
     with closing(Client(port, "unshare", "--mount", "sh", "-c", inside, "sh", PATH=path)) as at:
-        watching.wait_for_libraries(there + 1)
+        # The process is what sh, and unshare before it, has become.
+        file = file_id(f"/proc/{at.pid}/root{hidden}/libssl.so.3")
+        watching.wait_for(file)
         watching.take(port)
         assert at.get("/hidden") == 200
         asked, served = watching.take(port)
     assert not any(hidden.iterdir())
     assert sums(asked) == sums(served) == {("GET", "/hidden", 200, "1.1"): 1}
-    deadline = time.monotonic() + 60
-    while watching.dataset.tls_libraries > there:
-        assert time.monotonic() < deadline, "a file no process uses any more is still hooked"
-        time.sleep(0.05)
+    watching.wait_for(file, is_hooked=False)  # nobody uses it any more
 
 
 NGINX = """
