@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from line_protocol_parser import parse_line
 
-from collector.record import Record, to_json, to_line_protocol
+from collector.record import Record, to_json, to_line_protocol, to_lines
 
 names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12).filter(
     lambda text: not text.startswith("#"))
@@ -29,6 +29,19 @@ def test_line_protocol_reads_back_as_it_was(measurement, tags, fields, time):
     line = to_line_protocol(Record(measurement, tags, fields, time))
 
     assert parse_line(line) == {"measurement": measurement, "tags": tags, "fields": fields, "time": time}
+
+
+@given(st.lists(st.builds(Record, names | hostile, st.dictionaries(names | hostile | st.just("%s"), strings | hostile),
+                          st.dictionaries(names | st.just("%d"), st.integers(-2**64, 2**64) | values, min_size=1),
+                          times)))
+def test_many_are_spelled_as_each_is_alone(records):
+    try:
+        expected = "\n".join(map(to_line_protocol, records))
+    except ValueError:
+        with pytest.raises(ValueError, match="without a field"):
+            to_lines(records)
+    else:
+        assert to_lines(records) == expected
 
 
 @given(hostile, hostile, hostile, hostile)
