@@ -18,6 +18,7 @@ from kcompat.cli_harvest import harvest
 from kcompat.cli_output import emit
 from kcompat.cli_sources import SOURCES, Request
 from kcompat.cli_status import status
+from kcompat.cli_top import top
 
 if TYPE_CHECKING:
     from guessers.hooks import Backend
@@ -253,3 +254,4 @@ def compile_ahead(db: Path | None, machine: str | None, as_json: bool) -> None:
 main.add_command(config)
 main.add_command(collect)
 main.add_command(status)
+main.add_command(top)

@@ -38,10 +38,10 @@ _END_S, _LEAST_S = 4.0, 0.5
 
 def rendered(dataset: str, request: Request, nodename: str) -> str:
     """The C of the dataset with this kernel's offsets; where they came from goes to standard error."""
-    return pipeline.render(dataset, _offsets(request, (dataset,))[1], Options(nodename))
+    return pipeline.render(dataset, offsets_of(request, (dataset,))[1], Options(nodename))
 
 
-def _offsets(request: Request, datasets: tuple[str, ...]) -> tuple[Kernel, Offsets]:
+def offsets_of(request: Request, datasets: tuple[str, ...]) -> tuple[Kernel, Offsets]:
     """What these datasets need of this kernel: nobody is asked where they need nothing."""
     wanted = pipeline.wanted(datasets)
     if not wanted:
@@ -140,9 +140,9 @@ def _telling(directory: Path | None, runs: pipeline.Pipeline) -> Iterator[None]:
 
 
 def _offsets_of_any(request: Request, datasets: tuple[str, ...]) -> tuple[Kernel, Offsets]:
-    """As `_offsets`; when they cannot be had, a dataset that does without them still runs."""
+    """As `offsets_of`; when they cannot be had, a dataset that does without them still runs."""
     try:
-        return _offsets(request, datasets)
+        return offsets_of(request, datasets)
     except KcompatError as error:
         if all(pipeline.wanted((name,)) for name in datasets):
             raise
