@@ -12,7 +12,7 @@ from enum import IntEnum
 from functools import cache
 
 _NR = {"x86_64": (321, 298), "aarch64": (280, 241)}
-_LOG_SIZE = 1 << 18
+_LOG_SIZES = (1 << 18, (1 << 24) - 1)  # the second is the largest that 4.4 to 5.1 take
 PERF_FLAG_FD_CLOEXEC = 8
 # struct bpf_prog_info up to its run_cnt; run_time_ns and run_cnt (5.1) are the last of it.
 _INFO_SIZE, _RUN_TIME_AT = 208, 192
@@ -116,7 +116,7 @@ def prog_load(kind: int, instructions: bytes, license_: str, kern_version: int, 
 
     def attr(log: ctypes.Array[ctypes.c_char] | None, with_name: bool) -> bytes:
         head = struct.pack("<IIQQIIQII", kind, len(instructions) // 8, ctypes.addressof(code),
-                           ctypes.addressof(licence), 1 if log else 0, _LOG_SIZE if log else 0,
+                           ctypes.addressof(licence), 1 if log else 0, len(log) if log else 0,
                            ctypes.addressof(log) if log else 0, kern_version, 0)
         return head + struct.pack("16s", safe_name.encode()) if with_name else head
 
@@ -129,14 +129,18 @@ def prog_load(kind: int, instructions: bytes, license_: str, kern_version: int, 
             if error.errno in (errno.EPERM, errno.ENOSYS):
                 raise
             break
-    log = ctypes.create_string_buffer(_LOG_SIZE)
-    for with_name in (True, False):
-        try:
-            return bpf(Cmd.PROG_LOAD, attr(log, with_name))
-        except OSError as error:
-            refused = ProgramRefused(error.errno or 0, log.value.decode(errors="replace"))
-            if error.errno != errno.E2BIG:
-                raise refused from None
+    for size in _LOG_SIZES:
+        log = ctypes.create_string_buffer(size)
+        for with_name in (True, False):
+            try:
+                return bpf(Cmd.PROG_LOAD, attr(log, with_name))
+            except OSError as error:
+                refused = ProgramRefused(error.errno or 0, log.value.decode(errors="replace"))
+                if error.errno != errno.E2BIG:
+                    break
+        # Before 6.4 a log that does not fit is the error that is told, and its end, which has the reason, is missing.
+        if refused.errno != errno.ENOSPC:
+            break
     raise refused
 
 
