@@ -30,9 +30,10 @@ from kcompat.errors import KcompatError, Missing
 from kcompat.probe import require_bpf
 
 TITLE = "HTTP with httpflow and without"
-_PORT, _SLOW_PORT, _SLOW_S, _SLOW = 8080, 8081, 0.05, 20
+_PORT, _TLS_PORT, _SLOW_PORT, _SLOW_S, _SLOW = 8080, 8443, 8081, 0.05, 20
 _RUN_S = 3.0
-_WRK = ("wrk", "-t1", "-c16", f"-d{_RUN_S:g}s", f"http://127.0.0.1:{_PORT}/")
+_WRK = ("wrk", "-t1", "-c16", f"-d{_RUN_S:g}s")
+_PLAIN, _TLS = f"http://127.0.0.1:{_PORT}/", f"https://127.0.0.1:{_TLS_PORT}/"
 _CHUNK = 1 << 18
 _CONFIG = """
 worker_processes 1; daemon off; pid {home}/pid; error_log {home}/error.log; user root;
@@ -43,7 +44,8 @@ http {{
   client_body_temp_path {home}/body; proxy_temp_path {home}/proxy; fastcgi_temp_path {home}/fastcgi;
   uwsgi_temp_path {home}/uwsgi; scgi_temp_path {home}/scgi;
   server {{
-    listen 127.0.0.1:{port};
+    listen 127.0.0.1:{port}; listen 127.0.0.1:{tls_port} ssl;
+    ssl_certificate {home}/certificate; ssl_certificate_key {home}/key;
     location / {{ return 200 "hello\\n"; }}
     location /slow {{ proxy_pass http://127.0.0.1:{slow_port}; access_log {home}/took.log took; }}
   }}
@@ -58,9 +60,9 @@ _SCRIPT = ('BEGIN { printf("ready\\n"); } ' + " ".join(
 def run(repetitions: Repetitions) -> Result:
     """Raises Missing without nginx or wrk, or where nothing can be collected."""
     require_bpf()
-    for tool in ("nginx", "wrk"):
+    for tool in ("nginx", "openssl", "wrk"):
         if not shutil.which(tool):
-            raise Missing(f"{tool} is not installed: apt-get install nginx-light wrk")
+            raise Missing(f"{tool} is not installed: apt-get install nginx-light openssl wrk")
     before = measure.load()
     remarks: list[str] = []
     with tempfile.TemporaryDirectory(prefix="kcompat-bench-") as directory, ExitStack() as stack:
@@ -72,7 +74,9 @@ def run(repetitions: Repetitions) -> Result:
             observers["bpftrace counting the same system calls"] = _bpftrace
         else:
             remarks.append("bpftrace is not installed: nothing to compare with")
-        lines = [*_compared(repetitions, "requests", "req/s", 5, lambda: _requests(namespace, home), observers),
+        lines = [*_compared(repetitions, "requests", "req/s", 5, lambda: _requests(namespace, home, _PLAIN), observers),
+                 *_compared(repetitions, "requests over TLS", "req/s", 10, lambda: _requests(namespace, home, _TLS),
+                            observers),
                  *_compared(repetitions, "a stream that is no HTTP", "Gbit/s", 1, lambda: _stream(namespace),
                             observers)]
         lines.append(_latency(namespace, home))
@@ -159,7 +163,9 @@ def _within(namespace: str, *command: str) -> tuple[str, ...]:
 @contextmanager
 def _serving(namespace: str, home: Path) -> Iterator[None]:
     """nginx, and behind it a server that sleeps."""
-    (home / "nginx.conf").write_text(_CONFIG.format(home=home, port=_PORT, slow_port=_SLOW_PORT))
+    (home / "nginx.conf").write_text(_CONFIG.format(home=home, port=_PORT, tls_port=_TLS_PORT, slow_port=_SLOW_PORT))
+    timed(("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+           "-subj", "/CN=kcompat.test", "-keyout", str(home / "key"), "-out", str(home / "certificate")))
     nginx = _within(namespace, "nginx", "-c", str(home / "nginx.conf"), "-e", str(home / "error.log"))
     slow = _within(namespace, sys.executable, "-m", "benchmarks.http_overhead", "slow")
     with running(nginx, {}) as process, running(slow, {}) as sleeper:
@@ -172,11 +178,11 @@ def _serving(namespace: str, home: Path) -> Iterator[None]:
         yield
 
 
-def _requests(namespace: str, home: Path) -> _Rate:
+def _requests(namespace: str, home: Path, url: str) -> _Rate:
     """The processor time is wrk's and nginx's: on a machine where others are at work it says more than the rate."""
     workers = _children(int((home / "pid").read_text()))
     before_s = _spent_s() + sum(map(cpu_s, workers))
-    said = timed(_within(namespace, *_WRK))[1].decode()
+    said = timed(_within(namespace, *_WRK, url))[1].decode()
     spent_s = _spent_s() + sum(map(cpu_s, workers)) - before_s
     rate, count = re.search(r"Requests/sec:\s+([\d.]+)", said), re.search(r"(\d+) requests in", said)
     if not rate or not count or "Non-2xx" in said:
