@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collector.config_reading import Given
 
 # What DataKit calls the parts of its eBPF collector, and the datasets they are. NAT is part of netflow here.
-ENABLED = {"ebpf-net": ("netflow", "dnsflow"), "ebpf-bash": ("bash",), "ebpf-conntrack": ()}
+ENABLED = {"ebpf-net": ("netflow", "httpflow", "dnsflow"), "ebpf-bash": ("bash",), "ebpf-conntrack": ()}
 _DATAKIT_OUTPUT = "datakit://{}"
 
 

@@ -78,7 +78,8 @@ def test_the_flags_of_datakit_mean_what_they_mean_there(options):
 
     assert got.outputs == ("datakit://127.0.0.1:9529",)
     assert (got.host, got.interval_s, got.ephemeral_port, got.ipv6) == ("box", 60, 10001, False)
-    assert got.tags == {"env": "prod", "az": "a"} and got.datasets == ("netflow", "dnsflow", "bash")
+    assert got.tags == {"env": "prod", "az": "a"} and got.datasets == (
+        "netflow", "httpflow", "dnsflow", "bash")
 
 
 def test_datakit_is_an_output_besides_others(options):
