@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from enum import IntEnum
 from typing import NamedTuple
 
 from collector.protocols.dns import question_text
 
 SHORTEST_S, LONGEST_S = 60, 3600
+# How long a name that a client said to its server is believed: it has no TTL.
+SAID_S = 600
 BOUND = 1 << 16
+# Two labels at least, the last of them no number: neither `localhost` nor 10.0.0.1 tells whose an address is.
+_NAME = re.compile(r"(?=.{4,253}\Z)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)+"
+                   r"(?!\d+\Z)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class _Known(NamedTuple):
     question: bytes
+    until_s: float
+
+
+class Said(IntEnum):
+    """Where a client said the name of whom it spoke to; the greater is believed before the lesser."""
+
+    HOST = 1
+    SNI = 2
+
+
+class _Told(NamedTuple):
+    by: Said
+    name: str
     until_s: float
 
 
@@ -24,12 +44,14 @@ class Domains:
 
     A name stays for the TTL of its answer, but never shorter than a minute, for connections outlive answers, nor
     longer than an hour. Addresses are 16 bytes, v4-mapped for IPv4. Names are kept as they are on the wire, for many
-    more are learnt than are ever asked for. Safe with several threads.
+    more are learnt than are ever asked for. Where no answer said one, what a client called its server counts: the
+    name in its TLS greeting (SNI), then in its Host header. Safe with several threads.
     """
 
     def __init__(self, bound: int = BOUND) -> None:
         self._bound = bound
         self._known: OrderedDict[tuple[int, bytes], _Known] = OrderedDict()
+        self._said: OrderedDict[tuple[int, bytes], _Told] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -47,13 +69,33 @@ class Domains:
                 if len(self._known) > self._bound:
                     self._known.popitem(last=False)
 
+    def say(self, netns: int, address: bytes, name: str, by: Said, now_s: float | None = None) -> None:
+        """That a client called the server at this address so. Addresses in a name's place, and no names, are none."""
+        name = name.rstrip(".").lower()
+        if not _NAME.fullmatch(name):
+            return
+        now_s = time.monotonic() if now_s is None else now_s
+        key = (netns, address)
+        with self._lock:
+            before = self._said.get(key)
+            if before and before.by > by and now_s < before.until_s:
+                return
+            self._said[key] = _Told(by, name, now_s + SAID_S)
+            self._said.move_to_end(key)
+            if len(self._said) > self._bound:
+                self._said.popitem(last=False)
+
     def name(self, netns: int, address: bytes, now_s: float | None = None) -> str | None:
         """The name, without the dot at its end; None when no answer said one, or too long ago."""
+        now_s = time.monotonic() if now_s is None else now_s
+        key = (netns, address)
         with self._lock:
-            known = self._known.get((netns, address))
-            if known is None:
-                return None
-            if (time.monotonic() if now_s is None else now_s) >= known.until_s:
-                del self._known[(netns, address)]
-                return None
-        return question_text(known.question)[0] or None
+            known = self._known.get(key)
+            if known and now_s < known.until_s:
+                return question_text(known.question)[0] or None
+            self._known.pop(key, None)
+            told = self._said.get(key)
+            if told and now_s < told.until_s:
+                return told.name
+            self._said.pop(key, None)
+            return None

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.enrich.domains import LONGEST_S, SHORTEST_S, Domains
+from collector.enrich.domains import LONGEST_S, SAID_S, SHORTEST_S, Domains, Said
 from tests.collector.wire import question
 
 ONE, TWO = bytes(15) + b"\1", bytes(15) + b"\2"
@@ -26,6 +26,30 @@ def test_ttls_are_kept_between_a_minute_and_an_hour():
 
         assert domains.name(7, ONE, 1000 + kept_s - 0.1) == "example.org"
         assert domains.name(7, ONE, 1000 + kept_s) is None
+
+
+def test_what_clients_call_a_server_counts_where_no_answer_does_and_sni_before_host():
+    domains = Domains()
+    domains.say(7, ONE, "Front.Example.ORG.", Said.SNI, now_s=0)
+    domains.say(7, ONE, "host.example", Said.HOST, now_s=1)
+    assert domains.name(7, ONE, 2) == "front.example.org" and domains.name(8, ONE, 2) is None
+
+    domains.learn(7, question("dns.example"), [(ONE, 60)], now_s=2)
+    assert domains.name(7, ONE, 3) == "dns.example" and domains.name(7, ONE, 70) == "front.example.org"
+
+    domains.say(7, ONE, "host.example", Said.HOST, now_s=SAID_S)
+    assert domains.name(7, ONE, SAID_S + 1) == "host.example" and domains.name(7, ONE, 2 * SAID_S) is None
+
+
+def test_what_clients_say_is_bounded_and_addresses_are_no_names():
+    domains = Domains(bound=2)
+    for n in range(5):
+        domains.say(7, bytes(15) + bytes([n]), "a.example", Said.SNI, now_s=0)
+    for said in ("10.0.0.1", "[::1]", "localhost", "a b.example", "x\x1b.example", "", "." * 5, "a." * 200 + "example"):
+        domains.say(8, ONE, said, Said.HOST, now_s=0)
+
+    assert [n for n in range(5) if domains.name(7, bytes(15) + bytes([n]), 1)] == [3, 4]
+    assert domains.name(8, ONE, 1) is None
 
 
 def test_the_last_name_wins():
