@@ -224,6 +224,10 @@ class Options:
                         ] = True
     dns_percentiles: Annotated[bool, "dnsflow: add the latency's median, 95th and 99th percentile; needs the extra "
                                "kcompat[percentiles]."] = False
+    max_sockets: Annotated[int, Interval(ge=1024, le=1 << 22), Restart,
+                           "netflow: follow at most so many sockets of TCP, and so many pairs of a datagram socket "
+                           "and its peer, at a time; about 800 bytes of kernel memory each. What is more is counted as lost."
+                           ] = 1 << 17
     containers: Annotated[bool, "netflow: tell the container and the cgroup of a flow's process, as the tags "
                                 "container_id and cgroup."] = False
     ipv6: Annotated[bool, "Keep flows over IPv6."] = True

@@ -32,7 +32,6 @@ SOURCE = Path(__file__).with_name("netflow.bpf.c")
 
 MERGED_PORT = 65535
 """The own port of clients whose short connections were merged."""
-_MAX_SOCKS = 131072
 _UDP_IDLE_NS, _UDP_ONE_WAY_IDLE_NS = 120 * 10**9, 30 * 10**9
 # Longer than any of our programs runs: after it none is left that saw the old generation.
 _GRACE_S = 0.02
@@ -66,7 +65,7 @@ def wanted() -> tuple[Field, ...]:
 
 def render(offsets: Offsets, options: Options) -> str:
     """The C as it will be compiled. Raises UnknownField when an indispensable offset is not known."""
-    sizes = {"MAX_SOCKS": _MAX_SOCKS, "MAX_FLOWS": options.max_flows, "EPHEMERAL_PORT": options.ephemeral_port,
+    sizes = {"MAX_SOCKS": options.max_sockets, "MAX_FLOWS": options.max_flows, "EPHEMERAL_PORT": options.ephemeral_port,
              "MERGED_PORT": MERGED_PORT}
     return template.render(NAME, template.read_source(SOURCE), offsets, sizes)
 

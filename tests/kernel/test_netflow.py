@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from collector.config import Options
-from collector.datasets.netflow import _TCP, Netflow
+from collector.datasets.netflow import _TCP, _UDP, Netflow
 from collector.flows import aggregate
 from guessers.namespace import Netns, add_ipv6, in_own_thread, wait_until_bindable
 from kcompat.errors import Unsupported
@@ -397,6 +397,40 @@ def test_udp_connected_peek_and_recvmsg(netflow):
     in_namespace(traffic)
     assert total(flushed, "bytes_written", direction="outgoing", dst_ip="127.0.0.9") == 123
     assert total(flushed, "bytes_read", direction="incoming") == 123
+
+
+@pytest.mark.thorough
+def test_idle_datagram_flows_expire_sooner_when_one_way(netflow):
+    """The two minutes are not waited for: what the programs noted as the last time is set back."""
+    def traffic():
+        with (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+              socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf,
+              socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client):
+            server.bind(("127.0.0.9", 0))
+            deaf.bind(("127.0.0.8", 0))
+            client.bind(("127.0.0.7", 0))
+            client.sendto(b"x" * 5, deaf.getsockname())
+            client.sendto(b"x" * 7, server.getsockname())
+            _, peer = server.recvfrom(10)
+            server.sendto(b"y" * 9, peer)
+            client.recvfrom(10)
+            rounds.append(own_records(netflow))
+            for age_s in (0, 25, 35, 110, 130):
+                states = netflow.loaded.maps["datagrams"]
+                ours = {key: value for key, value in states.items() if _UDP.unpack(value)[9] == os.getpid()}
+                for key, value in ours.items():
+                    told = list(_UDP.unpack(value))
+                    told[3] = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - age_s * 10**9
+                    states.set(key, _UDP.pack(*told))
+                rounds.append(own_records(netflow))
+                left.append(len([1 for _, value in states.items() if _UDP.unpack(value)[9] == os.getpid()]))
+
+    rounds, left = [], []
+    in_namespace(traffic)
+    # Three: both ends of the one that was answered, and the one that was not.
+    assert left == [3, 3, 2, 2, 0]
+    assert total(rounds[0], "bytes_written", direction="outgoing") == 12
+    assert rounds[1:] == [[]] * 5
 
 
 def test_a_flow_is_reported_once_and_idle_ones_not_again(netflow):
