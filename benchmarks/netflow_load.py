@@ -71,7 +71,8 @@ def main() -> None:
 
 def run(bound: int, connections: int, rate: int, seconds: float) -> Outcome:
     """One load beside one collector that is flushed every ten seconds."""
-    outcome, inode, stop = Outcome(), [0], threading.Event()
+    # The namespace is held until all is counted: its number would be given to somebody else's.
+    outcome, namespaces, stop = Outcome(), list[Netns](), threading.Event()
     kernel = Kernel.running()
     offsets = Offsets(BtfResolver().resolve(kernel, wanted(("netflow",))))
     options = Options("box", loopback=True, max_sockets=bound, max_flows=1 << 18)
@@ -83,7 +84,7 @@ def run(bound: int, connections: int, rate: int, seconds: float) -> Outcome:
             deltas = netflow.flush()
             outcome.flush_s.append(time.monotonic() - begun)
             for delta in deltas:
-                add(outcome.seen, delta, inode[0])
+                add(outcome.seen, delta, namespaces[0].inode if namespaces else 0)
 
         def keep_flushing() -> None:
             while not stop.wait(10):
@@ -92,12 +93,13 @@ def run(bound: int, connections: int, rate: int, seconds: float) -> Outcome:
         flusher = threading.Thread(target=keep_flushing)
         flusher.start()
         try:
-            for told in worked(inode, connections, rate, seconds):
+            for told in worked(namespaces, connections, rate, seconds):
                 outcome.done.update(dict(zip((*_FIELDS, "per_second"), map(int, told.split()), strict=True)))
         finally:
             stop.set()
             flusher.join()
         flush()
+        namespaces[0].close()
         outcome.rate = outcome.done.pop("per_second")
         outcome.lost = {what: count - before[what] for what, count in netflow.losses.items() if what != "udp peers"}
     return outcome
@@ -109,7 +111,7 @@ def add(seen: Counter[str], delta: FlowDelta, inode: int) -> None:
             seen[what] += getattr(delta, what)
 
 
-def worked(inode: list[int], connections: int, rate: int, seconds: float) -> Iterator[str]:
+def worked(namespaces: list[Netns], connections: int, rate: int, seconds: float) -> Iterator[str]:
     """What each of the processes says of its traffic: so many that their descriptors suffice, in one new namespace.
 
     None goes on before all have their connections.
@@ -119,14 +121,12 @@ def worked(inode: list[int], connections: int, rate: int, seconds: float) -> Ite
     made: list[subprocess.Popen[str]] = []
 
     def begin() -> None:
-        namespace = Netns.fresh()
-        inode[0] = namespace.inode
+        namespaces.append(Netns.fresh())
         for number in range(count):
             made.append(subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.netflow_load", "--traffic", str(number),
                  "--connections", str(connections // count), "--rate", str(rate // count), "--seconds", str(seconds)],
                 cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-        namespace.close()
 
     thread = threading.Thread(target=begin)
     thread.start()

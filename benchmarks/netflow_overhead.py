@@ -53,7 +53,8 @@ def main() -> None:
         print(f"load of the machine {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors, "
               f"kernel {os.uname().release}, {told.rounds} rounds of {told.seconds:g} s")
         results = measured(load, who, told.rounds, told.seconds)
-    print("\n| attached | stream, MB a processor second | loss | short ones a processor second | loss | ns a run, in streams | ns a run, short ones |\n"
+    print("\n| attached | stream, MB a processor second | loss | short ones a processor second | loss | "
+          "ns a run, in streams | ns a run, short ones |\n"
           "| --- | --- | --- | --- | --- | --- | --- |")
     for name in who:
         cells = []
