@@ -25,6 +25,8 @@ from collector.mapped_files import file_id
 from tests.kernel import signs
 from tests.kernel.conftest import cannot, version_code
 
+# Not in guests: see test_httpflow.py.
+pytestmark = pytest.mark.thorough
 REQUESTS = 40
 CLIENT = """
 import http.client, ssl, sys
