@@ -77,10 +77,16 @@ static __always_inline int first_bytes(const struct source *source, u32 size, u6
 #define STRIDE       (8 * TEXT_WORDS) /* the last word of a window is the first of the next */
 #define WINDOWS      3
 
-/* All ones where the number is 0. */
+/*
+ * All ones where the number is 0. The compiler must not see that it is a question: it would make a jump of it, each
+ * doubles the ways to what follows, and 5.10's verifier goes all of them.
+ */
 static __always_inline u64 if_zero(u64 number)
 {
-	return ((number | -number) >> 63) - 1;
+	u64 sign = number | -number;
+
+	ALONE(sign);
+	return (sign >> 63) - 1;
 }
 
 /*
