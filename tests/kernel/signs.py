@@ -23,9 +23,8 @@ def built_with(*options):
     return BUILT_WITH is None or not BUILT_WITH.isdisjoint({f"CONFIG_{o}={how}" for o in options for how in "ym"})
 
 
-CONNTRACK = built_with("NF_CONNTRACK")
-TRACKS = NET_NS and built_with("NF_TABLES_IPV4", "NF_TABLES_INET")
+TRACKS = NET_NS and built_with("NF_CONNTRACK") and built_with("NF_TABLES_IPV4", "NF_TABLES_INET")
 
-# The struct is there, but no experiment can be made on this kernel: the guess must say that it does not know.
+# No experiment can be made on this kernel: the guess must say that it does not know, or prove that it is not there.
 UNTOLD = frozenset([f for f in CATALOGUE if f.struct == "flowi6"] if not IPV6 else []) | frozenset(
-    [find("net.ns.inum")] if not NET_NS else []) | frozenset(TRACKED if CONNTRACK and not TRACKS else [])
+    [find("net.ns.inum")] if not NET_NS else []) | frozenset([] if TRACKS else TRACKED)

@@ -20,7 +20,7 @@ from kcompat.kernel import Kernel
 from kcompat.version import running_version_code
 from tests.kernel.test_netflow import backends_this_kernel_has, in_namespace
 
-# Not in guests: 5.10's verifier gives up on the kprobe set, and an emulated 7.3 pairs some exchanges late (README).
+# Not in guests: raw tracepoints pair the first exchanges wrongly on an emulated 7.3, by a fault not found yet.
 pytestmark = pytest.mark.thorough
 OPTIONS = Options("box", interval_s=1, loopback=True)
 SLEPT_S = 0.05
