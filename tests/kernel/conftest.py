@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +22,15 @@ from kcompat.offsets import Offset, Offsets, State, Verdict
 from kcompat.version import running_version_code
 
 HERE = Path(__file__).parent
+ALL_THOROUGH = re.compile(r"^pytestmark = .*\bthorough\b", re.M)
 REQUIRED = os.environ.get("KCOMPAT_REQUIRE_KERNEL") == "1"
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Of what is left out whole not even the modules are read: emulated, what they import takes half a minute."""
+    if config.option.markexpr == "not thorough" and collection_path.suffix == ".py":
+        return ALL_THOROUGH.search(collection_path.read_text()) is not None or None
+    return None
 
 
 def pytest_collection_modifyitems(items):

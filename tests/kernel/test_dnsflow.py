@@ -173,6 +173,7 @@ def test_what_sleeps_50_ms_reads_50_ms(ends):
     assert SLEPT_S <= fields["latency_max"] / 1e9 <= max(waited_s)
 
 
+@pytest.mark.thorough
 def test_no_answer_is_told_when_its_time_is_over(ends, short_timeout):
     def traffic():
         with wires.answering(answer):

@@ -217,6 +217,7 @@ def test_a_reset_closes_both_sides_once(netflow):
     assert sides(records, "tcp_established") == sides(records, "tcp_closed") == (1, 1)
 
 
+@pytest.mark.thorough
 def test_connections_older_than_the_collector(oracle):
     """Bytes from then on, no beginning, the right direction, and whose they are even if no process touches them."""
     with traffic("old") as made:
