@@ -92,7 +92,8 @@ def test_every_field_equals_btf_by_hooks_of_one_kind(backend, oracle):
         unsure = {f for f, o in found.offsets.items() if o.state is State.UNKNOWN}
         assert unsure - out_of_reach((backend,)) <= {
             find("sk_type"), find("sk_protocol"), find("skc_state"), find("skc_family"), find("inet_saddr"),
-            find("skc_rcv_saddr"), find("skc_daddr")} | signs.UNTOLD
+            find("skc_rcv_saddr"), find("skc_daddr")} | signs.UNTOLD | (
+                set() if signs.IPV6 else {find("socket.sk")})  # half as many sockets tell less
         assert all(found.offsets[f].reason for f in unsure)
         return
     assert not disagreements(found.offsets, oracle, (backend,))
