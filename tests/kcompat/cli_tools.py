@@ -25,8 +25,8 @@ def environment(home):
     """Everything a user's own files would be found by, in `home`."""
     return {"PATH": os.environ["PATH"], "HOME": str(home), "XDG_DATA_HOME": str(home / "data"),
             "XDG_CACHE_HOME": str(home / "cache"), "KCOMPAT_CACHE": str(home / "compiled"),
-            "KCOMPAT_RUN": str(home / "run"), "PYTHONPATH": str(ROOT),
-            "PYTHONDONTWRITEBYTECODE": "1"}
+            "KCOMPAT_RUN": str(home / "run"), "KCOMPAT_SPOOL": str(home / "spool"),
+            "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def kcompat(*arguments, home, as_nobody=False, **options):
