@@ -27,7 +27,7 @@ def sample(builder_or_bytes, name="sample", base=None):
 
 
 def bpftool_members(path):
-    """{struct name: {((member name, bit position, bits or 0), ...), ...}} of every named struct, from bpftool."""
+    """{name: {((member name, bit position, bits or 0), ...), ...}} of every named struct and union, from bpftool."""
     need("bpftool")
     types = json.loads(run("bpftool", "-j", "btf", "dump", "file", path))["types"]
     by_id = {t["id"]: t for t in types}
@@ -42,7 +42,7 @@ def bpftool_members(path):
 
     named = {}
     for t in types:
-        if t["kind"] == "STRUCT" and t["name"] != "(anon)" and t["vlen"]:
+        if t["kind"] in ("STRUCT", "UNION") and t["name"] != "(anon)" and t["vlen"]:
             named.setdefault(t["name"], set()).add(tuple(map(row, t["members"])))
     return named
 
