@@ -95,7 +95,8 @@ def command(kernel: Kernel, job: Job, work: Path, report: Path, nonce: str) -> l
     _stage(job, kernel.modules, nonce, work / "own")
     ext4.make(work / "own", own)
     initramfs.make(kernel.modules, root.busybox, f"/{INIT}", work / "first", first)
-    arguments = [f"console={machine.console}", "panic=-1", "loglevel=6", *job.kernel_arguments]
+    # An rt kernel, whose interrupts are threads, may take those of the serial port for nobody's and switch them off.
+    arguments = [f"console={machine.console}", "panic=-1", "loglevel=6", "noirqdebug", *job.kernel_arguments]
     return [
         machine.emulator,
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
