@@ -40,6 +40,8 @@ def why_absent(field: Field) -> str | None:
         return None
     release = os.uname().release
     paths = (Path("/proc/config.gz"), Path(f"/boot/config-{release}"), Path(f"/lib/modules/{release}/config"))
+    if field.struct == "nf_conn" and denied("CONFIG_NF_CONNTRACK", paths):
+        return None  # there is no such struct at all, and nobody to ask about its members
     denial = denied(option, paths)
     return f"the kernel is built without {option}: {denial}" if denial else None
 
