@@ -47,8 +47,8 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Http(Network):
-    """By HTTP. `ca_file` is trusted instead of the system's authorities; `token` or `username` and `password`."""
+class Authenticated(Network):
+    """`ca_file` is trusted instead of the system's authorities; `token` or `username` and `password`."""
 
     ca_file: Path | None = None
     token_file: Path | None = None
@@ -64,6 +64,11 @@ class Http(Network):
     @property
     def password(self) -> str | None:
         return secret("password", self.password_file, self.password_env)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Http(Authenticated):
+    """By HTTP."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,26 +95,12 @@ class Otlp(Http):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Nats(Network):
+class Nats(Authenticated):
     """NATS JetStream: `stream` is made if there is none; subjects are `subject` and the measurement."""
 
     stream: Annotated[str, MinLen(1)] = "KCOMPAT"
     subject: Annotated[str, MinLen(1)] = "kcompat"
-    ca_file: Path | None = None
     credentials_file: Path | None = None
-    token_file: Path | None = None
-    token_env: str | None = None
-    username: str | None = None
-    password_file: Path | None = None
-    password_env: str | None = None
-
-    @property
-    def token(self) -> str | None:
-        return secret("token", self.token_file, self.token_env)
-
-    @property
-    def password(self) -> str | None:
-        return secret("password", self.password_file, self.password_env)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
