@@ -20,7 +20,7 @@ from kcompat.fields import Field, find
 _PATIENCE_S, _PAUSE_S = 5.0, 0.02
 # What is there and wrong does not become right by waiting, but for a moment in which both ends are being told apart.
 _CERTAIN_S = 1.0
-_STAR = 65535  # what the programs make of an ephemeral port where any one stands for all
+STAR = 65535  # what the programs make of an ephemeral port where any one stands for all
 _FIRST_PORT, _LAST_PORT = 1024, 32768
 _MAPPED = bytes(10) + b"\xff\xff"
 
@@ -39,12 +39,14 @@ class Sighting(NamedTuple):
 
 
 # What may be seen wrong, and the fields that are then at fault, for IPv4 and for IPv6. Nothing seen: who it belongs to.
-_BLAMED = {
+BLAMED_FOR_ENDS = {
     "local": (("skc_rcv_saddr",), ("skc_v6_rcv_saddr",)),
     "remote": (("skc_daddr",), ("skc_v6_daddr",)),
     "local_port": (("skc_num",), ("skc_num",)),
     "remote_port": (("skc_dport",), ("skc_dport",)),
     "netns": (("skc_net", "net.ns.inum"), ("skc_net", "net.ns.inum")),
+}
+_BLAMED = BLAMED_FOR_ENDS | {
     "read": (("copied_seq",), ("copied_seq",)),
     "written": (("write_seq",), ("write_seq",)),
 }
@@ -125,7 +127,7 @@ def compare(done: Sequence[Sighting], seen: Sequence[Sighting]) -> Iterator[Faul
 def _differences(done: Sighting, seen: Sighting) -> Iterator[str]:
     for what in _BLAMED:
         same = getattr(done, what) == getattr(seen, what)
-        if not same and not (what == "local_port" and seen.local_port == _STAR):
+        if not same and not (what == "local_port" and seen.local_port == STAR):
             yield what
 
 

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from collector.canary import Fault, bound, ends_of, netns_here
+from collector.canary import BLAMED_FOR_ENDS, STAR, Fault, bound, ends_of, netns_here
 from collector.http_exchanges import Seen
 from guessers.namespace import add_ipv6, elsewhere, in_own_thread, wait_until_bindable
 from kcompat.fields import Field, find
 
 # Until it is all there; and how long what is there and wrong may still become right.
 _PATIENCE_S, _PAUSE_S = 5.0, 0.02
-_STAR = 65535  # what the programs make of an ephemeral port where any one stands for all
 
 
 class Asked(NamedTuple):
@@ -34,14 +33,6 @@ class Asked(NamedTuple):
     http_version: str
 
 
-# What may be seen wrong, and the fields that are then at fault, for IPv4 and for IPv6.
-_BLAMED = {
-    "local": (("skc_rcv_saddr",), ("skc_v6_rcv_saddr",)),
-    "remote": (("skc_daddr",), ("skc_v6_daddr",)),
-    "local_port": (("skc_num",), ("skc_num",)),
-    "remote_port": (("skc_dport",), ("skc_dport",)),
-    "netns": (("skc_net", "net.ns.inum"), ("skc_net", "net.ns.inum")),
-}
 _UNSEEN = ("skc_family", "sk_protocol")
 # What says where the bytes lie, for the hooks that ask the message.
 _UNSEEN_BY_KPROBES = (*_UNSEEN, "copied_seq", "msghdr.msg_iter.iov", "msghdr.msg_iter.count", "msghdr.msg_iter.nr_segs")
@@ -83,13 +74,13 @@ def compare(made: Sequence[Asked], seen: Sequence[Asked], unseen: tuple[Field, .
             for what in _differences(asked, alike[0]):
                 is_v6 = asked.local[:12] != bytes(10) + b"\xff\xff"
                 yield Fault(f"{what} of {asked.method} {asked.path} came out wrong",
-                            tuple(map(find, _BLAMED[what][is_v6])) if what in _BLAMED else unseen)
+                            tuple(map(find, BLAMED_FOR_ENDS[what][is_v6])) if what in BLAMED_FOR_ENDS else unseen)
 
 
 def _differences(made: Asked, seen: Asked) -> Iterator[str]:
     for what in Asked._fields:
         is_same = getattr(made, what) == getattr(seen, what)
-        if not is_same and not (what.endswith("_port") and getattr(seen, what) == _STAR):
+        if not is_same and not (what.endswith("_port") and getattr(seen, what) == STAR):
             yield what
 
 
