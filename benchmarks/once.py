@@ -74,7 +74,7 @@ def _btf() -> dict[str, Any]:
 
 def _compile() -> dict[str, Any]:
     """Both programs through bcc, its import included: who finds them in the cache needs neither."""
-    from collector.config import NetflowOptions
+    from collector.config import Options
     from collector.datasets import netflow
     from guessers import memory
     from kcompat.bpf import compile_source
@@ -83,7 +83,7 @@ def _compile() -> dict[str, Any]:
 
     # Where a field lies makes no difference to the compiler.
     offsets = Offsets([Offset.known(f, 8 * i, "benchmark", width=f.width) for i, f in enumerate(CATALOGUE)])
-    sources = memory.source(), netflow.render(offsets, NetflowOptions("any"))
+    sources = memory.source(), netflow.render(offsets, Options("any"))
     clock = time.perf_counter()
     for source in sources:
         compile_source(source)

@@ -275,6 +275,3 @@ def _port(rule: str, value: str) -> int:
 
 def _bad_rule(rule: str, fault: str) -> KcompatError:
     return KcompatError(f"exclusion {rule!r}: {fault}")
-
-
-NetflowOptions = Options  # until nobody spells it so any more

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from collector import pipeline
-from collector.config import NetflowOptions
+from collector.config import Options
 from guessers import memory
 from kcompat.bpf import cache_dir, cached_path, compile_cached
 from kcompat.cli_output import to_json
@@ -44,12 +44,12 @@ def compile_all(db_path: Path | None, machine: str | None) -> list[Program]:
     programs = {memory.source(machine): Program("guess", [])}
     for dataset in pipeline.programmed():
         if not pipeline.wanted((dataset,)):
-            programs[pipeline.render(dataset, Offsets(), NetflowOptions("any"))] = Program(dataset, [])
+            programs[pipeline.render(dataset, Offsets(), Options("any"))] = Program(dataset, [])
     refused = []
     for kernel, offsets in _remembered(db_path, machine):
         for dataset in filter(lambda name: pipeline.wanted((name,)), pipeline.programmed()):
             try:
-                source = pipeline.render(dataset, offsets, NetflowOptions("any"))
+                source = pipeline.render(dataset, offsets, Options("any"))
             except UnknownField as error:
                 refused.append(Program(dataset, [kernel.release or kernel.key], reason=str(error)))
                 continue
