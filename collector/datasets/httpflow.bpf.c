@@ -11,6 +11,7 @@
 #include <kcompat/read.h>
 
 #include "sock.h"
+#include "tally.h"
 #include "httpflow_maps.h"
 #include "httpflow_text.h"
 #include "httpflow_conns.h"

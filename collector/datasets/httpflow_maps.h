@@ -119,26 +119,7 @@ BPF_HASH(requests, struct conn_key, struct request, MAX_CONNS);
  */
 BPF_HASH(exchanges0, struct exchange_key, struct exchange, MAX_EXCHANGES);
 BPF_HASH(exchanges1, struct exchange_key, struct exchange, MAX_EXCHANGES);
-/* Slot 0: the generation. User space writes, programs read. */
-BPF_ARRAY(generation, u32, 1);
 /* Pieces, a ring a CPU: what finds it full is counted by the kernel and told to user space. */
 BPF_PERF_OUTPUT(pieces);
-/* What did not fit, by reason; programs add, user space reads. */
-BPF_ARRAY(losses, u64, 4);
+/* Slots of `losses`. */
 enum { LOST_CONN, LOST_EXCHANGE, LOST_CALL, LOST_TLS };
-
-static __always_inline void lose(int reason)
-{
-	u64 *count = losses.lookup(&reason);
-
-	if (count)
-		__sync_fetch_and_add(count, 1);
-}
-
-static __always_inline u32 current_generation(void)
-{
-	int zero = 0;
-	u32 *now = generation.lookup(&zero);
-
-	return now ? *now : 0;
-}

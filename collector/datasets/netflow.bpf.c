@@ -13,6 +13,7 @@
 #include <kcompat/read.h>
 
 #include "sock.h"
+#include "tally.h"
 #include "netflow_maps.h"
 #include "netflow_tcp.h"
 #include "netflow_udp.h"

@@ -161,24 +161,5 @@ BPF_HASH(pendings, u64, struct pending, 32768);
 BPF_HASH(calls, u64, u64, 32768);
 /* Slot 0. User space writes; the program adds what it sees while `argument` is 0. */
 BPF_ARRAY(calibrations, struct calibration, 1);
-/* Slot 0: the generation. User space writes, programs read. */
-BPF_ARRAY(generation, u32, 1);
-/* What did not fit, by reason; programs add, user space reads. */
-BPF_ARRAY(losses, u64, 8);
+/* Slots of `losses`. */
 enum { LOST_SOCK, LOST_FLOW, LOST_DEAD, LOST_DATAGRAM, LOST_PEER, LOST_CALL };
-
-static __always_inline void lose(int reason)
-{
-	u64 *count = losses.lookup(&reason);
-
-	if (count)
-		__sync_fetch_and_add(count, 1);
-}
-
-static __always_inline u32 current_generation(void)
-{
-	int zero = 0;
-	u32 *now = generation.lookup(&zero);
-
-	return now ? *now : 0;
-}
