@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from kcompat.load import Loaded
 from kcompat.maps import MapSpec
 from kcompat.offsets import Offset, Offsets, State, Verdict
 from kcompat.version import running_version_code
+from tests.kernel import signs
 
 HERE = Path(__file__).parent
 ALL_THOROUGH = re.compile(r"^pytestmark = .*\bthorough\b", re.M)
@@ -44,6 +46,14 @@ def cannot(reason):
     if REQUIRED:
         pytest.fail(f"required here (KCOMPAT_REQUIRE_KERNEL=1), but {reason}")
     pytest.skip(reason)
+
+
+def wires_and(*programs):
+    """For tests that run these programs on a wire between namespaces: skips, or fails, as `cannot`, where they lack."""
+    if missing := [name for name in programs if not shutil.which(name)]:
+        cannot(f"not installed: {', '.join(missing)} (make packages-dev)")
+    if not signs.NET_NS:
+        pytest.skip("this kernel has no network namespaces")
 
 
 @cache

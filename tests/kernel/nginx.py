@@ -6,27 +6,34 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import NamedTuple
 
-CONFIG = """
-worker_processes 2; daemon off; pid {home}/pid; error_log {home}/error.log; user root;
-events {{ worker_connections 1024; }}
-http {{
-  log_format exact '$request_method $uri $status $request_time $upstream_response_time';
-  access_log {home}/access.log exact;
-  client_body_temp_path {home}/body; proxy_temp_path {home}/proxy; fastcgi_temp_path {home}/fastcgi;
-  uwsgi_temp_path {home}/uwsgi; scgi_temp_path {home}/scgi;
+
+def configuration(log_format, server):
+    """All of nginx's files are in {home}, and access.log has a line of `log_format` for each request."""
+    return f"""
+worker_processes 2; daemon off; pid {{home}}/pid; error_log {{home}}/error.log; user root;
+events {{{{ worker_connections 1024; }}}}
+http {{{{
+  log_format exact '{log_format}';
+  access_log {{home}}/access.log exact;
+  client_body_temp_path {{home}}/body; proxy_temp_path {{home}}/proxy; fastcgi_temp_path {{home}}/fastcgi;
+  uwsgi_temp_path {{home}}/uwsgi; scgi_temp_path {{home}}/scgi;
   keepalive_requests 100000;
-  server {{
+  server {{{{
+{server}
+  }}}}
+}}}}
+"""
+
+
+CONFIG = configuration("$request_method $uri $status $request_time $upstream_response_time", r"""
     listen {port}; listen [::]:{port};
-    location / {{ return 200 "hello\\n"; }}
-    location /made {{ return 201 "made\\n"; }}
+    location / {{ return 200 "hello\n"; }}
+    location /made {{ return 201 "made\n"; }}
     location /gone {{ return 404; }}
     location /moved {{ return 301 /; }}
     location /empty {{ return 204; }}
     location /files/ {{ alias {home}/files/; sendfile on; }}
-    location /slow {{ proxy_pass http://127.0.0.1:{upstream}; }}
-  }}
-}}
-"""
+    location /slow {{ proxy_pass http://127.0.0.1:{upstream}; }}""")
 
 
 class Request(NamedTuple):

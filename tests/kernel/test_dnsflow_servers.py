@@ -1,7 +1,6 @@
 """dnsflow beside a real server and real clients: what dnsmasq answered, as dig, dnsperf and tshark tell it too."""
 
 import re
-import shutil
 import socket
 import subprocess
 import threading
@@ -11,8 +10,8 @@ from collections import Counter
 import pytest
 
 from tests.collector import wire as bytes_of
-from tests.kernel import signs, wires
-from tests.kernel.conftest import cannot
+from tests.kernel import wires
+from tests.kernel.conftest import wires_and
 from tests.kernel.test_dnsflow import counts, dnsflow, in_namespace, one
 
 pytestmark = pytest.mark.thorough
@@ -26,11 +25,7 @@ QUERIES = 20_000
 
 @pytest.fixture(scope="module", autouse=True)
 def tools():
-    missing = [name for name in ("dnsmasq", "dig", "dnsperf", "tshark") if not shutil.which(name)]
-    if missing:
-        cannot(f"not installed: {', '.join(missing)} (make packages-dev)")
-    if not signs.NET_NS:
-        pytest.skip("this kernel has no network namespaces")
+    wires_and("dnsmasq", "dig", "dnsperf", "tshark")
 
 
 @pytest.fixture(scope="module")

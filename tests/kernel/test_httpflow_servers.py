@@ -1,6 +1,5 @@
 """httpflow beside real servers and real clients: what nginx's log says, and tshark on the wire."""
 
-import shutil
 import subprocess
 import sys
 import threading
@@ -10,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests.kernel import signs, wires
-from tests.kernel.conftest import cannot
+from tests.kernel.conftest import wires_and
 from tests.kernel.nginx import nginx
 from tests.kernel.test_httpflow import attached, flows_of, sums
 
@@ -24,11 +23,7 @@ REQUESTS = 10_000
 
 @pytest.fixture(scope="module", autouse=True)
 def tools():
-    missing = [name for name in ("nginx", "curl", "wrk", "tshark") if not shutil.which(name)]
-    if missing:
-        cannot(f"not installed: {', '.join(missing)} (make packages-dev)")
-    if not signs.NET_NS:
-        pytest.skip("this kernel has no network namespaces")
+    wires_and("nginx", "curl", "wrk", "tshark")
 
 
 @pytest.fixture(scope="module")

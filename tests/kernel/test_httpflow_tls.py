@@ -24,6 +24,7 @@ from collector.datasets.httpflow import Httpflow
 from collector.mapped_files import file_id
 from tests.kernel import signs
 from tests.kernel.conftest import cannot, version_code
+from tests.kernel.nginx import configuration
 
 # Not in guests: see test_httpflow.py.
 pytestmark = pytest.mark.thorough
@@ -222,24 +223,12 @@ def test_a_library_nobody_else_can_see_is_seen_in_a_process_that_begins_later(po
     watching.wait_for(file, is_hooked=False)  # nobody uses it any more
 
 
-NGINX = """
-worker_processes 2; daemon off; pid {home}/pid; error_log {home}/error.log; user root;
-events {{ worker_connections 1024; }}
-http {{
-  log_format exact '$request_method $uri $status $server_protocol';
-  access_log {home}/access.log exact;
-  client_body_temp_path {home}/body; proxy_temp_path {home}/proxy; fastcgi_temp_path {home}/fastcgi;
-  uwsgi_temp_path {home}/uwsgi; scgi_temp_path {home}/scgi;
-  keepalive_requests 100000;
-  server {{
+NGINX = configuration("$request_method $uri $status $server_protocol", r"""
     listen 127.0.0.1:{port} ssl http2; ssl_certificate {certificate}; ssl_certificate_key {key};
-    location / {{ return 200 "hello\\n"; }}
-    location /made {{ return 201 "made\\n"; }}
+    location / {{ return 200 "hello\n"; }}
+    location /made {{ return 201 "made\n"; }}
     location /gone {{ return 404; }}
-    location /files/ {{ alias {home}/files/; }}
-  }}
-}}
-"""
+    location /files/ {{ alias {home}/files/; }}""")
 NGINX_PORT = 18443
 URL = f"https://127.0.0.1:{NGINX_PORT}"
 HTTPX = f"""
