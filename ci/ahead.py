@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from ci.product import ProductError, kcompat
@@ -59,18 +60,22 @@ def _programs(kernel: Path, machine: str, database: Path, objects: Path) -> Iter
 
 
 def _tests(kernel: Path, machine: str, database: Path, objects: Path) -> Iterable[Path]:
-    """What pytest makes of the tests' modules lies beside them in the repository, which the guest is given."""
-    _python("pytest", "--collect-only", "--quiet", "-p", "no:cacheprovider", "tests/kernel", objects=objects)
-    made = _python("tests.kernel.ahead", machine, str(database), objects=objects)
+    _rewritten()
+    made = _python("tests.kernel.ahead", machine, str(database), KCOMPAT_CACHE=str(objects))
     return [Path(line) for line in made.splitlines()]
 
 
-def _python(module: str, *arguments: str, objects: Path) -> str:
-    environment = {**os.environ, "KCOMPAT_CACHE": str(objects), "PYTHONDONTWRITEBYTECODE": ""}
+@cache
+def _rewritten() -> None:
+    """What pytest makes of the tests' modules, the same for every kernel, beside them: the guest has the repository."""
+    _python("pytest", "--collect-only", "--quiet", "-p", "no:cacheprovider", "tests/kernel", PYTHONDONTWRITEBYTECODE="")
+
+
+def _python(module: str, *arguments: str, **environment: str) -> str:
     try:
-        done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=REPOSITORY, env=environment,
-                              stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-                              timeout=DEADLINE_S)
+        done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=REPOSITORY,
+                              env={**os.environ, **environment}, stdin=subprocess.DEVNULL, capture_output=True,
+                              text=True, check=False, timeout=DEADLINE_S)
     except subprocess.TimeoutExpired as error:
         raise ProductError(f"{module} did not end within {DEADLINE_S:.0f} s") from error
     if done.returncode:
