@@ -32,13 +32,19 @@ class Wire:
     ports: bytes
 
     def header_in(self, buffer: bytes) -> int | None:
-        """Where this packet's IP header begins in `buffer`, behind a loopback's Ethernet header."""
+        """Where this packet's IP header begins in `buffer`, behind a loopback's Ethernet header.
+
+        Before it may lie what is left of an earlier packet between the same addresses: memory is used again.
+        """
         before = 12 if self.family == socket.AF_INET else 8
-        at = buffer.find(self.source + self.destination) - before
         frame = bytes(12) + ETHERTYPES[self.family]
-        if at < _ETHERNET or buffer[at - _ETHERNET:at] != frame:
-            return None
-        return at if buffer.startswith(self.ports, self.transport(buffer, at)) else None
+        found = -1
+        while (found := buffer.find(self.source + self.destination, found + 1)) >= 0:
+            at = found - before
+            if at >= _ETHERNET and buffer[at - _ETHERNET:at] == frame \
+                    and buffer.startswith(self.ports, self.transport(buffer, at)):
+                return at
+        return None
 
     def transport(self, buffer: bytes, at: int) -> int:
         """Where the header behind the IP header at `at` begins."""

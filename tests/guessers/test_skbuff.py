@@ -1,5 +1,6 @@
 """What waiting packets show of struct sk_buff, over memory made up in Python."""
 
+import dataclasses
 import random
 import struct
 
@@ -109,6 +110,18 @@ def test_a_header_is_known_by_frame_addresses_and_ports(spoil):
     buffer, network, _ = buffer_of(rng, wire, 0, 3, 200)
     assert wire.header_in(buffer) == network
     assert wire.header_in(spoil(buffer)) is None
+
+
+@pytest.mark.parametrize("family", [2, 10])
+def test_what_is_left_of_an_earlier_packet_between_the_same_addresses_hides_no_header(family):
+    """Seen once in some hundred guesses: a segment's buffer that a datagram had used before, shorter and further ahead."""
+    rng = random.Random(5)
+    wire = wire_of(rng, family)
+    earlier = dataclasses.replace(wire, ports=b"\1\2\3\4")
+    stale, older, _ = buffer_of(rng, earlier, 2, 0, 20)
+    buffer, network, _ = buffer_of(rng, wire, 100, 0, 100)
+    assert wire.header_in(stale[:100] + buffer[100:]) == network
+    assert earlier.header_in(stale[:100] + buffer[100:]) == older
 
 
 def devices(names, at, packets=6):
