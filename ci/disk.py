@@ -20,11 +20,12 @@ from ci.tools import missing
 TOOLS: tuple[str, ...] = ("cpio", "dpkg-deb", "mke2fs", "modprobe", "setpriv", "timeout")
 PORT = "/dev/ttyS1"
 SCRIPT, INIT = "kcompat-guest.sh", "kcompat-init.sh"
-# What a booted host has; then the job. A restart is an end: QEMU is told so, and a panic ends in one too.
+# What a booted host has; then the job. A restart is an end: QEMU is told so, and a panic ends in one too. Nothing is
+# mounted on /tmp: the repository may be a clone there.
 GUEST_INIT = f"""\
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /tmp
+mkdir -p /tmp && chmod 1777 /tmp
 mount -t debugfs debugfs /sys/kernel/debug
 mount -t tracefs tracefs /sys/kernel/tracing
 mount -t securityfs securityfs /sys/kernel/security
