@@ -114,7 +114,7 @@ def test_a_header_is_known_by_frame_addresses_and_ports(spoil):
 
 @pytest.mark.parametrize("family", [2, 10])
 def test_what_is_left_of_an_earlier_packet_between_the_same_addresses_hides_no_header(family):
-    """Seen once in some hundred guesses: a segment's buffer that a datagram had used before, shorter and further ahead."""
+    """Seen once in some hundred guesses: a segment's buffer that a datagram had used before, with less room ahead."""
     rng = random.Random(5)
     wire = wire_of(rng, family)
     earlier = dataclasses.replace(wire, ports=b"\1\2\3\4")
