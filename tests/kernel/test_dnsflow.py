@@ -301,6 +301,7 @@ def test_what_was_answered_is_a_name_for_its_address(ends):
     assert running.domains.name(ends[1].number, bytes_of.packed(B)) is None
 
 
+@pytest.mark.thorough
 def test_netflow_tells_the_name_of_an_address_that_was_answered(ends, oracle):
     """Both datasets through the pipeline, as a user starts them."""
     records, stop, ready = Records(), threading.Event(), threading.Event()
