@@ -35,7 +35,6 @@ help:
 	@echo "make bench   the README's performance table"
 	@echo "make deb     a Debian package: build/kcompat_VERSION_ARCHITECTURE.deb"
 	@echo "make fuzz    the solver over 100,000 random layouts, the BTF and DWARF readers over flipped bytes: half an hour"
-	@echo "make deb     a Debian package: build/kcompat_VERSION_ARCHITECTURE.deb"
 	@echo "make fuzz-protocols  atheris on the parsers of HTTP/1, HTTP/2, DNS and TLS, ten minutes each"
 	@echo "make matrix  the kernel tests in every kernel of ci/kernels.py, in QEMU"
 	@echo "make venv    only the virtual environment, with everything developers use"

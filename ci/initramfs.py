@@ -28,7 +28,9 @@ INIT = """\
 PATH=/bin
 /bin/busybox --install -s /bin
 no_root() {{
-    echo "kcompat: no root: the kernel does not $1; it needs virtio_pci, virtio_blk, ext4, overlay, built in or modules"
+    # By the kernel's own log: what a terminal still holds when init ends is lost in the panic.
+    echo "kcompat: no root: the kernel does not $1; it needs virtio_pci, virtio_blk, ext4, overlay, built in or" \\
+        "modules" >/dev/kmsg
     exit 1
 }}
 mount -t proc proc /proc

@@ -47,7 +47,7 @@ class Report:
 
 _PANIC = re.compile(r"(Kernel panic - not syncing.*)")
 # ci/initramfs.py says so before it gives up.
-_NO_ROOT = re.compile(r"^kcompat: (no root: .*)", re.MULTILINE)
+_NO_ROOT = re.compile(r"^\[ *\d+\.\d+\] kcompat: (no root: .*)", re.MULTILINE)
 # A process the kernel killed takes its test down, but a kernel thread that oopses does not.
 _OOPS = re.compile(r"^\[ *\d+\.\d+\] ((?:BUG: unable to handle|Oops: |general protection fault).*)", re.MULTILINE)
 
