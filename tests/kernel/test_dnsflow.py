@@ -333,8 +333,8 @@ def test_netflow_tells_the_name_of_an_address_that_was_answered(ends, oracle):
         stop.set()
         collecting.join()
 
-    (flow,) = [r for r in records if r.measurement == "netflow" and r.tags["dst_port"] == "8080"
-               and r.tags["direction"] == "outgoing"]
+    (flow,) = [r for r in records if r.measurement == "netflow" and r.tags["direction"] == "outgoing"
+               and (r.tags["src_ip"], r.tags["dst_ip"], r.tags["dst_port"]) == (A, B, "8080")]
     assert flow.tags["dst_domain"] == "name.example.test" and flow.fields["bytes_written"] == 777
     assert counts([r for r in records if r.measurement == "dnsflow"], src_ip=A)[0] >= 1
 
