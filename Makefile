@@ -22,7 +22,7 @@ PACKAGES_MATRIX := $(PACKAGES_DEV) bc bison ccache flex g++ gcc-12-plugin-dev li
 INSTALL_S := 1500
 LINT_S := 600
 TEST_S := 4200
-BENCH_S := 1800
+BENCH_S := 3000
 C_FILES = $(shell find kcompat guessers collector -name '*.bpf.c' -o -name '*.h')
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -20,6 +20,7 @@ from benchmarks import (
     reliability,
     report,
     resolve,
+    soak,
     startup,
 )
 from benchmarks.measure import Repetitions, Result, load
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Repetitions], Result]]] = {
     "database": (database.TITLE, database.run),
     "startup": (startup.TITLE, startup.run),
     "http_overhead": (http_overhead.TITLE, http_overhead.run),
+    "soak": (soak.TITLE, soak.run),
     "matrix": (matrix.TITLE, matrix.run),
 }
 # What they read may not lie about, a debug package of half a gigabyte or a run of the matrix: said in the table, not

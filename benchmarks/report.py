@@ -108,9 +108,19 @@ compiled before the boot. An object depends on the offsets and the machine type,
 kernels whose fields lie alike share it.
 """
 
+_SOAK = """\
+The load counts what it does call by call: HTTP/1.1, TLS, connections of a moment, datagrams, DNS over UDP and TCP,
+lines typed into bash. Meanwhile one sink fails in turns (503, silence, refusal), one is a black hole and one a full
+disk; namespaces with traffic in them come and go; bash and libssl are replaced; SIGHUPs bring other configurations. At
+the end the sums over all points must be what the load counted, and the failing sink must have every point. The slope is
+the median of those between any two minutes. Ten minutes here; `sudo .venv/bin/python -m benchmarks.soak` takes two
+hours. It says nothing of somebody else's traffic, which the collector sees too: what others lose is counted as lost.
+"""
+
 _TEXTS = {"btf": _BTF, "database": _DATABASE, "dwarf": _DWARF, "guess": _GUESS, "harvest": _HARVEST,
           "http_overhead": _HTTP_OVERHEAD,
-          "matrix": _MATRIX, "reliability": _RELIABILITY, "resolve": _RESOLVE, "startup": _STARTUP}
+          "matrix": _MATRIX, "reliability": _RELIABILITY, "resolve": _RESOLVE, "soak": _SOAK,
+          "startup": _STARTUP}
 
 
 def text(results: Iterable[Result]) -> str:

@@ -19,7 +19,6 @@ _ETH_P_ALL = 3
 _SO_ATTACH_FILTER = 26
 _STATUS_USER = 1
 
-BLOCK = 1 << 16
 # A block that is not full is handed over after this time.
 RETIRE_MS = 50
 _BLOCK_STATUS, _BLOCK_PACKETS, _BLOCK_FIRST = 8, 12, 16
@@ -27,6 +26,17 @@ _U32 = struct.Struct("=I")
 # struct tpacket3_hdr: next, seconds, nanoseconds, captured, length, status, where the packet begins (twice).
 _PACKET = struct.Struct("=IIIIIIHH")
 _REQUEST = struct.Struct("=7I")
+
+
+class Shape(NamedTuple):
+    """So many blocks of so many bytes each.
+
+    No packet may be longer than a block. Few packets, too, use one up every RETIRE_MS: the number of blocks is how
+    long nobody need look.
+    """
+
+    block: int
+    blocks: int
 
 
 class Packet(NamedTuple):
@@ -43,11 +53,12 @@ class PacketRing:
     TPACKET_V3, which is as old as Linux 3.2: each packet takes only its own room, and its time comes with it.
     """
 
-    def __init__(self, code: bytes, size: int) -> None:
-        """`code` is classic BPF, `size` in bytes a multiple of BLOCK. Raises OSError."""
+    def __init__(self, code: bytes, shape: Shape) -> None:
+        """`code` is classic BPF. Raises OSError."""
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0)
         self._memory: mmap.mmap | None = None
-        self._block, self._blocks = 0, size // BLOCK
+        self._block, self._shape = 0, shape
+        size = shape.block * shape.blocks
         self.lost = 0
         """Packets that found the ring full, so far."""
         try:
@@ -55,7 +66,7 @@ class PacketRing:
             self._socket.setsockopt(_SOL_PACKET, _VERSION, _U32.pack(_TPACKET_V3))
             frames = size // 2048
             self._socket.setsockopt(_SOL_PACKET, _RX_RING,
-                                    _REQUEST.pack(BLOCK, self._blocks, 2048, frames, RETIRE_MS, 0, 0))
+                                    _REQUEST.pack(*shape, 2048, frames, RETIRE_MS, 0, 0))
             self._memory = mmap.mmap(self._socket.fileno(), size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
             # From here on packets come: none came before the filter was there.
             _bind_everywhere(self._socket)
@@ -70,8 +81,8 @@ class PacketRing:
         """What is there, oldest first. A block is the kernel's again when its last packet has been taken."""
         memory = self._memory
         assert memory is not None
-        for _ in range(self._blocks):
-            base = self._block * BLOCK
+        for _ in range(self._shape.blocks):
+            base = self._block * self._shape.block
             if not _U32.unpack_from(memory, base + _BLOCK_STATUS)[0] & _STATUS_USER:
                 return
             count, first = _U32.unpack_from(memory, base + _BLOCK_PACKETS)[0], _U32.unpack_from(
@@ -83,7 +94,7 @@ class PacketRing:
                              captured == length)
                 at += ahead
             _U32.pack_into(memory, base + _BLOCK_STATUS, 0)
-            self._block = (self._block + 1) % self._blocks
+            self._block = (self._block + 1) % self._shape.blocks
 
     def count_losses(self) -> int:
         """How many more packets were lost since it was asked last; reading the kernel's number makes it 0."""

@@ -17,7 +17,7 @@ from collector.dataset import Dataset, Setup, require
 from collector.dns_exchanges import PORT, Exchange, Exchanges
 from collector.dns_flows import MEASUREMENT, DnsFlows
 from collector.namespaces import ONLY, doors
-from collector.packet_ring import BLOCK, RETIRE_MS, PacketRing
+from collector.packet_ring import RETIRE_MS, PacketRing, Shape
 from collector.port_filter import port_filter
 from collector.protocols import packets
 from collector.record import Record
@@ -30,8 +30,9 @@ from kcompat.hook_status import HookState, HookStatus
 log = logging.getLogger(__name__)
 
 NAME = MEASUREMENT
-# The first namespaces, the machine's own before all, get rings for bursts of 90,000 packets; many others smaller ones.
-_LARGE_RINGS, _LARGE, _SMALL = 2, 256 * BLOCK, 8 * BLOCK
+# The first namespaces, the machine's own before all, get rings for bursts of 90,000 packets; many others smaller ones,
+# in which a trickle too may wait for 2.4 s: eight blocks of 64 KiB, 0.4 s, were not enough on a busy machine.
+_LARGE_RINGS, _LARGE, _SMALL = 2, Shape(1 << 16, 256), Shape(1 << 14, 48)
 _MAX_NAMESPACES = 512
 _RESCAN_S = 1.0
 # Looking for namespaces takes a stat of every process: never more than this share of a processor.
@@ -44,13 +45,13 @@ _POLL_S = 0.25
 class _Namespace:
     """One namespace's ring and routes."""
 
-    def __init__(self, door: Path, home: Netns, code: bytes, size: int) -> None:
+    def __init__(self, door: Path, home: Netns, code: bytes, shape: Shape) -> None:
         """Made by going there and coming back: only for a thread of our own. Raises OSError."""
         fd = os.open(door, os.O_RDONLY | os.O_CLOEXEC)
         try:
             enter(fd)
             try:
-                self.ring = PacketRing(code, size)
+                self.ring = PacketRing(code, shape)
                 try:
                     self.routes = Routes()
                 except OSError:
@@ -192,10 +193,10 @@ class Dnsflow:
             self._poll.register(made.ring.fileno(), select.EPOLLIN)
 
     def _open(self, door: Path, home: Netns | None) -> _Namespace:
-        size = _LARGE if len(self._namespaces) < _LARGE_RINGS else _SMALL
+        shape = _LARGE if len(self._namespaces) < _LARGE_RINGS else _SMALL
         if home is None:
-            return _Here(self._code, size)
-        return _Namespace(door, home, self._code, size)
+            return _Here(self._code, shape)
+        return _Namespace(door, home, self._code, shape)
 
     def _refuse(self, netns: int, reason: str) -> None:
         self._refused.add(netns)
@@ -234,8 +235,8 @@ class Dnsflow:
 class _Here(_Namespace):
     """The namespace we are in, which nobody need be allowed to enter; also the only one of a kernel without any."""
 
-    def __init__(self, code: bytes, size: int) -> None:
-        self.ring = PacketRing(code, size)
+    def __init__(self, code: bytes, shape: Shape) -> None:
+        self.ring = PacketRing(code, shape)
         self.routes = Routes()
 
 

@@ -16,7 +16,7 @@ from kcompat.fields import CATALOGUE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Minutes of work each, and what they compare is compared in tests/kcompat, tests/offset_db and tests/kernel.
-LONG = ("dwarf", "harvest", "http_overhead", "matrix")
+LONG = ("dwarf", "harvest", "http_overhead", "matrix", "soak")
 SIZED = ("database",)
 SHORT = tuple(name for name in BENCHMARKS if name not in LONG + SIZED)
 REQUIRED = os.environ.get("KCOMPAT_REQUIRE_KERNEL") == "1"
