@@ -15,7 +15,7 @@ from collector.record import Record, to_lines
 Key = tuple[str, ...]
 ADDRESSES = "10.216."
 TYPED = ": soak "
-TLS_PORT = 8443
+TLS_PORT = 21443
 _BYTES = ("bytes_read", "bytes_written")
 _NETFLOW = (*_BYTES, "tcp_established", "tcp_closed")
 _BIN_S, _HOUR_S = 60.0, 3600.0

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.soak_books import Books, Sample, Written, differences, slope_mb_per_hour
+from benchmarks.soak_books import TLS_PORT, Books, Sample, Written, differences, slope_mb_per_hour
 from benchmarks.soak_trouble import FailingSink, replace
 from benchmarks.soak_watch import until
 from kcompat.errors import KcompatError
@@ -47,7 +47,7 @@ def test_every_difference_is_told_and_of_tls_what_one_end_has_and_the_other_has_
     done = Counter({("netflow", "outgoing", "8080", "bytes_read"): 7})
     assert not differences(done, Counter(done))
     assert differences(done, Counter()) == ["netflow outgoing 8080 bytes_read: 0 instead of 7"]
-    seen = read(flow(port="8443", bytes_written=5), flow("incoming", "8443", bytes_read=4)).totals
+    seen = read(flow(port=str(TLS_PORT), bytes_written=5), flow("incoming", str(TLS_PORT), bytes_read=4)).totals
     assert differences(Counter(), seen) == ["TLS: 5 bytes written outgoing, 4 read incoming"]
 
 
