@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,15 @@ def _deltas(count: int) -> Iterator[FlowDelta]:
                         1000 + number % 3000, "nginx", "outgoing", number, number, 0, 100, 10, 1, 1, 1)
 
 
-def _written(records: list[Record], level: int | None) -> int:
+def _written(records: Sequence[Record], level: int | None) -> int:
     total = 0
     for begin in range(0, len(records), _CHUNK):
-        lines = to_lines(records[begin:begin + _CHUNK]).encode()
+        lines = "\n".join(to_lines(records[begin:begin + _CHUNK])).encode()
         total += len(lines if level is None else gzip.compress(lines, level))
     return total
 
 
-def _beside_the_rival(records: list[Record]) -> None:
+def _beside_the_rival(records: Sequence[Record]) -> None:
     try:
         from influxdb_client.client.write.point import Point
     except ModuleNotFoundError:

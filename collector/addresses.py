@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
 _V4_MAPPED = bytes(10) + b"\xff\xff"
-_CACHED_ADDRESSES = 1 << 16
+_CACHED_ADDRESSES = 1 << 14
 
 
 class Address(NamedTuple):
@@ -44,6 +44,16 @@ class Cidr(NamedTuple):
 def reduce_mapped(address: bytes) -> bytes:
     """The 4 bytes inside ::ffff:a.b.c.d; any other address as it is."""
     return address[12:] if len(address) == 16 and address.startswith(_V4_MAPPED) else address
+
+
+def packed_address(text: str) -> bytes | None:
+    """The 16 bytes of an address, v4-mapped for IPv4; None for what is none."""
+    try:
+        if ":" in text:
+            return socket.inet_pton(socket.AF_INET6, text)
+        return _V4_MAPPED + socket.inet_pton(socket.AF_INET, text)
+    except (OSError, ValueError):
+        return None
 
 
 @lru_cache(maxsize=_CACHED_ADDRESSES)

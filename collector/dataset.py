@@ -57,7 +57,7 @@ class Running(Protocol):
     def left_out(self) -> Counter[str]:
         """What was seen and is in no record, by reason; only `overflow` is a loss."""
 
-    def flush(self, time_ns: int) -> list[Record]:
+    def flush(self, time_ns: int) -> Sequence[Record]:
         """Everything since the last flush, once; `time_ns` since the epoch stamps what has no time of its own."""
 
     def close(self) -> None: ...

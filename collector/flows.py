@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from collector.addresses import Address, describe, star_ports
+from collector.addresses import address_type, reduce_mapped
 from collector.config import Options
-from collector.record import Record
+from collector.flow_records import FlowRecords
+from collector.packed_flows import KEY, SUMS, Head, PackedFlows, Target
 
-MEASUREMENT = "netflow"
-NOT_KNOWN = "N/A"
+# So many addresses are kept while deltas are gone through: the next ones often share them.
+_KEPT = 1 << 16
 # The tags only an enricher can know; until one does, they are absent (`dst_nat_*` and `process_name` are N/A instead).
 ENRICHER_TAGS = (
     "dst_domain",
@@ -48,15 +50,6 @@ class FlowDelta(NamedTuple):
     closed: int = 0
 
 
-# Where an outgoing connection really went, address (16 bytes) and port, where that is not `remote`.
-Target = tuple[bytes, int]
-# The key of a flow: local, src_port, remote, dst_port, transport, netns, pid, process_name, direction, target. The
-# netns is in no tag, yet two namespaces never make one flow. A bare tuple: this is what 200,000 sockets go through.
-_Key = tuple[bytes, str, bytes, str, str, int, int, str, str, Target | None]
-# Sums of one flow: read, written, retransmits, established, closed, rtt, rtt_var, sockets with an rtt sample.
-_Sums = list[int]
-
-
 # The name behind (netns, 16-byte address), if any is known.
 NameOf = Callable[[int, bytes], str | None]
 # Who a (pid, comm) is, and the tags that come with it.
@@ -67,7 +60,7 @@ TargetOf = Callable[[int, str, bytes, int, bytes, int], Target | None]
 
 def aggregate(deltas: Iterable[FlowDelta], options: Options, time_ns: int,
               dropped: Counter[str] | None = None, name_of: NameOf | None = None, target_of: TargetOf | None = None,
-              process_of: ProcessOf | None = None) -> list[Record]:
+              process_of: ProcessOf | None = None) -> FlowRecords:
     """One netflow record per flow key, all stamped `time_ns`.
 
     `name_of` fills `dst_domain`, `target_of` the `dst_nat_*`; `process_of` has the last word on `process_name`.
@@ -76,124 +69,156 @@ def aggregate(deltas: Iterable[FlowDelta], options: Options, time_ns: int,
     `excluded`, `overflow`). Only `overflow` is a loss: flows past `options.max_flows`, in the order they came.
     """
     lost: Counter[str] = Counter() if dropped is None else dropped
-    ends = _Ends(options)
-    exclude, ephemeral_port, max_flows = options.exclude, options.ephemeral_port, options.max_flows
-    flows: dict[_Key, _Sums] = {}
-    who = _Who(process_of)
-    for (local, local_port, remote, remote_port, transport, netns, pid, process_name, direction,
+    flows = PackedFlows(options.host, time_ns)
+    ends, names = _Faults(options), _Names(name_of or _nameless)
+    heads, targets = _Heads(flows, options, process_of), _Targets(flows)
+    ports, ephemeral_port, max_flows = options.exclude.ports, options.ephemeral_port, options.max_flows
+    numbers: dict[bytes, int] = {}
+    sums, append_name = flows.sums, flows.names.append
+    pack_key, pack_sums = KEY.pack, SUMS.pack
+    for (local, local_port, remote, remote_port, transport, netns, pid, comm, direction,
          read, written, retransmits, rtt_us, rtt_var_us, rtt_samples, established, closed) in deltas:
-        if not (read or written or (transport == "tcp" and (retransmits or established or closed))):
+        if transport != "tcp":
+            retransmits = established = closed = rtt_us = rtt_var_us = rtt_samples = 0
+        if not (read or written or retransmits or established or closed):
             lost["unchanged"] += 1
             continue
         if not local_port or not remote_port:
             lost["port"] += 1
             continue
-        fault = ends[local][1] or ends[remote][1]
+        fault = ends[local] or ends[remote]
         if fault:
             lost[fault] += 1
             continue
-        process_name = who[pid, process_name]
-        if (local_port in exclude.ports or remote_port in exclude.ports or process_name in exclude.processes
-                or direction in exclude.directions):
+        head = heads[netns, transport, direction, pid, comm]
+        if head < 0 or (ports and (local_port in ports or remote_port in ports)):
             lost["excluded"] += 1
             continue
-        src_port, dst_port = star_ports(local_port, remote_port, direction, ephemeral_port)
-        target = (target_of(netns, transport, local, local_port, remote, remote_port)
-                  if target_of and direction == "outgoing" else None)
-        key = (local, src_port, remote, dst_port, transport, netns, pid, process_name, direction, target)
-        sums = flows.get(key)
-        if sums is None:
-            if len(flows) >= max_flows:
+        target = 0
+        if direction == "outgoing":
+            if target_of and (found := target_of(netns, transport, local, local_port, remote, remote_port)):
+                target = targets[found]
+            if local_port >= ephemeral_port:
+                local_port = 0
+        elif remote_port >= ephemeral_port:
+            remote_port = 0
+        key = pack_key(remote, remote_port, target, local, local_port, head)
+        number = numbers.get(key)
+        if number is None:
+            if len(numbers) >= max_flows:
                 lost["overflow"] += 1
                 continue
-            sums = flows[key] = [0, 0, 0, 0, 0, 0, 0, 0]
-        sums[0] += read
-        sums[1] += written
-        if transport == "tcp":
-            sums[2] += retransmits
-            sums[3] += established
-            sums[4] += closed
-            sums[5] += rtt_us
-            sums[6] += rtt_var_us
-            sums[7] += rtt_samples
-    return [Record(MEASUREMENT, {**_tags(key, ends, options.host, name_of), **who.tags.get(key[6:8], {})},
-                   _fields(key[4], sums), time_ns) for key, sums in flows.items()]
+            numbers[key] = len(numbers)
+            append_name(names[netns][remote])
+            try:
+                sums += pack_sums(read, written, retransmits, established, closed, rtt_us, rtt_var_us, rtt_samples)
+            except struct.error:
+                sums += bytes(SUMS.size)
+                number = len(numbers) - 1
+        if number is not None:
+            flows.add(number, (read, written, retransmits, established, closed, rtt_us, rtt_var_us, rtt_samples))
+    flows.keys = [*numbers]
+    heads.complete()
+    return FlowRecords(flows)
 
 
-class _Who(dict[tuple[int, str], str]):
-    """(pid, comm) to the process's name; `tags` are what else is said of (pid, name). Asked once each."""
-
-    def __init__(self, process_of: ProcessOf | None) -> None:
-        super().__init__()
-        self.tags: dict[tuple[int, str], Mapping[str, str]] = {}
-        self._process_of = process_of
-
-    def __missing__(self, key: tuple[int, str]) -> str:
-        name = key[1]
-        if self._process_of:
-            name, tags = self._process_of(*key)
-            if tags:
-                self.tags[key[0], name] = tags
-        self[key] = name
-        return name
+def _nameless(netns: int, address: bytes) -> None:
+    """Nobody knows a name."""
 
 
-class _Ends(dict[bytes, tuple[Address, str]]):
-    """Address to its description and why flows with it are left out ("" if they are not), worked out once each."""
+class _Faults(dict[bytes, str]):
+    """Address to why flows with it are left out, "" if they are not; worked out once each, as long as few are kept."""
 
     def __init__(self, options: Options) -> None:
         super().__init__()
         self._options = options
 
-    def __missing__(self, raw: bytes) -> tuple[Address, str]:
-        address = describe(raw)
+    def __missing__(self, raw: bytes) -> str:
+        if len(self) >= _KEPT:
+            self.clear()
+        packed = reduce_mapped(raw)
         fault = ""
-        if address.is_zero:
+        if not any(packed):
             fault = "address"
-        elif address.type == "loopback" and not self._options.loopback:
+        elif not self._options.loopback and address_type(packed) == "loopback":
             fault = "loopback"
         elif (any(cidr.holds(raw) for cidr in self._options.exclude.cidrs)
-              or (address.family == "IPv6" and not self._options.ipv6)):
+              or (len(packed) != 4 and not self._options.ipv6)):
             fault = "excluded"
-        end = self[raw] = address, fault
-        return end
+        self[raw] = fault
+        return fault
 
 
-def _tags(key: _Key, ends: _Ends, host: str, name_of: NameOf | None) -> dict[str, str]:
-    local, src_port, remote, dst_port, transport, netns, pid, process_name, direction, target = key
-    src, dst = ends[local][0], ends[remote][0]
-    name = name_of(netns, remote) if name_of else None
-    return {
-        "host": host,
-        "source": MEASUREMENT,
-        "direction": direction,
-        "src_ip": src.text,
-        "src_port": src_port,
-        "src_ip_type": src.type,
-        "dst_ip": dst.text,
-        "dst_port": dst_port,
-        "dst_ip_type": dst.type,
-        "dst_nat_ip": describe(target[0]).text if target else NOT_KNOWN,
-        "dst_nat_port": str(target[1]) if target else NOT_KNOWN,
-        "pid": str(pid),
-        "process_name": process_name or NOT_KNOWN,
-        "transport": transport,
-        "family": dst.family,
-        **({"dst_domain": name} if name else {}),
-    }
+class _Heads(dict[tuple[int, str, str, int, str], int]):
+    """(netns, transport, direction, pid, comm) to the number of that head; -1 if its flows are left out."""
+
+    def __init__(self, flows: PackedFlows, options: Options, process_of: ProcessOf | None) -> None:
+        super().__init__()
+        self._flows, self._exclude, self._process_of = flows, options.exclude, process_of
+        self._processes: dict[tuple[int, str], tuple[str, Mapping[str, str]]] = {}
+        self._numbers: dict[tuple[int, str, str, int, str], int] = {}
+
+    def __missing__(self, key: tuple[int, str, str, int, str]) -> int:
+        netns, transport, direction, pid, comm = key
+        name, more = self._process(pid, comm)
+        number = -1
+        if name not in self._exclude.processes and direction not in self._exclude.directions:
+            heads = self._flows.heads
+            number = self._numbers.setdefault((netns, transport, direction, pid, name), len(heads))
+            if number == len(heads):
+                heads.append(Head(netns, transport, direction, pid, name, more))
+        self[key] = number
+        return number
+
+    def _process(self, pid: int, comm: str) -> tuple[str, Mapping[str, str]]:
+        """Asked once each: threads of one process may have names of their own."""
+        known = self._processes.get((pid, comm))
+        if known is None:
+            known = self._processes[pid, comm] = self._process_of(pid, comm) if self._process_of else (comm, {})
+        return known
+
+    def complete(self) -> None:
+        """What is said of one name of a process goes for all that lead to it."""
+        more = {(pid, name): tags for (pid, _), (name, tags) in self._processes.items() if tags}
+        if more:
+            self._flows.heads[:] = [head._replace(more=more.get((head.pid, head.process_name), {}))
+                                    for head in self._flows.heads]
 
 
-def _fields(transport: str, sums: _Sums) -> dict[str, int]:
-    read, written, retransmits, established, closed, rtt, rtt_var, samples = sums
-    if transport != "tcp":
-        return {"bytes_read": read, "bytes_written": written}
-    return {
-        "bytes_read": read,
-        "bytes_written": written,
-        "retransmits": retransmits,
-        # 0 where no socket of the flow had a sample, as no measured rtt is.
-        "rtt": rtt // samples if samples else 0,
-        "rtt_var": rtt_var // samples if samples else 0,
-        "tcp_closed": closed,
-        "tcp_established": established,
-    }
+class _Targets(dict[Target, int]):
+    """Targets to their numbers."""
+
+    def __init__(self, flows: PackedFlows) -> None:
+        super().__init__()
+        self._flows = flows
+
+    def __missing__(self, target: Target) -> int:
+        self[target] = number = len(self._flows.targets)
+        self._flows.targets.append(target)
+        return number
+
+
+class _Names(dict[int, "dict[bytes, str | None]"]):
+    """A namespace to names of addresses in it."""
+
+    def __init__(self, name_of: NameOf) -> None:
+        super().__init__()
+        self._name_of = name_of
+
+    def __missing__(self, netns: int) -> _NamesThere:
+        self[netns] = made = _NamesThere(netns, self._name_of)
+        return made
+
+
+class _NamesThere(dict[bytes, "str | None"]):
+    """An address to its name, asked for once each, as long as few are kept."""
+
+    def __init__(self, netns: int, name_of: NameOf) -> None:
+        super().__init__()
+        self._netns, self._name_of = netns, name_of
+
+    def __missing__(self, remote: bytes) -> str | None:
+        if len(self) >= _KEPT:
+            self.clear()
+        self[remote] = name = self._name_of(self._netns, remote)
+        return name

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from collector.addresses import describe, star_ports
 from collector.config import Options
-from collector.flows import NOT_KNOWN, NameOf, ProcessOf
+from collector.flows import NameOf, ProcessOf
 from collector.http_exchanges import Ends, Seen
+from collector.packed_flows import NOT_KNOWN
 from collector.record import FieldValue, Record
 
 MEASUREMENT = "httpflow"

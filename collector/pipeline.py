@@ -19,6 +19,7 @@ from collector.datasets import bash, dnsflow, httpflow_running, netflow_running
 from collector.datasets.hooks import BACKENDS, Backend
 from collector.enrich.stage import Stage
 from collector.limits import Meter
+from collector.record import tagged
 from collector.sinks.outputs import Outputs
 from collector.sinks.sink import Sink
 from collector.status import Status
@@ -220,9 +221,7 @@ class Pipeline:
     def _flush(self) -> None:
         summary, tags = self._summary, self.options.tags
         for one in self._datasets.values():
-            records = self._stage.apply(one.flush(time.time_ns()))
-            if tags:
-                records = [record._replace(tags={**tags, **record.tags}) for record in records]
+            records = tagged(self._stage.apply(one.flush(time.time_ns())), tags)
             summary.records += len(records)
             if records:
                 self._sink.write(records)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import re
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -34,6 +36,33 @@ class Record(NamedTuple):
     time: int
 
 
+class Records(Sequence[Record]):
+    """Records that are made when they are asked for, and know a shorter way to their lines."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        """To any sequence of equal records."""
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
+
+    @abstractmethod
+    def lines(self) -> list[str]:
+        """As `to_line_protocol` has them."""
+
+    @abstractmethod
+    def tagged(self, tags: Mapping[str, str]) -> Records:
+        """With these tags too, none of which replaces one of their own."""
+
+
+def tagged(records: Sequence[Record], tags: Mapping[str, str]) -> Sequence[Record]:
+    """Records with these tags too, none of which replaces one of their own."""
+    if not tags:
+        return records
+    if isinstance(records, Records):
+        return records.tagged(tags)
+    return [record._replace(tags={**tags, **record.tags}) for record in records]
+
+
 def to_json(record: Record) -> str:
     """The record as one line of JSON, ASCII only, so that no locale and no U+2028 can break the line."""
     return json.dumps({"measurement": record.measurement,
@@ -50,45 +79,52 @@ def to_line_protocol(record: Record) -> str:
     value would make a server refuse the whole batch.
     """
     fields = [f"{name}={text}" for key, value in record.fields.items()
-              if (name := _name(key)) and (text := _field(value)) is not None]
+              if (name := escaped(key)) and (text := _field(value)) is not None]
     if not fields:
         raise ValueError(f"{record.measurement} record without a field: {dict(record.fields)}")
     tags = [f",{name}={text}" for key, value in sorted(record.tags.items())
-            if (name := _name(key)) and (text := _name(value))]
+            if (name := escaped(key)) and (text := escaped(value))]
     return f"{_measurement(record.measurement)}{''.join(tags)} {','.join(fields)} {record.time}"
 
 
-def to_lines(records: Sequence[Record]) -> str:
-    """Records as lines, without a newline at the end of the last. ValueError as `to_line_protocol`.
+def to_jsons(records: Sequence[Record]) -> list[str]:
+    """Each as `to_json` has it."""
+    return [*map(to_json, records)]
+
+
+def to_lines(records: Sequence[Record]) -> list[str]:
+    """Each as `to_line_protocol` has it; ValueError as there.
 
     Records of one dataset differ in values, not in names: what they have in common is spelled once. Where a value needs
     more than that (no tag is empty, every field an int of 64 bits), the record is spelled by itself.
     """
+    if isinstance(records, Records):
+        return records.lines()
     lines = []
     for record in records:
         measurement, tags, fields, time = record
         shape = _shape(measurement, tuple(tags), tuple(fields), tuple(map(type, fields.values())))
         if shape is not None:
             text, keys = shape
-            names = [*map(_name, map(tags.__getitem__, keys))]
+            names = [*map(escaped, map(tags.__getitem__, keys))]
             numbers = fields.values()
             if "" not in names and min(numbers) in _INT64 and max(numbers) in _INT64:
                 lines.append(text % (*names, *numbers, time))
                 continue
         lines.append(to_line_protocol(record))
-    return "\n".join(lines)
+    return lines
 
 
 @lru_cache(maxsize=256)
 def _shape(measurement: str, tags: tuple[str, ...], fields: tuple[str, ...],
            types: tuple[type, ...]) -> tuple[str, tuple[str, ...]] | None:
     """A format of tag values, field values and time, and the tags in its order; None where values decide more."""
-    if not fields or not all(map(_name, (*tags, *fields))) or set(types) != {int}:
+    if not fields or not all(map(escaped, (*tags, *fields))) or set(types) != {int}:
         return None
     keys = tuple(sorted(tags))
-    words = [_measurement(measurement), *(f",{_name(key)}=%s" for key in keys), " ",
-             ",".join(f"{_name(key)}=%di" for key in fields), " %d"]
-    plain = [_measurement(measurement), *map(_name, (*tags, *fields))]
+    words = [_measurement(measurement), *(f",{escaped(key)}=%s" for key in keys), " ",
+             ",".join(f"{escaped(key)}=%di" for key in fields), " %d"]
+    plain = [_measurement(measurement), *map(escaped, (*tags, *fields))]
     return ("".join(words), keys) if not any("%" in word for word in plain) else None
 
 
@@ -108,7 +144,7 @@ def _field(value: FieldValue) -> str | None:
 
 
 @lru_cache(maxsize=_CACHED_NAMES)
-def _name(text: str) -> str:
+def escaped(text: str) -> str:
     """A tag key, tag value or field key: few of them, seen over and over."""
     if _PLAIN.fullmatch(text):
         return text

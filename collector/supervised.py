@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from collector.canary import Refuted
@@ -68,7 +68,7 @@ class Supervised:
             self.how = self.running.how
         return self.running is not None
 
-    def flush(self, time_ns: int) -> list[Record]:
+    def flush(self, time_ns: int) -> Sequence[Record]:
         """Its records. One that fails at it is closed, and tried again later."""
         if self.running is None:
             return []

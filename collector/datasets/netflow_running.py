@@ -57,7 +57,7 @@ class NetflowRunning:
     def losses(self) -> Mapping[str, int]:
         return {**self._dataset.losses, **(self._translations.losses if self._translations else {})}
 
-    def flush(self, time_ns: int) -> list[Record]:
+    def flush(self, time_ns: int) -> Sequence[Record]:
         deltas = [*self._waiting, *self._dataset.flush()]
         self._waiting.clear()
         # Afterwards: what a connection that is told of was translated to is known by then.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from collector.addresses import packed_address
 from collector.config import KubernetesOptions
 from collector.enrich import kubernetes_objects as objects
 from collector.enrich.kubernetes_cluster import Cluster, End, Table, Workload
@@ -96,6 +97,12 @@ class Kubernetes:
     def destination(self, translated: End | None, end: End) -> Workload | None:
         with self._lock:
             return self._cluster.destination(translated, end)
+
+    def addresses(self) -> set[bytes]:
+        """Of pods and services, 16 bytes each, v4-mapped for IPv4."""
+        with self._lock:
+            texts = self._cluster.addresses()
+        return {packed for text in texts if (packed := packed_address(text))}
 
     @property
     def is_told(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from collector.enrich.kubernetes_objects import Labels, Owned, Pod, Service, Slice
@@ -37,6 +37,9 @@ class Table(Generic[T]):
 
     def find(self, index: str, key: Hashable) -> list[T]:
         return [self._objects[uid] for uid in self._indexes[index].get(key, ())]
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._objects.values())
 
     def put(self, one: T) -> None:
         self.drop(one.uid)
@@ -102,6 +105,11 @@ class Cluster:
         self.slices: Table[Slice] = Table(pod=lambda one: [(one.namespace, name) for name in one.pods])
         self.owned: dict[tuple[str, str], Table[Owned]] = {}
         self.can_tell_owners: set[tuple[str, str]] = set()
+
+    def addresses(self) -> set[str]:
+        """Every one that may be somebody's: where neither address nor container is known, nobody needs be asked."""
+        found = [ip for one in self.pods if not one.ended for ip in one.ips]
+        return {*found, *(ip for one in self.services for ip in one.ips)}
 
     def source(self, containers: Sequence[str], end: End) -> Workload | None:
         """By the process's container, then by address.

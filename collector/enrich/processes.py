@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from collector.flows import NOT_KNOWN
+from collector.packed_flows import NOT_KNOWN
 
 _BOUND = 8192
 # The first pid namespace's number (include/linux/proc_ns.h): only from there /proc has the pids that programs tell.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 from collector.config import Options
+from collector.enrich.flow_ends import FlowEnds
 from collector.enrich.kubernetes import Kubernetes, is_wanted
 from collector.enrich.kubernetes_cluster import NOT_KNOWN, End, Workload
 from collector.enrich.processes import Processes, container_ids
+from collector.flow_records import FlowRecords
 from collector.record import Record
 
 SUB_SOURCE = "K8s"
@@ -25,10 +28,12 @@ class Stage:
         if kubernetes is None and is_wanted(options.kubernetes):
             self.kubernetes = Kubernetes(options.kubernetes)
 
-    def apply(self, records: list[Record]) -> list[Record]:
+    def apply(self, records: Sequence[Record]) -> Sequence[Record]:
         """The same records in the same order; those with a pod or a service at an end have tags that say so."""
         if self.kubernetes is None or not records or not self.kubernetes.is_told:
             return records
+        if isinstance(records, FlowRecords):
+            return records.told(FlowEnds(records.flows, self.kubernetes, self._containers, self._both).all())
         known = self.kubernetes
         # Flows of one interval share their ends: each is looked up once, with what was known at its end.
         sources = cache(lambda pid, name, end: known.source(self._containers(pid, name), end))
@@ -46,8 +51,7 @@ class Stage:
             translated = None if nat == NOT_KNOWN else End(nat, _number(tags.get("dst_nat_port")), transport)
             dst = destinations(translated, End(tags["dst_ip"], _number(tags["dst_port"]), transport))
             if src or dst:
-                record = record._replace(tags={**tags, "sub_source": SUB_SOURCE, **self._tags("src", src),
-                                               **self._tags("dst", dst)})
+                record = record._replace(tags={**tags, **self._both(src, dst)})
             made.append(record)
         return made
 
@@ -57,6 +61,9 @@ class Stage:
 
     def _containers(self, pid: int, name: str) -> tuple[str, ...]:
         return container_ids(self._processes.find(pid, name).cgroup) if pid else ()
+
+    def _both(self, src: Workload | None, dst: Workload | None) -> dict[str, str]:
+        return {"sub_source": SUB_SOURCE, **self._tags("src", src), **self._tags("dst", dst)}
 
     def _tags(self, side: str, workload: Workload | None) -> dict[str, str]:
         workload = workload or _STRANGER

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from collector.record import to_json, to_line_protocol
+from collector.record import Record, to_jsons, to_lines
 from collector.sinks.fanout import Fanout
 from collector.sinks.sink import Sink
 from collector.sinks.spec import kind_of, network_values, path_values, shown
@@ -96,14 +96,14 @@ def _open_network(spec: Spec, options: Any) -> Sink:
 
 
 def _open_jsonl(spec: Spec, options: Any) -> Sink:
-    return _lines(spec, options, to_json)
+    return _lines(spec, options, to_jsons)
 
 
 def _open_lineproto(spec: Spec, options: Any) -> Sink:
-    return _lines(spec, options, to_line_protocol)
+    return _lines(spec, options, to_lines)
 
 
-def _lines(spec: Spec, options: Any, encode: Callable[[Any], str]) -> LineSink:
+def _lines(spec: Spec, options: Any, encode: Callable[[Sequence[Record]], list[str]]) -> LineSink:
     from collector.sinks.lines import open_lines
     if isinstance(options, str):
         return open_lines(f"{kind_of(spec)}:{options}" if isinstance(spec, Mapping) else spec, options, encode)

@@ -39,7 +39,7 @@ class Refused(Exception):
 
 
 class Transport(Protocol):
-    """One kind of server. `encode` is called by the collector, everything else by the sink's own threads."""
+    """One kind of server. `encode` and `pack` are called by the collector, the rest by the sink's own threads."""
 
     @property
     def name(self) -> str:

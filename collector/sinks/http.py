@@ -75,7 +75,7 @@ class LineProtocol:
 
     def encode(self, records: Sequence[Record]) -> Iterator[Chunk]:
         for route, points in routed(records, self._target):
-            yield Chunk(route, len(points), to_lines(points).encode())
+            yield Chunk(route, len(points), "\n".join(to_lines(points)).encode())
 
     def pack(self, chunk: Chunk) -> Chunk:
         return replace(chunk, payload=gzip.compress(chunk.payload, compresslevel=1))

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from collector.record import Record, to_json
+from collector.record import Record, to_jsons
 from collector.sinks.chunk import Chunk, Refused, Retry
 from collector.sinks.http import routed
 from collector.sinks.options import Kafka
@@ -45,7 +45,7 @@ class Topic:
             if end == len(records) or records[end].tags.get("host") != records[begin].tags.get("host"):
                 host = records[begin].tags.get("host", "")
                 for route, points in routed(records[begin:end], lambda measurement, host=host: host):  # type: ignore[misc]
-                    yield Chunk(route, len(points), "\n".join(map(to_json, points)).encode())
+                    yield Chunk(route, len(points), "\n".join(to_jsons(points)).encode())
                 begin = end
 
     def pack(self, chunk: Chunk) -> Chunk:

@@ -17,6 +17,11 @@ from kcompat.errors import KcompatError
 logger = logging.getLogger(__name__)
 
 
+Encode = Callable[[Sequence[Record]], list[str]]
+# Records of one write: lines of many more would take more memory than the records.
+_AT_ONCE = 4096
+
+
 class ByteStream(Protocol):
     """What a `LineSink` writes to: an unbuffered file, or standard output."""
 
@@ -26,12 +31,12 @@ class ByteStream(Protocol):
 
 
 class LineSink:
-    """Each batch is one write(2) of whole lines, with no buffer behind it, so what was written outlives a crash.
+    """Writes whole lines, many with one write(2) and no buffer behind it, so what was written outlives a crash.
 
     A write cut short (disk full) leaves half a line; the next batch then starts on a line of its own.
     """
 
-    def __init__(self, name: str, stream: ByteStream, encode: Callable[[Record], str], *, torn: bool = False) -> None:
+    def __init__(self, name: str, stream: ByteStream, encode: Encode, *, torn: bool = False) -> None:
         self.name = name
         self.written = 0
         self.dropped = 0
@@ -41,9 +46,15 @@ class LineSink:
         self._failing = False
 
     def write(self, records: Sequence[Record]) -> None:
-        if not records:
-            return
-        lines = "".join([f"{self._encode(record)}\n" for record in records]).encode()
+        for begin in range(0, len(records), _AT_ONCE):
+            try:
+                self._write(records[begin:begin + _AT_ONCE])
+            except BrokenPipeError:
+                self.dropped += max(0, len(records) - begin - _AT_ONCE)
+                raise
+
+    def _write(self, records: Sequence[Record]) -> None:
+        lines = "".join([f"{line}\n" for line in self._encode(records)]).encode()
         if self._torn:
             lines = b"\n" + lines
         done, error = _write_all(self._stream, lines)
@@ -81,7 +92,7 @@ class StdoutStream:
         """Not ours to close."""
 
 
-def open_lines(spec: str, path: str, encode: Callable[[Record], str]) -> LineSink:
+def open_lines(spec: str, path: str, encode: Encode) -> LineSink:
     """Append to `path`; `-` is standard output."""
     if path == "-":
         return LineSink(spec, StdoutStream(), encode)
@@ -91,7 +102,7 @@ def open_lines(spec: str, path: str, encode: Callable[[Record], str]) -> LineSin
         raise KcompatError(f"{path}: cannot be opened for writing: {error.strerror}") from None
 
 
-def open_rotating(name: str, path: Path, encode: Callable[[Record], str], max_bytes: int, max_age_s: float,
+def open_rotating(name: str, path: Path, encode: Encode, max_bytes: int, max_age_s: float,
                   keep: int) -> LineSink:
     """Append to `path`, which is moved aside when it is too large or too old; `keep` old files are kept."""
     from collector.sinks.rotating import RotatingStream

@@ -16,7 +16,7 @@ from nats.errors import MaxPayloadError
 from nats.js.client import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
-from collector.record import Record, to_json
+from collector.record import Record, to_jsons
 from collector.sinks.chunk import Chunk, Refused, Retry
 from collector.sinks.http import routed
 from collector.sinks.options import Nats
@@ -41,7 +41,7 @@ class JetStream:
     def encode(self, records: Sequence[Record]) -> Iterator[Chunk]:
         subject = self._options.subject
         for route, points in routed(records, lambda measurement: f"{subject}.{measurement}"):
-            yield Chunk(route, len(points), "\n".join(map(to_json, points)).encode())
+            yield Chunk(route, len(points), "\n".join(to_jsons(points)).encode())
 
     def pack(self, chunk: Chunk) -> Chunk:
         return replace(chunk, payload=zlib.compress(chunk.payload, 1))

@@ -56,7 +56,8 @@ class Queued:
             if self._reader_left:
                 self._lost += len(records)
                 raise BrokenPipeError(f"{self.name}: the reader has left")
-            kept = list(records[-self._capacity:])
+            # A copy of a list, but not of records that are yet to be made.
+            kept = records[-self._capacity:]
             self._lost += len(records) - len(kept)
             while self._waiting + len(kept) > self._capacity:
                 self._lose(self._batches.popleft())

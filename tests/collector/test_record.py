@@ -36,7 +36,7 @@ def test_line_protocol_reads_back_as_it_was(measurement, tags, fields, time):
                           times)))
 def test_many_are_spelled_as_each_is_alone(records):
     try:
-        expected = "\n".join(map(to_line_protocol, records))
+        expected = [*map(to_line_protocol, records)]
     except ValueError:
         with pytest.raises(ValueError, match="without a field"):
             to_lines(records)

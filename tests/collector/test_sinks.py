@@ -99,7 +99,7 @@ def test_a_batch_reaches_the_file_in_one_write():
             writes.append(bytes(data))
             return len(data)
 
-    LineSink("lines", Stream(), lambda record: record.measurement).write(flows(3))
+    LineSink("lines", Stream(), lambda records: [record.measurement for record in records]).write(flows(3))
 
     assert writes == [b"netflow\nnetflow\nnetflow\n"]
 
@@ -127,7 +127,7 @@ def test_a_full_disk_drops_what_did_not_fit_and_goes_on(caplog):
             room[0] -= fits
             return fits
 
-    sink = LineSink("disk", Disk(), lambda record: "netflow")
+    sink = LineSink("disk", Disk(), lambda records: ["netflow"] * len(records))
     sink.write(flows(3))
     sink.write(flows(1))
     room[0] = 1000
