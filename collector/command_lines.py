@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from collector.record import Record
+from collector.redaction import Redactions
 
 MEASUREMENT = "bash"
 LONGEST = 4096
@@ -60,9 +61,9 @@ def _once(lines: list[Typed]) -> list[Typed]:
     return kept
 
 
-def record(line: Typed, user: str, host: str, time_ns: int) -> Record | None:
+def record(line: Typed, user: str, host: str, time_ns: int, redact: Redactions) -> Record | None:
     """The record of a line typed at `time_ns` since the epoch; None for a blank one."""
-    command = line.text.decode(errors="backslashreplace")
+    command = redact.command(line.text.decode(errors="backslashreplace"))
     if not command.strip():
         return None
     when = datetime.fromtimestamp(time_ns / 1e9).astimezone().isoformat(timespec="seconds").replace("+00:00", "Z")

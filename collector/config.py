@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Interval, MinLen
 
 from collector.addresses import Cidr
+from collector.redaction import KINDS as REDACTION_KINDS
+from collector.redaction import MASK, NO_REDACTIONS, Redactions
 from kcompat.errors import KcompatError
 
 if TYPE_CHECKING:
@@ -103,13 +105,23 @@ class Exclusions:
                     raise _bad_rule(rule, f"expected one of {_EXCLUSION_KINDS}")
         return cls(tuple(cidrs), frozenset(ports), frozenset(processes), frozenset(directions))
 
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:
+
+# Keys whose value is a list of rules, each a text KIND=VALUE.
+RULES = (Exclusions, Redactions)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleList:
+    """Rules as text, read by what `RULES` has for them."""
+
+    parse: Callable[[Iterable[str]], Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
         from pydantic_core import core_schema
 
-        def parsed(rules: list[str]) -> Exclusions:
+        def parsed(rules: list[str]) -> Any:
             try:
-                return cls.parse(rules)
+                return self.parse(rules)
             except KcompatError as error:
                 raise ValueError(str(error)) from None
 
@@ -210,7 +222,12 @@ class Options:
     ephemeral_port: Annotated[int, Interval(ge=0, le=0xFFFF), Restart,
                               "Client ports from here on are reported as *; 0 to 65535."] = 32768
     loopback: Annotated[bool, "Keep flows of the loopback interface."] = False
-    exclude: Annotated[Exclusions, f"Flows left out, by rules: {_EXCLUSION_KINDS}."] = Exclusions()
+    exclude: Annotated[Exclusions, RuleList(Exclusions.parse), f"Flows left out, by rules: {_EXCLUSION_KINDS}."
+                       ] = Exclusions()
+    redact: Annotated[Redactions, RuleList(Redactions.parse),
+                      f"What nobody shall read becomes {MASK}, by rules: {REDACTION_KINDS}. An expression is Python's; "
+                      "where it has groups, only they are hidden. httpflow's paths, bash's cmd and message."
+                      ] = NO_REDACTIONS
     max_flows: Annotated[int, Interval(ge=1, le=1 << 22), Restart,
                          "At most so many points of a dataset in one interval; what is more is counted as lost."
                          ] = 1 << 16

@@ -10,7 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from collector.config import Example, Exclusions, Options, Restart
+from collector.config import RULES, Example, Exclusions, Options, Restart
+from collector.redaction import Redactions
 
 PREFIX = "KCOMPAT_COLLECT_"
 _WIDTH = 100
@@ -97,7 +98,7 @@ def _walk(cls: type, prefix: str) -> Iterator[Key | Section]:
         hint, notes = hints[one.name].__origin__, hints[one.name].__metadata__
         doc = next(note for note in reversed(notes) if isinstance(note, str))
         path = prefix + one.name
-        if isinstance(hint, type) and is_dataclass(hint) and hint is not Exclusions:
+        if isinstance(hint, type) and is_dataclass(hint) and hint not in RULES:
             sections.append((Section(path, doc), hint))
             continue
         default = one.default_factory() if one.default_factory is not MISSING else one.default
@@ -119,7 +120,7 @@ def _toml(value: Any) -> str:
             return json.dumps(str(value))
         case Mapping():
             return "{" + ", ".join(f"{json.dumps(key)} = {_toml(one)}" for key, one in value.items()) + "}"
-        case Exclusions():
+        case Exclusions() | Redactions():
             return "[]"
         case _:
             return "[" + ", ".join(map(_toml, value)) + "]"

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_origin
 
-from collector.config import Exclusions, Options
+from collector.config import RULES, Options
 from collector.config_keys import PREFIX, keys
 from kcompat.errors import KcompatError
 from kcompat.log_lines import without_secrets
@@ -180,7 +180,7 @@ def _typed(given: Given) -> Any:
         return given.value
     hint = keys()[given.key].hint
     parts = [part.strip() for part in given.value.split(",") if part.strip()]
-    if hint is Exclusions or get_origin(hint) is tuple:
+    if hint in RULES or get_origin(hint) is tuple:
         return parts
     if get_origin(hint) is Mapping:
         return dict(part.partition("=")[::2] for part in parts) if all("=" in part for part in parts) else given.value

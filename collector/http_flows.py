@@ -92,6 +92,7 @@ class HttpFlows:
                 for key, values in sums.items()]
 
     def _path(self, path: str, count: int) -> str:
+        path = self.options.redact.path(path)
         if self.options.http_templates:
             path = template_of(path)
         if path not in self._paths:

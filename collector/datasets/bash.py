@@ -195,8 +195,8 @@ class BashLines:
         for line in assemble(whole):
             if not self._is_bash(line):
                 continue
-            user = self._users.name(line.uid, line.pid, self._root(line.pid))
-            if made := record(line, user, self._setup.options.host, epoch_ns + line.time_ns):
+            user, options = self._users.name(line.uid, line.pid, self._root(line.pid)), self._setup.options
+            if made := record(line, user, options.host, epoch_ns + line.time_ns, options.redact):
                 self._lost["ends of long command lines"] += line.is_cut
                 self._waiting.append(made)
         while len(self._waiting) > _MAX_WAITING:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from collector.command_lines import LONGEST, Typed, assemble, record
 from collector.record import to_json, to_line_protocol
+from collector.redaction import NO_REDACTIONS, Redactions
 
 PIECE, TEXT, PARTS = 64, 256, 17
 NOON_NS = 1_700_000_000_123_456_789
@@ -65,7 +66,7 @@ def test_what_two_programs_see_at_once_is_one_line_and_typed_again_it_is_two():
 
 
 def test_a_record_in_full():
-    made = record(Typed(1, 7, 5, 0, "bash", b"ls /", False), "root", "box", NOON_NS)
+    made = record(Typed(1, 7, 5, 0, "bash", b"ls /", False), "root", "box", NOON_NS, NO_REDACTIONS)
 
     assert made.measurement == "bash" and made.time == NOON_NS
     assert made.tags == {"host": "box", "source": "bash"}
@@ -75,7 +76,7 @@ def test_a_record_in_full():
 
 @given(st.binary(max_size=80))
 def test_any_bytes_are_a_record_any_sink_can_write_unless_blank(text):
-    made = record(Typed(1, 7, 5, 0, "bash", text, False), "root", "box", NOON_NS)
+    made = record(Typed(1, 7, 5, 0, "bash", text, False), "root", "box", NOON_NS, NO_REDACTIONS)
 
     assert (made is None) == (not text.decode(errors="backslashreplace").strip())
     if made:
@@ -87,3 +88,10 @@ def test_any_bytes_are_a_record_any_sink_can_write_unless_blank(text):
 def test_any_parts_are_lines(pieces):
     for line in assemble(pieces):
         assert len(line.text) <= LONGEST and b"\0" not in line.text
+
+
+def test_what_is_redacted_is_in_no_field():
+    made = record(Typed(1, 7, 5, 0, "bash", b"login s3cret", False), "root", "box", NOON_NS,
+                  Redactions.parse(["command=s3cret"]))
+
+    assert made.fields["cmd"] == "login ***" and "s3cret" not in to_json(made)

@@ -8,6 +8,7 @@ from collector.config import Exclusions, Options
 from collector.http_exchanges import Ends, Seen
 from collector.http_flows import HttpFlows, template_of
 from collector.protocols.http1 import Exchange
+from collector.redaction import Redactions
 
 OPTIONS = Options("box")
 
@@ -121,3 +122,10 @@ def test_templates_take_ids_out_of_paths(path, template):
     assert template_of(path) == template
     (record,), _ = taken(seen(path=path), options=Options("box", http_templates=True))
     assert record.fields["path"] == template
+
+
+def test_what_is_redacted_is_gone_before_paths_are_told_apart():
+    records, _ = taken(*(seen(path=f"/users/{n}/7") for n in range(9)),
+                       options=Options("box", http_templates=True, max_paths=1,
+                                       redact=Redactions.parse(["path=/users/([^/]+)"])))
+    assert [(r.fields["path"], r.fields["count"]) for r in records] == [("/users/***/{id}", 9)]
