@@ -31,7 +31,7 @@ export PIP_ROOT_USER_ACTION := ignore
 help:
 	@echo "make run     guess or remember the offsets of this kernel, collect flows with them (root)"
 	@echo "make test    install what is missing, lint, all tests"
-	@echo "make lint    ruff, mypy, import-linter, clang-format"
+	@echo "make lint    ruff, mypy, import-linter, clang-format, pip-audit"
 	@echo "make bench   the README's performance table"
 	@echo "make deb     a Debian package: build/kcompat_VERSION_ARCHITECTURE.deb"
 	@echo "make fuzz    the solver over 100,000 random layouts, the BTF and DWARF readers over flipped bytes: half an hour"
@@ -51,6 +51,7 @@ lint: venv
 	timeout $(LINT_S) $(BIN)/mypy
 	timeout $(LINT_S) $(BIN)/lint-imports
 	timeout $(LINT_S) clang-format --dry-run -Werror $(C_FILES)
+	@timeout $(LINT_S) $(BIN)/python -m ci.audit
 
 bench: venv
 	timeout -k 10 $(BENCH_S) $(BIN)/python -m benchmarks
