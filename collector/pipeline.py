@@ -79,16 +79,18 @@ class Pipeline:
     """The datasets of `options` and the loop that flushes them into `sink`.
 
     A dataset that cannot run is told to `off`, tried again from time to time with what `again` then says of the
-    offsets of these datasets, and the others go on. `ready` is set once everything is attached and has proved itself.
+    offsets of these datasets, and the others go on. `ready` is set once everything is attached and has proved itself;
+    from then on `alive` is called often.
     """
 
     def __init__(self, options: Options, offsets: Offsets, sink: Sink, *, backends: Sequence[Backend] = BACKENDS,
                  ready: threading.Event | None = None, off: Off | None = None,
-                 again: Callable[[tuple[str, ...]], Offsets] | None = None) -> None:
+                 again: Callable[[tuple[str, ...]], Offsets] | None = None,
+                 alive: Callable[[], None] = lambda: None) -> None:
         self._setup = Setup(options, offsets, running_version_code(Kernel.running().release), backends)
         self._sink = sink
         self._ready = ready or threading.Event()
-        self._off, self._again = off, again
+        self._off, self._again, self._alive = off, again, alive
         self._datasets: dict[str, Supervised] = {}
         self._summary = Summary()
         self._started_s = time.time()
@@ -160,6 +162,7 @@ class Pipeline:
             if retry_at <= time.monotonic():
                 self._retry()
                 continue
+            self._alive()
             stop.wait(min(rest_s, _GLANCE_S))
             if self._next:
                 self._change(self._next)

@@ -28,6 +28,7 @@ from kcompat.errors import KcompatError, Missing
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offsets
 from kcompat.probe import require_bpf
+from kcompat.service_manager import ServiceManager
 from kcompat.sysbpf import enable_run_stats
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def run(request: Request, options: Options, *, duration: float | None, again: Ca
     # Everything a user may have got wrong comes before anything that takes time or needs root.
     log_as(options.log.format, options.log.level, options.log.per_minute)
     sinks = Outputs(options.outputs)
-    caught = _Caught()
+    caught, manager = _Caught(), ServiceManager()
     try:
         require_bpf()
         with _alone() as directory, _signals(caught), compiling_by(compile_apart):
@@ -83,11 +84,13 @@ def run(request: Request, options: Options, *, duration: float | None, again: Ca
                     quarantine(request, kernel, error.fields, "the collector's own connections came out wrong")
 
             runs = pipeline.Pipeline(options, offsets, sinks, off=off,
-                                     ready=_Announced(f"collecting every {options.interval_s:g} s"),
+                                     ready=_Announced(f"collecting every {options.interval_s:g} s", manager),
+                                     alive=manager.alive,
                                      again=lambda datasets: _offsets_of_any(request, datasets)[1])
             caught.on_hangup = lambda: _reload(runs, again)
             with _telling(directory, runs), _serving(options.metrics, runs):
                 summary = runs.run(caught.stop, duration)
+                manager.stopping()
     except KcompatError as error:
         sinks.report(str(error))
         raise
@@ -170,13 +173,14 @@ def _serving(metrics: Metrics, runs: pipeline.Pipeline) -> Iterator[None]:
 class _Announced(threading.Event):
     """Says so when everything is attached: from then on nothing is missed."""
 
-    def __init__(self, words: str) -> None:
+    def __init__(self, words: str, manager: ServiceManager) -> None:
         super().__init__()
-        self._words = words
+        self._words, self._manager = words, manager
 
     def set(self) -> None:
         super().set()
         say(self._words)
+        self._manager.ready()
 
 
 def _told(summary: pipeline.Summary, dropped: int) -> str:

@@ -4,14 +4,18 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import threading
 import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kcompat.sysbpf import enable_run_stats
-from tests.kcompat.cli_tools import collecting, end, kcompat, one_line, send_over_loopback
+from tests.kcompat.cli_tools import COMMAND, collecting, end, environment, kcompat, one_line, send_over_loopback
 from tests.kernel.living import programs, programs_of, status, until, written
+from tests.kernel.test_bash import terminal
 
 # Of how a collector lives the kernel decides little, and in a guest each of these takes half a minute.
 pytestmark = [pytest.mark.kernel, pytest.mark.thorough, pytest.mark.skipif(os.geteuid() != 0, reason="not root")]
@@ -144,3 +148,56 @@ def test_a_sink_that_takes_nothing_does_not_hold_up_the_end(home, config):
     # What was not taken waits for the next start.
     kept = [path for path in (home / "spool").rglob("*") if path.is_file() and path.stat().st_size]
     assert "lost: nothing" in said and kept
+
+
+def test_what_is_redacted_is_in_no_output_of_any_dataset(home, config):
+    output = home / "redacted.jsonl"
+    path = config(f"datasets = ['httpflow', 'bash']\ninterval_s = 1\noutputs = ['jsonl:{output}']\n"
+                  "redact = ['path=/tokens/([^/]+)', 'command=s3cret\\w*']\n")
+    with collecting("--config", path, home=home) as process, HTTPServer(("127.0.0.1", 0), Answer) as server, \
+            terminal() as shell:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for _ in range(3):
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/tokens/abc123/use", timeout=20) as got:
+                assert got.read() == b"hello"
+
+        def seen():
+            # The first line is read before the collector is there to see it.
+            shell.type(b"true s3cretive kcompat")
+            return [json.loads(line)["fields"] for line in output.read_text().splitlines()]
+
+        until(seen, lambda told: any(one.get("cmd") == "true *** kcompat" for one in told)
+              and sum(one["count"] for one in told if one.get("path") == "/tokens/***/use") == 6)
+        server.shutdown()
+        assert end(process)[0] == 0
+    assert "s3cret" not in output.read_text() and "abc123" not in output.read_text()
+
+
+def test_a_service_manager_hears_that_it_is_ready_alive_and_about_to_end(home, config, tmp_path):
+    path = config("datasets = ['dnsflow']\ninterval_s = 600\noutputs = ['jsonl:/dev/null']\n")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        told = environment(home) | {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"}
+        with subprocess.Popen([*COMMAND, "collect", "--config", path], env=told, cwd="/",
+                              stderr=subprocess.DEVNULL) as process:
+            try:
+                heard = [manager.recv(4096).decode() for _ in range(3)]
+                process.terminate()
+                while "STOPPING=1" not in heard:
+                    heard.append(manager.recv(4096).decode())
+                assert process.wait(60) == 0
+            finally:
+                process.kill()
+
+    assert heard[0].startswith("READY=1") and heard[1:3] == ["WATCHDOG=1"] * 2
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"hello")
+
+    def log_message(self, *_):
+        """Nobody asked."""
