@@ -125,6 +125,11 @@ class Btf:
     def pointer_size(self) -> int:
         return self._pointer.size
 
+    def mentions(self, name: str) -> bool:
+        """Whether anything has this name, of any kind; an old kernel may have things that its BTF does not mention."""
+        word = b"\0" + name.encode() + b"\0"
+        return self._data.find(word, self._strings.start, self._strings.stop) >= 0
+
     def structs(self, names: Iterable[str]) -> dict[str, tuple[Struct, ...]]:
         """Every struct or union of each name, the base's first; forward declarations have no members."""
         names = tuple(names)

@@ -45,6 +45,9 @@ class Loaded:
             self.close()
             raise _explained(error, f"map {spec.name}") from error
 
+    def has(self, name: str) -> bool:
+        return any(program.name == name for program in self._object.programs)
+
     def load(self, name: str) -> int:
         """The descriptor of a program, loaded on first use. Raises Missing, Unsupported or KcompatError."""
         if name not in self._programs:
@@ -91,7 +94,11 @@ class Loaded:
 
     def costs(self) -> list[tuple[str, int, int]]:
         """Each loaded program, the nanoseconds it has run, and how often."""
-        return [(name, *run_stats(fd)) for name, fd in list(self._programs.items())]
+        return [(name, stats.ns, stats.runs) for name, fd in list(self._programs.items()) for stats in (run_stats(fd),)]
+
+    def left_out(self, name: str) -> int | None:
+        """Events that the kernel kept from a program, as far as it counts them; None for one that is not loaded."""
+        return run_stats(self._programs[name]).left_out if name in self._programs else None
 
     def _attach(self, name: str, hook: str) -> Attachment:
         program = self.load(name)

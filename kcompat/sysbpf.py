@@ -10,12 +10,13 @@ import resource
 import struct
 from enum import IntEnum
 from functools import cache
+from typing import NamedTuple
 
 _NR = {"x86_64": (321, 298), "aarch64": (280, 241)}
 _LOG_SIZES = (1 << 18, (1 << 24) - 1)  # the second is the largest that 4.4 to 5.1 take
 PERF_FLAG_FD_CLOEXEC = 8
-# struct bpf_prog_info up to its run_cnt; run_time_ns and run_cnt (5.1) are the last of it.
-_INFO_SIZE, _RUN_TIME_AT = 208, 192
+# struct bpf_prog_info up to its recursion_misses (5.12), before which run_time_ns and run_cnt (5.1) stand.
+_INFO_SIZE, _RUN_TIME_AT = 216, 192
 
 
 class Cmd(IntEnum):
@@ -144,17 +145,25 @@ def prog_load(kind: int, instructions: bytes, license_: str, kern_version: int, 
     raise refused
 
 
-def run_stats(program: int) -> tuple[int, int]:
-    """Nanoseconds a program has run, and how often; zeros where the kernel does not count it."""
+class RunStats(NamedTuple):
+    """Of a program; zeros where the kernel does not count it. The last is counted always, the others when asked for."""
+
+    ns: int = 0
+    runs: int = 0
+    left_out: int = 0
+    """Events it did not run for: it was at work on that processor already, interrupted or preempted."""
+
+
+def run_stats(program: int) -> RunStats:
     info = ctypes.create_string_buffer(_INFO_SIZE)
     try:
         bpf(Cmd.OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", program, _INFO_SIZE, ctypes.addressof(info)))
     except OSError as error:
         # Before 4.13 there is no such command; a kernel that knows less of a program takes no longer a buffer of zeros.
         if error.errno in (errno.EINVAL, errno.E2BIG):
-            return 0, 0
+            return RunStats()
         raise
-    return struct.unpack_from("<QQ", info, _RUN_TIME_AT)
+    return RunStats(*struct.unpack_from("<QQQ", info, _RUN_TIME_AT))
 
 
 def enable_run_stats() -> int:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from kcompat.errors import KcompatError, Missing, Unsupported
 from kcompat.load import Loaded
+from kcompat.preemption import preempts_programs
 
 log = logging.getLogger(__name__)
 
@@ -18,12 +19,16 @@ BACKENDS: tuple[Backend, ...] = ("kprobe", "rawtp")
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A program and the kernel symbols it goes to: all that exist with `every`, else the first."""
+    """A program and the kernel symbols it goes to: all that exist with `every`, else the first.
+
+    With `where_preempted` only where programs may be preempted, and if there is such a program.
+    """
 
     program: str
     symbols: tuple[str, ...]
     required: bool = True
     every: bool = False
+    where_preempted: bool = False
 
 
 def attach_first(dataset: str, loaded: Loaded, sets: Mapping[Backend, Sequence[Hook]],
@@ -33,7 +38,8 @@ def attach_first(dataset: str, loaded: Loaded, sets: Mapping[Backend, Sequence[H
     for backend in backends:
         try:
             for hook in sets[backend]:
-                _attach(dataset, loaded, hook)
+                if not hook.where_preempted or (loaded.has(hook.program) and preempts_programs()):
+                    _attach(dataset, loaded, hook)
         except KcompatError as error:
             loaded.detach()
             missing.append(str(error))

@@ -13,6 +13,7 @@ from typing import Any
 from collector.config import Options
 from collector.datasets.hooks import BACKENDS, Backend, attach_first
 from collector.datasets.httpflow_hooks import HOOKS
+from collector.datasets.httpflow_registers import find_registers
 from collector.http_exchanges import Ends, HttpConnections, Piece, Seen
 from collector.protocols.http1 import Exchange, path_of
 from collector.tls_libraries import TlsLibraries
@@ -40,6 +41,7 @@ _POLL_S = 0.2
 _SETTLE_NS = 50_000_000
 _LOSSES = ("http connections", "http exchanges", "http calls", "http calls in TLS over unknown sockets")
 
+_SOCKET_PROGRAMS = ("rawtp__sock_send_length", "rawtp__sock_recv_length")
 _KEY = struct.Struct("<QQ")
 _TOLD = struct.Struct("<16s16sHHII16s")
 _EXCHANGE_KEY = struct.Struct("<16s16sHHII16sHBBQ120s")
@@ -83,6 +85,8 @@ class Httpflow:
             size = max(_SMALLEST_RING, min(_RING, 1 << (_RINGS // possible_cpus()).bit_length() - 1))
             self._rings = PerfBuffer(self.loaded.maps["pieces"], size)
             self.backend = attach_first(NAME, self.loaded, HOOKS, backends)
+            if self.backend == "rawtp":
+                find_registers(self.loaded)
             if options.http_tls:
                 self.tls = self._tls_libraries()
         except BaseException:
@@ -97,9 +101,15 @@ class Httpflow:
         counts = {reason: int.from_bytes(table.get(slot.to_bytes(4, "little")) or b"", "little")
                   for slot, reason in enumerate(_LOSSES)}
         assert self._rings
-        return counts | {"http pieces": self._rings.lost + self._connections.strangers,
+        return counts | {"http events": sum(map(self._left_out, _SOCKET_PROGRAMS)),
+                         "http pieces": self._rings.lost + self._connections.strangers,
                          "http connections forgotten": self._connections.forgotten,
                          "http/2 exchanges": self._connections.untold}
+
+    def _left_out(self, program: str) -> int:
+        """Events that its second try, where it has one, was kept from too."""
+        tries = [self.loaded.left_out(name) for name in (program, f"{program}__again")]
+        return min((count for count in tries if count is not None), default=0)
 
     def flush(self) -> None:
         """Everything until now is given to `saw`."""

@@ -195,9 +195,9 @@ static __always_inline int pair(union scratch *scratch, struct conn *conn, const
 }
 
 /* A socket seen for the first time; 0 when it is none of ours. */
-static __always_inline struct conn *meet(union scratch *scratch, const struct chunk *chunk)
+static __always_inline struct conn *meet(union scratch *scratch, struct conn_key *key)
 {
-	void *sk = (void *)chunk->key.sk;
+	void *sk = (void *)key->sk;
 	struct conn *fresh = &scratch->conn;
 
 	if (!is_protocol(sk, IPPROTO_TCP))
@@ -205,9 +205,9 @@ static __always_inline struct conn *meet(union scratch *scratch, const struct ch
 	__builtin_memset(fresh, 0, sizeof(*fresh));
 	fresh->id = bpf_ktime_get_ns();
 	read_tuple(sk, &fresh->tuple);
-	if (conns.insert((struct conn_key *)&chunk->key, fresh))
+	if (conns.insert(key, fresh))
 		lose(LOST_CONN);
-	return conns.lookup((struct conn_key *)&chunk->key);
+	return conns.lookup(key);
 }
 
 static __always_inline void forget(void *ctx, union scratch *scratch, struct conn *conn, struct conn_key *key)
@@ -239,29 +239,32 @@ static __always_inline int is_another(const struct conn *conn, const struct conn
 }
 
 /*
- * Every byte that moves over a TCP socket, or inside its TLS, comes through here: in order, call by call. Where events
- * may be missed, as kprobes are, a socket's end may have been.
+ * What is known of a connection from now on; 0 of one that is none of ours. Where events may be missed, as kprobes are,
+ * a socket's end may have been.
  */
-static __always_inline void on_chunk(void *ctx, struct chunk *chunk, int may_miss)
+static __always_inline struct conn *find_conn(void *ctx, struct conn_key *key, int may_miss)
 {
-	struct conn *conn = conns.lookup(&chunk->key);
+	struct conn *conn = conns.lookup(key);
+	union scratch scratch;
+
+	if (may_miss && conn && is_another(conn, key)) {
+		forget(ctx, &scratch, conn, key);
+		conn = 0;
+	}
+	asm volatile("" : "+r"(conn));
+	return conn ? conn : meet(&scratch, key);
+}
+
+/* Every byte that moves over a TCP socket, or inside its TLS, comes through here: in order, call by call. */
+static __always_inline void on_chunk(void *ctx, struct chunk *chunk, struct conn *conn)
+{
 	union scratch scratch;
 	u64 offset, until;
 	int is_asked;
 	int is_new = 0;
 	int like = NOTHING;
 
-	if (may_miss && conn && is_another(conn, &chunk->key)) {
-		forget(ctx, &scratch, conn, &chunk->key);
-		conn = 0;
-	}
-	asm volatile("" : "+r"(conn));
-	if (!conn) {
-		conn = meet(&scratch, chunk);
-		if (!conn)
-			return;
-	}
-	if (conn->kind == OVER)
+	if (!conn || conn->kind == OVER)
 		return;
 	/* Before 4.9 helpers write only where something was written before. */
 	__builtin_memset(&scratch, 0, sizeof(scratch));
@@ -332,10 +335,12 @@ static __always_inline void on_chunk(void *ctx, struct chunk *chunk, int may_mis
 	if (chunk->written) {
 		conn->written = offset + chunk->size;
 		conn->written_ns = chunk->time_ns;
+		conn->written_seq = chunk->seq;
 		asm volatile("# written" ::: "memory");
 	} else {
 		conn->read = offset + chunk->size;
 		conn->read_ns = chunk->time_ns;
+		conn->read_seq = chunk->seq;
 		asm volatile("# read" ::: "memory");
 	}
 }

@@ -16,7 +16,8 @@ HOOKS: dict[Backend, tuple[Hook, ...]] = {
     "rawtp": (
         Hook("rawtp__sock_send_length", ("sock_send_length",)),
         Hook("rawtp__sock_recv_length", ("sock_recv_length",)),
+        Hook("rawtp__sock_send_length__again", ("sock_send_length",), required=False, where_preempted=True),
+        Hook("rawtp__sock_recv_length__again", ("sock_recv_length",), required=False, where_preempted=True),
         Hook("rawtp__tcp_destroy_sock", ("tcp_destroy_sock",)),
-        Hook("rawtp__sys_exit", ("sys_exit",)),
     ),
 }

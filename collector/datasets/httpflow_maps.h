@@ -36,6 +36,8 @@ struct conn {
 	u64 written_until;
 	struct tuple tuple;
 	struct owner owner;
+	u32 read_seq; /* chunk.seq of the last one that way */
+	u32 written_seq;
 	u16 early_status;
 	u8 early_minor;
 	u8 kind;
@@ -82,7 +84,8 @@ struct chunk {
 	struct conn_key key;
 	u64 time_ns;
 	u32 size;
-	u32 written; /* else read */
+	u32 seq;     /* of the last byte, as far as it matters */
+	u64 written; /* else read */
 	struct source source;
 };
 

@@ -169,7 +169,7 @@ int uretprobe__tls(struct pt_regs *ctx)
 	if (!chunk.key.sk)
 		chunk.key.sk = remembered(&session);
 	if (chunk.key.sk)
-		on_chunk(ctx, &chunk, 0);
+		on_chunk(ctx, &chunk, find_conn(ctx, &chunk.key, 0));
 	else
 		lose(LOST_TLS);
 	return 0;

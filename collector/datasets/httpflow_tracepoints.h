@@ -1,8 +1,16 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * Hook set two: raw tracepoints, for kernels without kprobes. The socket hook names the socket and says how much moved;
- * the end of the same system call, where the bytes lie.
+ * the registers that the thread came into the kernel with, where the bytes lie.
+ *
+ * They stand at the end of its kernel stack, on which we are too. The hook of the end of system calls is given them,
+ * but every system call of the machine pays for that one.
  */
+
+/* Whether an event has been dealt with already shows by what the socket has moved. */
+#if defined(HAVE_tcp_sock__write_seq) && defined(HAVE_tcp_sock__copied_seq)
+#define TWICE
+#endif
 
 /* A system call, and its second and third argument. */
 struct called {
@@ -56,87 +64,95 @@ static __always_inline void read_call(struct called *call, const struct pt_regs 
 	bpf_probe_read(call, sizeof(*call), &regs->dx);
 }
 #endif
-#define MSG_IOV 16 /* in struct user_msghdr, with which struct mmsghdr begins (ABI) */
+/* In struct mmsghdr, which begins with struct user_msghdr (ABI). */
+#define MSG_IOV  16
+#define MMSG_LEN 56
 
-/* What a system call moved so far; none when `size` is 0. */
-struct transfer {
-	u64 sk;
-	u64 time_ns;
-	u32 size;
-	u32 written;
-};
+#define STACK 16384 /* no stack is smaller, and each begins at a multiple of its size */
+/*
+ * How far behind a multiple of STACK the registers stand, the same on every stack; 0 while that is not known. Slot 1:
+ * how far they would have to as well, had two stacks told two things. Programs write as long as user space has the end
+ * of system calls hooked, and read.
+ */
+BPF_ARRAY(registers, u64, 2);
 
-/* By thread. Programs insert and change in place; threads that have ended give way to others when it is full. */
-BPF_TABLE("lru_hash", u64, struct transfer, transfers, 32768);
-
-static __always_inline void moved(void *sk, int size, int written)
+static __always_inline u64 registers_at(int slot)
 {
-	u64 thread = bpf_get_current_pid_tgid();
-	struct conn_key key = {};
-	struct transfer fresh = {};
-	struct transfer *transfer;
-	struct conn *conn;
+	u64 *at = registers.lookup(&slot);
 
-	if (size <= 0)
-		return;
-	inside_tls(sk);
-	key.sk = (u64)sk;
-	conn = conns.lookup(&key);
-	if (conn ? conn->kind == OVER : !is_protocol(sk, IPPROTO_TCP))
-		return;
-	transfer = transfers.lookup(&thread);
-	if (!transfer) {
-		fresh.sk = (u64)sk;
-		fresh.time_ns = bpf_ktime_get_ns();
-		fresh.size = size;
-		fresh.written = written;
-		if (transfers.update(&thread, &fresh))
-			lose(LOST_CALL);
-		return;
-	}
-	/* sendfile(2) and sendmmsg(2) move more than once. */
-	if (transfer->size && transfer->sk == (u64)sk && transfer->written == written) {
-		transfer->size += size;
-		return;
-	}
-	transfer->sk = (u64)sk;
-	transfer->time_ns = bpf_ktime_get_ns();
-	transfer->size = size;
-	transfer->written = written;
+	return at ? *at : 0;
 }
 
-/* (struct sock *sk, int ret, int flags), after the send. */
-int rawtp__sock_send_length(struct bpf_raw_tracepoint_args *ctx)
-{
-	moved((void *)ctx->args[0], (int)ctx->args[1], 1);
-	return 0;
-}
-
-/* (struct sock *sk, int ret, int flags), after the receive. */
-int rawtp__sock_recv_length(struct bpf_raw_tracepoint_args *ctx)
-{
-	if (!((int)ctx->args[2] & MSG_PEEK))
-		moved((void *)ctx->args[0], (int)ctx->args[1], 0);
-	return 0;
-}
-
-/* (struct pt_regs *regs, long ret): what was asked for is still in the registers. */
+/* (struct pt_regs *regs, long ret) */
 int rawtp__sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
-	const struct pt_regs *regs = (const struct pt_regs *)ctx->args[0];
-	u64 thread = bpf_get_current_pid_tgid();
-	struct transfer *transfer = transfers.lookup(&thread);
+	u64 at = ctx->args[0] & (STACK - 1);
+	u64 known = registers_at(0);
+	int slot = 0;
+
+	if (known && known != at)
+		slot = 1;
+	registers.update(&slot, &at);
+	return 0;
+}
+
+/*
+ * The context's address as a number. Of all operations on a pointer the verifier takes this one for the making of a
+ * number, from whom it lets see kernel addresses.
+ */
+static __always_inline u64 address_of(void *ctx)
+{
+	u64 negative = (u64)ctx;
+
+	asm volatile("%0 = -%0" : "+r"(negative));
+	return -negative;
+}
+
+/*
+ * Of many messages in a call nobody says which one this is: the first, as long as nothing is told of what that one
+ * moved. Of others only how many bytes they are is known.
+ */
+static __always_inline void find_message(struct source *source, const struct called *call)
+{
+	u32 moved_before = 0;
+
+	if (call->number == NR_SENDMMSG || call->number == NR_RECVMMSG) {
+		bpf_probe_read(&moved_before, sizeof(moved_before), (void *)(call->where + MMSG_LEN));
+		if (moved_before && call->count > 1) {
+			lose(LOST_CALL);
+			return;
+		}
+	}
+	/* Where the iovecs lie and how many there are: what `iov` and `segments` are. */
+	bpf_probe_read(&source->iov, 2 * sizeof(source->iov), (void *)(call->where + MSG_IOV));
+}
+
+static __always_inline void moved(void *ctx, void *sk, int size, int written, int is_again)
+{
+	u64 at = registers_at(0) & (STACK - 1);
 	struct chunk chunk = {};
 	struct called call = {};
+	struct conn *conn;
 
-	if (!transfer || !transfer->size)
-		return 0;
-	chunk.key.sk = transfer->sk;
-	chunk.time_ns = transfer->time_ns;
-	chunk.size = transfer->size;
-	chunk.written = transfer->written;
-	transfer->size = 0;
-	read_call(&call, regs);
+	if (size <= 0 || !at)
+		return;
+	inside_tls(sk);
+	chunk.key.sk = (u64)sk;
+	conn = find_conn(ctx, &chunk.key, 0);
+	if (!conn || conn->kind == OVER)
+		return;
+	chunk.time_ns = bpf_ktime_get_ns();
+	chunk.size = size;
+	chunk.written = written;
+#if defined(TWICE)
+	if (written)
+		READ(&chunk.seq, sk, tcp_sock__write_seq);
+	else
+		READ(&chunk.seq, sk, tcp_sock__copied_seq);
+	if (is_again && (written ? conn->written_seq : conn->read_seq) == chunk.seq)
+		return;
+#endif
+	read_call(&call, (const struct pt_regs *)((address_of(ctx) & ~(STACK - 1ULL)) + at));
 	if (call.number == NR_READ || call.number == NR_WRITE || call.number == NR_SENDTO ||
 	    call.number == NR_RECVFROM) {
 		chunk.source.base = call.where;
@@ -146,15 +162,47 @@ int rawtp__sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		chunk.source.segments = call.count;
 	} else if (call.number == NR_SENDMSG || call.number == NR_RECVMSG || call.number == NR_SENDMMSG ||
 	           call.number == NR_RECVMMSG) {
-		/*
-		 * Where the iovecs lie and how many there are: what `iov` and `segments` are. Of many messages, the
-		 * first; of those behind, only how many bytes they are is known.
-		 */
-		bpf_probe_read(&chunk.source.iov, 2 * sizeof(call.where), (void *)(call.where + MSG_IOV));
+		find_message(&chunk.source, &call);
 	}
-	on_chunk(ctx, &chunk, 0);
+	on_chunk(ctx, &chunk, conn);
+}
+
+static __always_inline int received(struct bpf_raw_tracepoint_args *ctx, int is_again)
+{
+	if (!((int)ctx->args[2] & MSG_PEEK))
+		moved(ctx, (void *)ctx->args[0], (int)ctx->args[1], 0, is_again);
 	return 0;
 }
+
+/* (struct sock *sk, int ret, int flags), after the send. */
+int rawtp__sock_send_length(struct bpf_raw_tracepoint_args *ctx)
+{
+	moved(ctx, (void *)ctx->args[0], (int)ctx->args[1], 1, 0);
+	return 0;
+}
+
+/* (struct sock *sk, int ret, int flags), after the receive. */
+int rawtp__sock_recv_length(struct bpf_raw_tracepoint_args *ctx)
+{
+	return received(ctx, 0);
+}
+
+#if defined(TWICE)
+/*
+ * The same where programs may be preempted, right behind. One that has not ended is not begun again on its processor:
+ * without these, what the thread that runs there meanwhile moves would be lost.
+ */
+int rawtp__sock_send_length__again(struct bpf_raw_tracepoint_args *ctx)
+{
+	moved(ctx, (void *)ctx->args[0], (int)ctx->args[1], 1, 1);
+	return 0;
+}
+
+int rawtp__sock_recv_length__again(struct bpf_raw_tracepoint_args *ctx)
+{
+	return received(ctx, 1);
+}
+#endif
 
 int rawtp__tcp_destroy_sock(struct bpf_raw_tracepoint_args *ctx)
 {

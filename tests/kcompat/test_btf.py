@@ -362,3 +362,13 @@ def test_btfhub_archives_are_as_bpftool_has_them(tmp_path, archive):
     assert [a.reason for a in answers.values() if a.state is State.UNKNOWN and not a.field.module] == []
     assert answers["sock.sk_protocol"].width == 1 and answers["sock.sk_protocol"].bit_offset is None
     assert answers["sock_common.skc_net"].evidence == {"path": "skc_net.net"}
+
+
+def test_what_has_a_name_is_mentioned_and_a_part_of_a_name_is_not():
+    builder = BtfBuilder()
+    builder.type(14, "tracepoint_srcu_srcu_data", builder.struct("srcu_data", 8), tail=(0,))
+
+    types = Btf(builder.build(), "test")
+
+    assert types.mentions("tracepoint_srcu_srcu_data") and types.mentions("srcu_data")
+    assert not types.mentions("tracepoint_srcu") and not types.mentions("data")
