@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from guessers.namespace import Netns, add_ipv6, wait_until_bindable
+from tests.kernel.tcp_states import all_closed, states, wait_for
 
 NET = int(sys.argv[2]) if len(sys.argv) > 2 else 0
 MPTCP = 262
@@ -92,28 +93,6 @@ def ss(sock):
 
 def own(**more):
     return {"pid": os.getpid(), "comm": Path("/proc/self/comm").read_text().strip(), **more}
-
-
-def wait_for(condition, patience_s=20):
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(0.01)
-
-
-def states():
-    """How many TCP sockets of this namespace are in which state."""
-    found = []
-    for table in ("tcp", "tcp6"):
-        with suppress(OSError):
-            found += [line.split()[3] for line in Path(f"/proc/thread-self/net/{table}").read_text().splitlines()[1:]]
-    return found
-
-
-def all_closed():
-    """No connection is left that may still exchange a FIN (TIME_WAIT, 06, is no socket any more)."""
-    wait_for(lambda: not set(states()) - {"06", "0A"})
 
 
 def plain():

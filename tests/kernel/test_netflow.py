@@ -21,6 +21,7 @@ from kcompat.errors import Unsupported
 from kcompat.kernel import Kernel
 from kcompat.version import running_version_code
 from tests.kernel import signs
+from tests.kernel.tcp_states import settle
 
 OPTIONS = Options("box", interval_s=1, loopback=True)
 TCP_INFO_SIZE = 160
@@ -117,11 +118,6 @@ def push(sender, receiver, size, rng):
         except BlockingIOError:
             time.sleep(0.0002)
     return sent, received
-
-
-def settle():
-    """Lets the last packets of a close arrive: they travel in software interrupts."""
-    time.sleep(0.3)
 
 
 def test_23_connections_are_counted_to_the_byte(netflow):
