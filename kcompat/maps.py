@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import struct
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from kcompat.sysbpf import Cmd, MapType, bpf, map_create
 
 # Kprobes of a processor rest while it is in such a call, and longer if something else gets its turn meanwhile.
 _BATCH = 128
+# Keys, and their values.
+_Packed = tuple[bytes, bytes]
 _ENOTSUPP = 524  # a kernel-internal code that the batch calls let out
 
 
@@ -101,31 +104,46 @@ class Map:
 
     def items(self) -> list[tuple[bytes, bytes]]:
         """Every entry, in batches where the kernel has them (5.6), one by one before."""
-        found = self._items()
-        self.entries = len(found)
-        return found
+        return list(self.read())
 
-    def _items(self) -> list[tuple[bytes, bytes]]:
+    def read(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every entry as it is now. Until it is asked for it stays packed: many take little more than their bytes."""
+        batches = self._read()
+        self.entries = sum(len(keys) for keys, _ in batches) // self.spec.key_size
+        return self._unpacked(batches)
+
+    def _unpacked(self, batches: deque[_Packed]) -> Iterator[tuple[bytes, bytes]]:
+        key_size = self.spec.key_size
+        while batches:
+            keys, values = batches.popleft()
+            count = len(keys) // key_size
+            value_size = len(values) // count  # per-CPU maps have one a processor
+            for at in range(count):
+                yield keys[at * key_size:(at + 1) * key_size], values[at * value_size:(at + 1) * value_size]
+
+    def _read(self) -> deque[_Packed]:
         if self._batches:
             try:
-                return self._items_in_batches()
+                return self._read_in_batches()
             except OSError as error:
                 if error.errno not in (errno.EINVAL, _ENOTSUPP, errno.ENOSPC):
                     raise
                 self._batches = error.errno == errno.ENOSPC
-        found = []
-        for key in list(self.keys()):
-            value = self.get(key)
-            if value is not None:
-                found.append((key, value))
-        return found
+        batches: deque[_Packed] = deque()
+        keys = list(self.keys())
+        for begin in range(0, len(keys), _BATCH):
+            found = [(key, value) for key in keys[begin:begin + _BATCH] if (value := self.get(key)) is not None]
+            if found:
+                batches.append((b"".join(key for key, _ in found), b"".join(value for _, value in found)))
+        return batches
 
-    def _items_in_batches(self) -> list[tuple[bytes, bytes]]:
+    def _read_in_batches(self) -> deque[_Packed]:
+        """The kernel gives a bucket whole, and each bucket once: no key comes twice."""
         key_size, value_size = self.spec.key_size, self.spec.value_size
         keys = ctypes.create_string_buffer(key_size * _BATCH)
         values = ctypes.create_string_buffer(value_size * _BATCH)
         token = ctypes.create_string_buffer(max(key_size, 8))
-        found: dict[bytes, bytes] = {}
+        batches: deque[_Packed] = deque()
         start = 0
         while True:
             attr = bytearray(struct.pack("<QQQQIIQQ", start, ctypes.addressof(token), ctypes.addressof(keys),
@@ -138,11 +156,10 @@ class Map:
                     raise
                 last = True
             count = struct.unpack_from("<I", attr, 32)[0]
-            raw_keys, raw_values = keys.raw, values.raw
-            for i in range(count):
-                found[raw_keys[i * key_size:(i + 1) * key_size]] = raw_values[i * value_size:(i + 1) * value_size]
+            if count:
+                batches.append((keys.raw[:count * key_size], values.raw[:count * value_size]))
             if last:
-                return list(found.items())
+                return batches
             start = ctypes.addressof(token)
 
     def close(self) -> None:

@@ -7,10 +7,12 @@ import math
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from collector.config import Options
 from collector.datasets.hooks import BACKENDS, Backend, attach_first
@@ -23,6 +25,7 @@ from kcompat import template
 from kcompat.bpf import compile_cached
 from kcompat.fields import Field
 from kcompat.load import Loaded
+from kcompat.maps import Map
 from kcompat.offsets import Offsets
 
 log = logging.getLogger(__name__)
@@ -44,17 +47,10 @@ _FLOW_KEY = struct.Struct("<16s16sHHII16sI")
 _FLOW = struct.Struct("<8Q")
 _DESTINATION = struct.Struct("<16sII")
 _UDP = struct.Struct("<4Q16s16sHHII16sI")
-_DEAD_KEY = struct.Struct("<QQ")
-
-
-class _Counts(NamedTuple):
-    """What has been reported of a socket so far."""
-
-    read: int = 0
-    written: int = 0
-    retransmits: int = 0
-    established: int = 0
-    closed: int = 0
+# What has been reported of a TCP socket so far: read, written, retransmits, established, closed.
+_COUNTS = struct.Struct("<QQIII")
+# What has been reported of datagrams, as the map has it in front: birth, read, written.
+_UDP_COUNTS = struct.Struct("<QQQ")
 
 
 def wanted() -> tuple[Field, ...]:
@@ -78,8 +74,9 @@ class Netflow:
         compiled, _ = compile_cached(render(offsets, options))
         self.loaded = Loaded(compiled, version_code)
         self._generation = 0
-        self._reported: dict[tuple[int, int], _Counts] = {}
-        self._reported_udp: dict[bytes, tuple[int, int, int]] = {}
+        # By the keys of `dead`, which are the socket and its id: packed, for there may be 100,000.
+        self._reported: dict[bytes, bytes] = {}
+        self._reported_udp: dict[bytes, bytes] = {}
         self._locals = LocalAddresses()
         self.losses: dict[str, int] = dict.fromkeys(_LOSSES, 0)
         self._warned_s, self._warned_of = -math.inf, Counter[str]()
@@ -114,12 +111,16 @@ class Netflow:
 
     def flush(self) -> list[FlowDelta]:
         """Everything counted since the last flush, once."""
+        return [*self.stream()]
+
+    def stream(self) -> Iterator[FlowDelta]:
+        """As `flush`; the maps are read when this returns. It must be gone through to its end before the next."""
         self._generation += 1
         self.loaded.maps["generation"].set(bytes(4), struct.pack("<I", self._generation))
         time.sleep(_GRACE_S)
         listeners = {struct.unpack("<II", key) for key, _ in self.loaded.maps["listeners"].items()}
         self._count_losses()
-        flows = [*self._merged(listeners), *self._tcp(listeners), *self._udp()]
+        flows = chain(self._merged(listeners), self._tcp(listeners), self._udp())
         self._forget_routes()
         return flows
 
@@ -133,9 +134,11 @@ class Netflow:
 
     def _merged(self, listeners: set[tuple[int, int]]) -> Iterator[FlowDelta]:
         """Connections that came and went within the generation that has just ended."""
-        table = self.loaded.maps[f"flows{self._generation - 1 & 1}"]
-        for key, value in table.items():
-            table.delete(key)
+        return self._of_merged(_taken(self.loaded.maps[f"flows{self._generation - 1 & 1}"]), listeners)
+
+    def _of_merged(self, entries: Iterable[tuple[bytes, bytes]],
+                   listeners: set[tuple[int, int]]) -> Iterator[FlowDelta]:
+        for key, value in entries:
             local, remote, local_port, remote_port, netns, pid, comm, direction = _FLOW_KEY.unpack(key)
             read, written, rtt, rtt_var, samples, retransmits, established, closed = _FLOW.unpack(value)
             way = _DIRECTIONS[direction]
@@ -156,17 +159,19 @@ class Netflow:
 
         In this order a socket that dies between the two is seen next time, whole.
         """
-        dead = self.loaded.maps["dead"]
-        for key, value in dead.items():
-            dead.delete(key)
-            yield self._tcp_delta(_DEAD_KEY.unpack(key), value, listeners, last=True)
-        for key, value in self.loaded.maps["socks"].items():
+        return self._of_tcp(_taken(self.loaded.maps["dead"]), self.loaded.maps["socks"].read(), listeners)
+
+    def _of_tcp(self, dead: Iterable[tuple[bytes, bytes]], living: Iterable[tuple[bytes, bytes]],
+                listeners: set[tuple[int, int]]) -> Iterator[FlowDelta]:
+        for name, value in dead:
+            yield self._tcp_delta(name, _TCP.unpack(value), listeners, last=True)
+        for key, value in living:
             state = _TCP.unpack(value)
             if state[18] == self._generation:
                 continue
-            name = (int.from_bytes(key, "little"), state[0])
+            name = key + value[:8]
             if _is_whole(state) and (name in self._reported or self._is_still(key, state)):
-                yield self._tcp_delta(name, value, listeners, last=False)
+                yield self._tcp_delta(name, state, listeners, last=False)
 
     def _is_still(self, key: bytes, state: tuple[Any, ...]) -> bool:
         """Whether a second look shows the same socket: the first may have been half at its predecessor in the map.
@@ -179,39 +184,44 @@ class Netflow:
         again = _TCP.unpack(value)
         return _is_whole(again) and [again[i] for i in _LASTING] == [state[i] for i in _LASTING]
 
-    def _tcp_delta(self, name: tuple[int, int], value: bytes, listeners: set[tuple[int, int]], *,
+    def _tcp_delta(self, name: bytes, state: tuple[Any, ...], listeners: set[tuple[int, int]], *,
                    last: bool) -> FlowDelta:
         (_, written_to, written_from, read_to, read_from, local, remote, local_port, remote_port, netns, pid, comm,
-         retransmits, srtt, mdev, established, closed, _, _, direction, _, _) = _TCP.unpack(value)
+         retransmits, srtt, mdev, established, closed, _, _, direction, _, _) = state
         read, written = read_to - read_from, written_to - written_from
-        before = self._reported.pop(name, _NOTHING)
-        now = _Counts(read, written, retransmits, established, closed)
+        before = self._reported.pop(name, None) if last else self._reported.get(name)
+        read_before, written_before, retransmits_before, established_before, closed_before = (
+            _COUNTS.unpack(before) if before else _NOTHING)
         if not last:
-            self._reported[name] = now
+            self._reported[name] = _COUNTS.pack(read, written, retransmits, established, closed)
         way = _DIRECTIONS[direction]
         if not direction:
             way, pid = self._of_old((netns, local, local_port, remote, remote_port), pid, listeners, last=last)
         return FlowDelta(local, local_port, remote, remote_port, "tcp", netns, pid, _text(comm), way,
-                         read - before.read, written - before.written, retransmits - before.retransmits,
+                         read - read_before, written - written_before, retransmits - retransmits_before,
                          srtt >> 3, mdev >> 2 if srtt else 0, 1 if srtt else 0,
-                         established - before.established, closed - before.closed)
+                         established - established_before, closed - closed_before)
 
     def _udp(self) -> Iterator[FlowDelta]:
         table = self.loaded.maps["datagrams"]
-        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        seen: dict[bytes, tuple[int, int, int]] = {}
-        for key, value in table.items():
+        return self._of_udp(table, table.read(), time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+
+    def _of_udp(self, table: Map, entries: Iterable[tuple[bytes, bytes]], now: int) -> Iterator[FlowDelta]:
+        seen: dict[bytes, bytes] = {}
+        for key, value in entries:
             (birth, read, written, last, local, remote, local_port, remote_port, netns, pid, comm,
              direction) = _UDP.unpack(value)
-            same, read_before, written_before = self._reported_udp.get(key, (birth, 0, 0))
+            before = self._reported_udp.get(key)
+            same, read_before, written_before = _UDP_COUNTS.unpack(before) if before else (birth, 0, 0)
             if same != birth:
                 read_before = written_before = 0
             idle = now - last
-            if idle > _UDP_IDLE_NS or (idle > _UDP_ONE_WAY_IDLE_NS and not (read and written)):
+            if ((idle > _UDP_IDLE_NS or (idle > _UDP_ONE_WAY_IDLE_NS and not (read and written)))
+                    and table.get(key) == value):
                 table.delete(key)
                 self.loaded.maps["partners"].delete(key[:8])
             else:
-                seen[key] = (birth, read, written)
+                seen[key] = value[:_UDP_COUNTS.size]
             # A server older than we are, whose first word we did not hear.
             if direction == 2 and (netns, local_port) in self._seeds.bound:
                 direction = 1
@@ -242,8 +252,18 @@ class Netflow:
         self.close()
 
 
-_NOTHING = _Counts()
+_NOTHING = (0, 0, 0, 0, 0)
 _LASTING = (0, 2, 4, 18)  # of a struct tcp_state: id, written_base, read_base, generation
+
+
+def _taken(table: Map) -> Iterator[tuple[bytes, bytes]]:
+    """All that is in it now; what is handed out is out of the map too."""
+    def taken(entries: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+        for key, value in entries:
+            table.delete(key)
+            yield key, value
+
+    return taken(table.read())
 
 
 def _is_whole(state: tuple[Any, ...]) -> bool:
@@ -251,5 +271,6 @@ def _is_whole(state: tuple[Any, ...]) -> bool:
     return bool(state[0] == state[21] and state[1] >= state[2] and state[3] >= state[4])
 
 
+@lru_cache(maxsize=4096)
 def _text(comm: bytes) -> str:
     return comm.partition(b"\0")[0].decode(errors="replace")

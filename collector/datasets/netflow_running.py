@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from collector.canary import Refuted, prove
 from collector.dataset import Dataset, Setup
@@ -58,13 +59,13 @@ class NetflowRunning:
         return {**self._dataset.losses, **(self._translations.losses if self._translations else {})}
 
     def flush(self, time_ns: int) -> Sequence[Record]:
-        deltas = [*self._waiting, *self._dataset.flush()]
-        self._waiting.clear()
+        waiting, self._waiting = self._waiting, []
+        deltas = chain(waiting, self._dataset.stream())
         # Afterwards: what a connection that is told of was translated to is known by then.
         if self._translations:
             self._translations.settle()
         return aggregate(deltas, self._setup.options, time_ns, self.left_out, self._setup.domains.name,
-                         self._target, self._process)
+                         self._target if self._translations and self._translations.has_any else None, self._process)
 
     def close(self) -> None:
         if self._translations:

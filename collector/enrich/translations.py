@@ -108,6 +108,11 @@ class Translations:
         self._thread = threading.Thread(target=self._run, name="nat", daemon=True)
         self._thread.start()
 
+    @property
+    def has_any(self) -> bool:
+        """Whether any destination was seen to be translated: most machines have none."""
+        return bool(self._marked)
+
     def settle(self) -> None:
         """Learns all that is known to the kernel by now."""
         with self._lock:

@@ -67,7 +67,7 @@ def test_a_kernel_without_batches_or_with_crowded_buckets_is_read_one_by_one(fil
         refused.append(code)
         raise OSError(code, "no")
 
-    monkeypatch.setattr(filled, "_items_in_batches", refuse)
+    monkeypatch.setattr(filled, "_read_in_batches", refuse)
     assert len(filled.items()) == MANY
     filled.items()
     # Only a crowded bucket may have more room next time.
@@ -78,7 +78,7 @@ def test_other_errors_of_a_batch_are_not_hidden(filled, monkeypatch):
     def refuse():
         raise OSError(errno.EPERM, "no")
 
-    monkeypatch.setattr(filled, "_items_in_batches", refuse)
+    monkeypatch.setattr(filled, "_read_in_batches", refuse)
     with pytest.raises(PermissionError):
         filled.items()
 
@@ -134,3 +134,15 @@ def test_closing_twice_does_no_harm(make):
     table.close()
     table.close()
     assert table.fd == -1
+
+
+@pytest.mark.parametrize("batches", [True, False], ids=["batches", "one by one"])
+def test_what_is_read_is_as_it_was_then(filled, batches):
+    filled._batches = batches
+    entries = filled.read()
+    for number in range(MANY):
+        filled.set(u32(number), u64(0))
+    filled.delete(u32(7))
+
+    assert filled.entries == MANY
+    assert sorted(entries) == sorted((u32(n), u64(n * n)) for n in range(MANY))
