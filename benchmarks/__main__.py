@@ -12,6 +12,7 @@ import click
 from benchmarks import (
     btf,
     database,
+    delivery,
     dwarf,
     guess,
     harvest,
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Repetitions], Result]]] = {
     "dwarf": (dwarf.TITLE, dwarf.run),
     "harvest": (harvest.TITLE, harvest.run),
     "database": (database.TITLE, database.run),
+    "delivery": (delivery.TITLE, delivery.run),
     "startup": (startup.TITLE, startup.run),
     "http_overhead": (http_overhead.TITLE, http_overhead.run),
     "soak": (soak.TITLE, soak.run),
@@ -41,7 +43,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Repetitions], Result]]] = {
 }
 # What they read may not lie about, a debug package of half a gigabyte or a run of the matrix: said in the table, not
 # an error.
-_IF_AT_HAND = frozenset(("btf", "dwarf", "harvest", "http_overhead", "matrix"))
+_IF_AT_HAND = frozenset(("btf", "delivery", "dwarf", "harvest", "http_overhead", "matrix"))
 
 
 @click.command()

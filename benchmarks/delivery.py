@@ -1,90 +1,60 @@
-"""A flush of 200,000 flows: aggregated, serialised, compressed; time, memory, and a client library beside it.
+"""A flush of 200,000 flows: aggregated, told of pods, spelled, compressed; time, memory, and a client library's time.
 
-``python -m benchmarks.delivery``. Not in the table of all benchmarks: it needs no kernel, and says how it was measured.
+``python -m benchmarks.delivery``. Needs no root: flows are made up, everything they go through is the collector's.
 """
 
 from __future__ import annotations
 
-import gzip
-import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import click
+from benchmarks import measure, report
+from benchmarks.measure import Line, Repetitions, Result, Target, of
+from kcompat.errors import Missing
 
-from collector.config import Options
-from collector.flows import FlowDelta, aggregate
-from collector.record import Record, to_lines
-
-_MAPPED = bytes(10) + b"\xff\xff"
-_CHUNK = 512
-_MIB = 1 << 20
+TITLE = "A flush of 200,000 flows"
+FLOWS = 200_000
+_MILLION = 1_000_000
 
 
-@click.command()
-@click.option("--flows", type=click.IntRange(min=1), default=200_000, show_default=True)
-def main(flows: int) -> None:
-    """Print what each step took, in seconds of processor and of the clock, and the memory after it."""
-    options = Options("box", max_flows=1 << 21)
-    _said("start", 0, 0)
-    deltas = _timed("deltas, as the kernel's map gives them", lambda: list(_deltas(flows)))
-    records = _timed("aggregated into records", lambda: aggregate(deltas, options, time.time_ns(),
-                                                                  name_of=lambda netns, address: "db.example.org"))
-    lines = _timed("line protocol, requests of 512", lambda: _written(records, None))
-    packed = _timed("the same, gzipped at level 1", lambda: _written(records, 1))
-    click.echo(f"{len(records)} records: {lines / _MIB:.1f} MiB, {packed / _MIB:.1f} MiB gzipped")
-    _beside_the_rival(records[:20_000])
-
-
-def _deltas(count: int) -> Iterator[FlowDelta]:
-    """Of as many keys."""
-    for number in range(count):
-        yield FlowDelta(_MAPPED + bytes((10, 0, number >> 8 & 255, number & 255)), 40_000,
-                        _MAPPED + bytes((10, 1, number >> 16 & 255, number >> 8 & 255)), 443, "tcp", 4_026_531_840,
-                        1000 + number % 3000, "nginx", "outgoing", number, number, 0, 100, 10, 1, 1, 1)
-
-
-def _written(records: Sequence[Record], level: int | None) -> int:
-    total = 0
-    for begin in range(0, len(records), _CHUNK):
-        lines = "\n".join(to_lines(records[begin:begin + _CHUNK])).encode()
-        total += len(lines if level is None else gzip.compress(lines, level))
-    return total
-
-
-def _beside_the_rival(records: Sequence[Record]) -> None:
+def run(repetitions: Repetitions, flows: int = FLOWS) -> Result:
+    """Raises Missing without influxdb-client."""
     try:
-        from influxdb_client.client.write.point import Point
-    except ModuleNotFoundError:
-        click.echo("influxdb-client is not installed: nothing to compare with")
-        return
-
-    def rival() -> int:
-        return sum(len(Point.from_dict({"measurement": record.measurement, "tags": record.tags,
-                                        "fields": record.fields, "time": record.time}).to_line_protocol())
-                   for record in records)
-
-    begin = time.process_time()
-    _written(records, None)
-    middle = time.process_time()
-    rival()
-    ours, theirs = middle - begin, time.process_time() - middle
-    click.echo(f"line protocol of {len(records)}: {ours:.3f} s; influxdb-client: {theirs:.3f} s, "
-               f"{theirs / ours:.1f} times as long")
+        import influxdb_client  # noqa: F401 - measured in processes of their own
+    except ModuleNotFoundError as error:
+        raise Missing("influxdb-client is not installed: pip install 'kcompat[test]'") from error
+    before = measure.load()
+    lines = [line for pods in ((), ("pods",)) for line in _lines(repetitions, flows, *pods)]
+    return Result("delivery", TITLE, tuple(lines), (), (before, measure.load()), repetitions.begun, repetitions.busy)
 
 
-def _timed(what: str, work: Callable[[], Any]) -> Any:
-    wall, processor = time.perf_counter(), time.process_time()
-    result = work()
-    _said(what, time.process_time() - processor, time.perf_counter() - wall)
-    return result
+def _lines(repetitions: Repetitions, flows: int, *pods: str) -> list[Line]:
+    ours = repetitions.fresh("flush", str(flows), "ours", *pods)
+    rival = repetitions.fresh("flush", str(flows), "influxdb-client", *pods)
+    name = "with Kubernetes" if pods else "without Kubernetes"
+
+    def each(*steps: str) -> list[float]:
+        return [sum(one[step] for step in steps) for one in ours]
+
+    whole = each("aggregated_s", "told_s", "spelled_s")
+    first = ours[0]
+    return [
+        of(f"{name}: aggregated", each("aggregated_s")),
+        *([of(f"{name}: told", each("told_s"))] if pods else []),
+        of(f"{name}: spelled", each("spelled_s"), note=f"{first['text_mib']:.0f} MiB of text"),
+        of(f"{name}: all of it", whole, target=Target(1000)),
+        of(f"{name}: a million flows", [seconds * _MILLION / flows for seconds in whole], unit="s"),
+        of(f"{name}: gzip besides", each("packed_s"), note=f"{first['sent_mib']:.1f} MiB are sent"),
+        of(f"{name}: peak memory", [one["peak_mib"] for one in ours], unit="MiB", target=Target(150),
+           note=f"{first['before_mib']:.0f} MiB before"),
+        of(f"{name}: influxdb-client, spelling alone", [one["spelled_s"] for one in rival]),
+        of(f"{name}: influxdb-client's spelling / all of ours",
+           [_seconds(theirs) / seconds for theirs, seconds in zip(rival, whole, strict=True)], unit="x"),
+    ]
 
 
-def _said(what: str, processor_s: float, wall_s: float) -> None:
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-    click.echo(f"{what:40} {processor_s:6.2f} s of processor {wall_s:6.2f} s {resident / _MIB:6.0f} MiB resident")
+def _seconds(measured: dict[str, Any]) -> float:
+    return float(measured["spelled_s"])
 
 
 if __name__ == "__main__":
-    main()
+    print(report.text([run(Repetitions(5, 3.0))]), end="")

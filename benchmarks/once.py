@@ -90,12 +90,19 @@ def _compile() -> dict[str, Any]:
     return {"guest_compile_s": round(time.perf_counter() - clock, 3)}
 
 
+def _flush(flows: str, who: str, pods: str = "") -> dict[str, Any]:
+    from benchmarks import flush
+
+    return {"ours": flush.measured, "influxdb-client": flush.rival}[who](int(flows), bool(pods))
+
+
 MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
     "guess-cold": lambda: _guess(use_cache=False),
     "guess-cached": lambda: _guess(use_cache=True),
     "hit": _hit,
     "btf": _btf,
     "compile": _compile,
+    "flush": _flush,
 }
 
 

@@ -64,6 +64,14 @@ prove nothing; bpftrace compiles its program with LLVM in the process that then 
 Where we are slower: most of our time is Python's, half of it imports.
 """
 
+_DELIVERY = """\
+Every flow has a peer of its own, which is the most there can be to spell, and of a third of those that fit the name is
+known; its own end is one of 5,000 processes, with Kubernetes in a pod each, which doubles its tags. Aggregated: from
+what each socket did to one point per flow; told: which pods and services are at its ends; spelled: line protocol, in
+requests of 512. influxdb-client spells the same points, made already (20,000 of them, times ten), and nothing else.
+Memory is the whole process's, its interpreter and the text of a request among it. Times are of the processor.
+"""
+
 _RELIABILITY = """\
 Each guess stands alone: a namespace, connections and memory of its own, and no database. Right is what BTF says, which
 no guess has seen. Slow ones made another round of experiments, because what they had left a field open.
@@ -117,7 +125,8 @@ the median of those between any two minutes. Ten minutes here; `sudo .venv/bin/p
 hours. It says nothing of somebody else's traffic, which the collector sees too: what others lose is counted as lost.
 """
 
-_TEXTS = {"btf": _BTF, "database": _DATABASE, "dwarf": _DWARF, "guess": _GUESS, "harvest": _HARVEST,
+_TEXTS = {"btf": _BTF, "database": _DATABASE, "delivery": _DELIVERY, "dwarf": _DWARF,
+          "guess": _GUESS, "harvest": _HARVEST,
           "http_overhead": _HTTP_OVERHEAD,
           "matrix": _MATRIX, "reliability": _RELIABILITY, "resolve": _RESOLVE, "soak": _SOAK,
           "startup": _STARTUP}

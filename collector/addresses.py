@@ -5,10 +5,14 @@ from __future__ import annotations
 import socket
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
+from socket import AF_INET, inet_ntop
 from typing import NamedTuple
 
-_V4_MAPPED = bytes(10) + b"\xff\xff"
+V4_MAPPED = bytes(10) + b"\xff\xff"
 _CACHED_ADDRESSES = 1 << 14
+
+
+_V4_TYPES: dict[bytes, str] = {}
 
 
 class Address(NamedTuple):
@@ -30,7 +34,7 @@ class Cidr(NamedTuple):
     @classmethod
     def of(cls, network: IPv4Network | IPv6Network) -> Cidr:
         size, packed, length = network.max_prefixlen // 8, network.network_address.packed, network.prefixlen
-        if packed.startswith(_V4_MAPPED) and length >= 96:
+        if packed.startswith(V4_MAPPED) and length >= 96:
             size, packed, length = 4, packed[12:], length - 96
         shift = size * 8 - length
         return cls(size, shift, int.from_bytes(packed) >> shift)
@@ -43,7 +47,7 @@ class Cidr(NamedTuple):
 
 def reduce_mapped(address: bytes) -> bytes:
     """The 4 bytes inside ::ffff:a.b.c.d; any other address as it is."""
-    return address[12:] if len(address) == 16 and address.startswith(_V4_MAPPED) else address
+    return address[12:] if len(address) == 16 and address.startswith(V4_MAPPED) else address
 
 
 def packed_address(text: str) -> bytes | None:
@@ -51,7 +55,7 @@ def packed_address(text: str) -> bytes | None:
     try:
         if ":" in text:
             return socket.inet_pton(socket.AF_INET6, text)
-        return _V4_MAPPED + socket.inet_pton(socket.AF_INET, text)
+        return V4_MAPPED + socket.inet_pton(socket.AF_INET, text)
     except (OSError, ValueError):
         return None
 
@@ -59,9 +63,20 @@ def packed_address(text: str) -> bytes | None:
 @lru_cache(maxsize=_CACHED_ADDRESSES)
 def describe(address: bytes) -> Address:
     """Everything the tags need of one packed address."""
+    text, kind = text_and_type(address)
     packed = reduce_mapped(address)
-    family = "IPv4" if len(packed) == 4 else "IPv6"
-    return Address(address_text(packed), address_type(packed), family, not any(packed))
+    return Address(text, kind, "IPv4" if len(packed) == 4 else "IPv6", not any(packed))
+
+
+def text_and_type(address: bytes) -> tuple[str, str]:
+    """For addresses that are many, each seen once: the type of IPv4's is in their first two bytes."""
+    if not address.startswith(V4_MAPPED) or len(address) != 16:
+        packed = reduce_mapped(address)
+        return address_text(packed), address_type(packed)
+    kind = _V4_TYPES.get(address[12:14])
+    if kind is None:
+        kind = _V4_TYPES[address[12:14]] = address_type(address[12:])
+    return inet_ntop(AF_INET, address[12:]), kind
 
 
 def address_text(packed: bytes) -> str:

@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from collector.addresses import address_type, reduce_mapped
+from collector.addresses import V4_MAPPED, address_type, reduce_mapped
 from collector.config import Options
 from collector.flow_records import FlowRecords
 from collector.packed_flows import KEY, SUMS, Head, PackedFlows, Target
 
 # So many addresses are kept while deltas are gone through: the next ones often share them.
 _KEPT = 1 << 16
+# IPv4 addresses that begin so are looked at: 0.0.0.0 and 127/8 are none of a flow.
+_ODD = (0, 127)
 # The tags only an enricher can know; until one does, they are absent (`dst_nat_*` and `process_name` are N/A instead).
 ENRICHER_TAGS = (
     "dst_domain",
@@ -131,18 +133,22 @@ class _Faults(dict[bytes, str]):
 
     def __init__(self, options: Options) -> None:
         super().__init__()
-        self._options = options
+        self._options, self._cidrs = options, options.exclude.cidrs
 
     def __missing__(self, raw: bytes) -> str:
         if len(self) >= _KEPT:
             self.clear()
+        # Nearly all are such: nothing that takes a call is asked of them.
+        if not self._cidrs and raw.startswith(V4_MAPPED) and raw[12] not in _ODD:
+            self[raw] = ""
+            return ""
         packed = reduce_mapped(raw)
         fault = ""
         if not any(packed):
             fault = "address"
         elif not self._options.loopback and address_type(packed) == "loopback":
             fault = "loopback"
-        elif (any(cidr.holds(raw) for cidr in self._options.exclude.cidrs)
+        elif (any(cidr.holds(raw) for cidr in self._cidrs)
               or (len(packed) != 4 and not self._options.ipv6)):
             fault = "excluded"
         self[raw] = fault

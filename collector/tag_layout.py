@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import NamedTuple
 
 from collector.record import escaped
 
@@ -29,21 +29,39 @@ class TagLayout:
                 self._runs.append((owner[name], []))
             self._runs[-1][1].append(name)
 
-    def line_up(self, values: int) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-        """Brings pieces of the second part, of the third and so on, and so many values, into a template's order."""
+    def line_up(self) -> Callable[[Pieces], Pieces]:
+        """Brings the pieces of the second part, of the third and so on into a template's order; one at least."""
         given = [at for at, (part, _) in enumerate(self._runs) if part]
         as_taken = sorted(given, key=lambda at: self._runs[at][0])
-        places = [as_taken.index(at) for at in given]
-        return itemgetter(*places, *range(len(places), len(places) + values))
+        return itemgetter(*(as_taken.index(at) for at in given))
 
-    def template(self, measurement: str, tags: Mapping[str, str], rest: str) -> str:
-        """A format: the tags of the first part, a place for every piece of the others, and `rest`."""
+    def template(self, measurement: str, tags: Mapping[str, str]) -> str:
+        """A format: the tags of the first part, and a place for every piece of the others."""
         own = iter(self.pieces(0, tags))
-        return "".join([measurement.replace("%", "%%"),
-                        *("%s" if part else next(own).replace("%", "%%") for part, _ in self._runs), rest])
+        return "".join([measurement, *("%s" if part else next(own).replace("%", "%%") for part, _ in self._runs)])
 
     def pieces(self, part: int, tags: Mapping[str, str]) -> Pieces:
         """Empty ones where the part lacks these names; tags without a name or a value have no spelling."""
-        return tuple(["".join([f",{key}={value}" for name in names if name in tags
-                               and (key := escaped(name)) and (value := escaped(tags[name]))])
-                      for of, names in self._runs if of == part])
+        return tuple([_spelled(names, tags) for of, names in self._runs if of == part])
+
+    def gap(self, part: int, tags: Mapping[str, str], name: str) -> Gap:
+        """As `pieces`, with a gap for the value of the tag `name`, which needs no escapes and is not empty."""
+        runs = [names for of, names in self._runs if of == part]
+        at = next(number for number, names in enumerate(runs) if name in names)
+        before, after = runs[at][:runs[at].index(name)], runs[at][runs[at].index(name) + 1:]
+        pieces = self.pieces(part, tags)
+        return Gap(pieces[:at], f"{_spelled(before, tags)},{escaped(name)}=", _spelled(after, tags), pieces[at + 1:])
+
+
+class Gap(NamedTuple):
+    """The pieces (*head, before + value + after, *tail) for whatever value."""
+
+    head: Pieces
+    before: str
+    after: str
+    tail: Pieces
+
+
+def _spelled(names: Sequence[str], tags: Mapping[str, str]) -> str:
+    return "".join([f",{key}={value}" for name in names if name in tags
+                    and (key := escaped(name)) and (value := escaped(tags[name]))])

@@ -87,14 +87,16 @@ class Domains:
 
     def name(self, netns: int, address: bytes, now_s: float | None = None) -> str | None:
         """The name, without the dot at its end; None when no answer said one, or too long ago."""
-        now_s = time.monotonic() if now_s is None else now_s
         key = (netns, address)
+        # Of most addresses nobody said anything, which is seen without the lock.
+        if key not in self._known and key not in self._said:
+            return None
         with self._lock:
-            known = self._known.get(key)
+            known, told = self._known.get(key), self._said.get(key)
+            now_s = time.monotonic() if now_s is None else now_s
             if known and now_s < known.until_s:
                 return question_text(known.question)[0] or None
             self._known.pop(key, None)
-            told = self._said.get(key)
             if told and now_s < told.until_s:
                 return told.name
             self._said.pop(key, None)

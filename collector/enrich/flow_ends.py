@@ -10,6 +10,7 @@ from collector.enrich.kubernetes_cluster import End, Workload
 from collector.packed_flows import (
     HEAD,
     KEY,
+    LOCAL,
     LOCAL_ADDRESS,
     NOT_KNOWN,
     REMOTE,
@@ -22,6 +23,10 @@ from collector.packed_flows import (
 
 # The number of no target, packed.
 _SELF = bytes(4)
+
+
+# What is known of ends, by all of a key that it depends on; for TCP and for UDP.
+_Kept = dict[bytes, Workload | None]
 
 
 class FlowEnds:
@@ -39,17 +44,18 @@ class FlowEnds:
         addresses = self._known.addresses()
         inside = {number.to_bytes(4, "little") for number, containers in enumerate(self._containers) if containers}
         udp = {number.to_bytes(4, "little") for number, head in enumerate(self._flows.heads) if head.transport == "udp"}
-        sources: dict[bytes, Workload | None] = {}
-        destinations: tuple[dict[bytes, Workload | None], dict[bytes, Workload | None]] = {}, {}
+        sources: tuple[_Kept, _Kept] = {}, {}
+        destinations: tuple[_Kept, _Kept] = {}, {}
         both: dict[tuple[int, int], EndTags] = {}
         found: list[EndTags | None] = []
         for key in self._flows.keys:
             src = dst = None
-            if key[LOCAL_ADDRESS] in addresses or key[HEAD] in inside:
-                end = key[SOURCE]
-                src = sources[end] if end in sources else sources.setdefault(end, self._source(key))
+            head = key[HEAD]
+            if head in inside or key[LOCAL_ADDRESS] in addresses:
+                end, known = key[SOURCE] if head in inside else key[LOCAL], sources[head in udp]
+                src = known[end] if end in known else known.setdefault(end, self._source(key))
             if key[REMOTE_ADDRESS] in addresses or key[TARGET] != _SELF:
-                end, known = key[REMOTE], destinations[key[HEAD] in udp]
+                end, known = key[REMOTE], destinations[head in udp]
                 dst = known[end] if end in known else known.setdefault(end, self._destination(key))
             if src is None and dst is None:
                 found.append(None)

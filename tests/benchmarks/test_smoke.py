@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import database, report, resolve
+from benchmarks import database, delivery, report, resolve
 from benchmarks.__main__ import BENCHMARKS, _run
 from benchmarks.measure import Line, Repetitions, Result, Target, timed
 from kcompat.errors import KcompatError, Missing
@@ -17,7 +17,7 @@ from kcompat.fields import CATALOGUE
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Minutes of work each, and what they compare is compared in tests/kcompat, tests/offset_db and tests/kernel.
 LONG = ("dwarf", "harvest", "http_overhead", "matrix", "soak")
-SIZED = ("database",)
+SIZED = ("database", "delivery")
 SHORT = tuple(name for name in BENCHMARKS if name not in LONG + SIZED)
 REQUIRED = os.environ.get("KCOMPAT_REQUIRE_KERNEL") == "1"
 
@@ -62,6 +62,13 @@ def test_the_database_is_measured_at_any_size():
     lines = {line.what: line for line in database.run(Repetitions(1, 0), number=40).lines}
     assert lines["40 kernels taken in"].note == f"{len(CATALOGUE)} fields each"
     assert all(line.samples for line in lines.values())
+
+
+def test_a_flush_is_measured_at_any_size():
+    lines = delivery.run(Repetitions(1, 0), flows=300).lines
+    assert [line.what for line in lines if "all of it" in line.what] == [
+        f"{which} Kubernetes: all of it" for which in ("without", "with")]
+    assert all(line.samples for line in lines)
 
 
 def line(value, target=None):
