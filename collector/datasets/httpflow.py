@@ -25,6 +25,7 @@ from kcompat.load import Loaded
 from kcompat.maps import possible_cpus
 from kcompat.offsets import Offsets
 from kcompat.perf_buffer import PerfBuffer
+from kcompat.preemption import preempts_programs
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,8 @@ class Httpflow:
         try:
             size = max(_SMALLEST_RING, min(_RING, 1 << (_RINGS // possible_cpus()).bit_length() - 1))
             self._rings = PerfBuffer(self.loaded.maps["pieces"], size)
+            if preempts_programs():
+                self.loaded.maps["twice"].set(bytes(4), struct.pack("<I", 1))
             self.backend = attach_first(NAME, self.loaded, HOOKS, backends)
             if self.backend == "rawtp":
                 find_registers(self.loaded)

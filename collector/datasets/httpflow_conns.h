@@ -50,7 +50,6 @@ static __always_inline void tell(struct piece *piece, const struct conn_key *key
 static __always_inline void hand_over(void *ctx, struct piece *piece, struct conn *conn)
 {
 	struct told_conn *told = (struct told_conn *)piece->text;
-	struct request *request;
 
 	conn->kind = FOLLOWED;
 	/* User space goes by the time, and the request went by before what tells us that it is no plain one. */
@@ -63,12 +62,9 @@ static __always_inline void hand_over(void *ctx, struct piece *piece, struct con
 	if (!conn->waiting)
 		return;
 	conn->waiting = 0;
-	request = requests.lookup(&piece->key);
-	if (!request)
-		return;
-	*(struct request *)piece->text = *request;
+	*(struct request *)piece->text = conn->request;
 	piece->what = REQUESTED;
-	piece->size = sizeof(*request);
+	piece->size = sizeof(conn->request);
 	pieces.perf_submit(ctx, piece, sizeof(*piece));
 }
 
@@ -106,16 +102,13 @@ static __always_inline void complete(union scratch *scratch, struct conn *conn, 
 	struct exchange_key *key = &scratch->key;
 	struct exchange fresh = {};
 	struct exchange *exchange;
-	struct request *request = requests.lookup((struct conn_key *)conn_key);
 	u64 latency_ns = answered_ns > conn->asked_ns ? answered_ns - conn->asked_ns : 0;
 	int odd;
 
 	conn->waiting = 0;
 	conn->done = 1;
-	if (!request)
-		return;
 	__builtin_memset(key, 0, sizeof(*key));
-	key->request = *request;
+	key->request = conn->request;
 	key->tuple = conn->tuple;
 	key->owner = conn->owner;
 	key->status = status;
@@ -150,7 +143,6 @@ static __always_inline int pair(union scratch *scratch, struct conn *conn, const
 {
 	u64 *text = scratch->words.text;
 	u64 answered_ns = chunk->time_ns;
-	struct request *request;
 	u32 status;
 	u8 minor = 0;
 
@@ -162,11 +154,7 @@ static __always_inline int pair(union scratch *scratch, struct conn *conn, const
 	if (is_asked) {
 		if (conn->waiting || !whole_request(&chunk->source, chunk->size, text, scratch->words.window))
 			return 0;
-		request = requests.lookup((struct conn_key *)&chunk->key);
-		if (request)
-			*request = *(struct request *)text;
-		else
-			requests.update((struct conn_key *)&chunk->key, (struct request *)text);
+		conn->request = *(struct request *)text;
 		conn->asked_ns = chunk->time_ns;
 		answered_ns = conn->early_ns;
 		conn->early_ns = 0;
@@ -222,7 +210,6 @@ static __always_inline void forget(void *ctx, union scratch *scratch, struct con
 		pieces.perf_submit(ctx, piece, sizeof(*piece));
 	}
 	conns.delete(key);
-	requests.delete(key);
 }
 
 /* Whether the address is another socket's by now, and the end of the one was not seen. */

@@ -45,9 +45,9 @@ static __always_inline void begin(void *sk, void *message)
 	struct call call = {};
 	struct conn *conn;
 
-	inside_tls(sk);
 	key.sk = (u64)sk;
 	conn = conns.lookup(&key);
+	inside_tls(sk, conn);
 	if (conn && conn->kind == OVER && !is_another(conn, &key)) {
 		/* Of a call whose end was missed. */
 		calls.delete(&thread);

@@ -24,6 +24,10 @@ struct conn_key {
 };
 enum { BARE, TLS };
 
+struct request {
+	u64 word[TEXT_WORDS];
+};
+
 struct conn {
 	u64 id;       /* birth in ns: sock addresses are used again */
 	u64 asked_ns; /* PLAIN: when the last of the waiting request went by */
@@ -47,10 +51,7 @@ struct conn {
 	u8 strikes;
 	u8 is_http2; /* FOLLOWED: pieces of every call go to user space, whatever they begin like */
 	u8 unused[3];
-};
-
-struct request {
-	u64 word[TEXT_WORDS];
+	struct request request; /* PLAIN: the waiting one, or the last */
 };
 
 /* What exchanges that look alike have in common. */
@@ -114,8 +115,6 @@ struct told_conn {
 
 /* Sockets that carried bytes. Programs insert and delete, with the socket; user space reads. */
 BPF_HASH(conns, struct conn_key, struct conn, MAX_CONNS);
-/* The waiting request, or the last one, of a PLAIN connection. Programs insert, and delete with the connection. */
-BPF_HASH(requests, struct conn_key, struct request, MAX_CONNS);
 /*
  * Exchanges of PLAIN connections, merged. Programs write the one of the current generation, user space empties the
  * other: it makes a new generation, waits until no program of the old one can be running, then reads.

@@ -49,12 +49,14 @@ static __always_inline int begins_like(u64 bytes, u32 size)
 	return NOTHING;
 }
 
-/* The first bytes of a call, as far as there are any; 0 when they cannot be read. */
+/* The first 8 bytes of a call, or 16, as far as there are any; 0 when they cannot be read. */
 static __always_inline int first_bytes(const struct source *source, u32 size, u64 *bytes)
 {
 	u8 byte;
 	int i;
 
+	if (source->left >= 16 && size >= 16 && !bpf_probe_read(bytes, 2 * sizeof(*bytes), (void *)source->base))
+		return 1;
 	if (source->left >= 8 || size >= 8) {
 		if (!bpf_probe_read(bytes, sizeof(*bytes), (void *)source->base))
 			return 1;
@@ -173,12 +175,12 @@ static __always_inline int whole_request(const struct source *source, u32 size, 
 	return keep_path(text);
 }
 
-/* "HTTP/1.1 200 ": the status, and the version behind the point; 0 for anything else. */
-static __always_inline u32 final_status(const struct source *source, u32 size, u8 *line, u8 *minor)
+/* "HTTP/1.1 200 ": the status, and the version behind the point; 0 for anything else. `line` is its first bytes. */
+static __always_inline u32 final_status(const struct source *source, u32 size, const u8 *line, u8 *minor)
 {
 	u32 a, b, c;
 
-	if (source->left < 16 || size < 16 || bpf_probe_read(line, 16, (void *)source->base))
+	if (source->left < 16 || size < 16)
 		return 0;
 	*minor = line[7] - '0';
 	a = (u32)line[9] - '0';

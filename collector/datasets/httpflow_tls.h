@@ -34,12 +34,26 @@ BPF_HASH(tls_calls, u64, struct tls_call, 32768);
  */
 BPF_HASH(tls_sockets, struct tls_session, struct tls_socket, MAX_CONNS);
 
-/* From every hook of a socket: it is the one of the library's call this thread is in, if it is in one. */
-static __always_inline void inside_tls(void *sk)
+/* Slot 0: whether a library was ever called. Programs set it, and do not ask for calls before. */
+BPF_ARRAY(tls_seen, u32, 1);
+
+/*
+ * From every hook of a socket: it is the one of the library's call this thread is in, if it is in one. Which requests
+ * go over in the clear is not asked about.
+ */
+static __always_inline void inside_tls(void *sk, const struct conn *conn)
 {
 	u64 thread = bpf_get_current_pid_tgid();
-	struct tls_call *call = tls_calls.lookup(&thread);
+	struct tls_call *call;
+	int zero = 0;
+	u32 *seen;
 
+	if (conn && conn->kind == PLAIN)
+		return;
+	seen = tls_seen.lookup(&zero);
+	if (!seen || !*seen)
+		return;
+	call = tls_calls.lookup(&thread);
 	if (!call)
 		return;
 	call->sk = (u64)sk;
@@ -50,7 +64,11 @@ static __always_inline int begin_tls(u64 session, u64 buffer, u64 size_at, int w
 {
 	u64 thread = bpf_get_current_pid_tgid();
 	struct tls_call call = {};
+	int zero = 0;
+	u32 *seen = tls_seen.lookup(&zero);
 
+	if (seen && !*seen)
+		*seen = 1;
 	call.session = session;
 	call.buffer = buffer;
 	call.size_at = size_at;

@@ -75,6 +75,16 @@ static __always_inline void read_call(struct called *call, const struct pt_regs 
  * of system calls hooked, and read.
  */
 BPF_ARRAY(registers, u64, 2);
+/* Slot 0: whether each event is tried twice. User space writes, before there are any. */
+BPF_ARRAY(twice, u32, 1);
+
+static __always_inline int is_twice(void)
+{
+	int zero = 0;
+	u32 *said = twice.lookup(&zero);
+
+	return said && *said;
+}
 
 static __always_inline u64 registers_at(int slot)
 {
@@ -136,21 +146,25 @@ static __always_inline void moved(void *ctx, void *sk, int size, int written, in
 
 	if (size <= 0 || !at)
 		return;
-	inside_tls(sk);
 	chunk.key.sk = (u64)sk;
 	conn = find_conn(ctx, &chunk.key, 0);
-	if (!conn || conn->kind == OVER)
+	if (!conn)
+		return;
+	inside_tls(sk, conn);
+	if (conn->kind == OVER)
 		return;
 	chunk.time_ns = bpf_ktime_get_ns();
 	chunk.size = size;
 	chunk.written = written;
 #if defined(TWICE)
-	if (written)
-		READ(&chunk.seq, sk, tcp_sock__write_seq);
-	else
-		READ(&chunk.seq, sk, tcp_sock__copied_seq);
-	if (is_again && (written ? conn->written_seq : conn->read_seq) == chunk.seq)
-		return;
+	if (is_twice()) {
+		if (written)
+			READ(&chunk.seq, sk, tcp_sock__write_seq);
+		else
+			READ(&chunk.seq, sk, tcp_sock__copied_seq);
+		if (is_again && (written ? conn->written_seq : conn->read_seq) == chunk.seq)
+			return;
+	}
 #endif
 	read_call(&call, (const struct pt_regs *)((address_of(ctx) & ~(STACK - 1ULL)) + at));
 	if (call.number == NR_READ || call.number == NR_WRITE || call.number == NR_SENDTO ||
