@@ -77,6 +77,9 @@ class Exchanges:
     def expired(self, now_ns: int) -> Iterator[Exchange]:
         """The queries that have waited too long by now."""
         self._connections.expire(now_ns / 1e9 - _STREAM_IDLE_S)
+        # Copies come at once; answers sent again hardly later than whoever asked would wait.
+        while self._answered and abs(now_ns - next(iter(self._answered.values())).time_ns) > TIMEOUT_NS:
+            self._answered.popitem(last=False)
         while self._pending:
             key, query = next(iter(self._pending.items()))
             # What lies in the future was sent before somebody set the clock back.

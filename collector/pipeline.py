@@ -26,6 +26,7 @@ from collector.status import Status
 from collector.supervised import Off, Supervised
 from kcompat.errors import KcompatError
 from kcompat.fields import Field
+from kcompat.heap import give_back
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offsets, State
 from kcompat.version import running_version_code
@@ -119,6 +120,7 @@ class Pipeline:
                 if flushed:
                     self._flush()
                     self._keep_limits()
+                    give_back()
                 else:
                     due = time.monotonic()
             if not flushed:

@@ -25,6 +25,7 @@ from kcompat.cli_sources import Request, answer, quarantine
 from kcompat.compile_apart import compile_apart
 from kcompat.dialect import check
 from kcompat.errors import KcompatError, Missing
+from kcompat.heap import few_arenas
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offsets
 from kcompat.probe import require_bpf
@@ -72,6 +73,7 @@ def run(request: Request, options: Options, *, duration: float | None, again: Ca
     """Collects until the duration, SIGTERM (exit status 0) or Ctrl-C (130). SIGHUP takes what `again` reads."""
     # Everything a user may have got wrong comes before anything that takes time or needs root.
     log_as(options.log.format, options.log.level, options.log.per_minute)
+    few_arenas()
     sinks = Outputs(options.outputs)
     caught, manager = _Caught(), ServiceManager()
     try:

@@ -151,3 +151,11 @@ def test_any_payloads_are_harmless(segments):
         exchanges.saw(7, Segment(transport, CLIENT, source, SERVER, destination, payload, is_whole, sequence, flags),
                       time_ns)
         assert len(exchanges) <= 3
+
+
+def test_what_was_answered_is_forgotten_when_no_copy_can_come_any_more():
+    exchanges = Exchanges()
+    for number in range(100):
+        seen((0, asks(number)), (MS, answers(number)), exchanges=exchanges)
+    assert not list(exchanges.expired(MS + TIMEOUT_NS)) and len(exchanges._answered) == 100
+    assert not list(exchanges.expired(MS + TIMEOUT_NS + 1)) and not exchanges._answered

@@ -1,0 +1,31 @@
+"""What was freed goes back to the kernel, also from beneath something that stays."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import ctypes, sys
+from kcompat.heap import few_arenas, give_back
+
+def resident_kb():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1])
+
+few_arenas()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+blocks = [libc.malloc(4000) for _ in range(20_000)]
+for block in blocks:
+    ctypes.memset(block, 1, 4000)
+kept = libc.malloc(4000)
+for block in blocks:
+    libc.free(block)
+before = resident_kb()
+give_back()
+print(before - resident_kb() if hasattr(libc, "malloc_trim") else 1 << 20)
+"""
+
+
+def test_pages_that_nothing_is_in_are_given_back():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) > 40_000
