@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -21,7 +22,7 @@ import click
 
 from benchmarks import measure, report
 from benchmarks.measure import Line, Repetitions, Result, Target, of, timed
-from benchmarks.soak_books import ADDRESSES, Books, Sample, Written, differences, slope_mb_per_hour
+from benchmarks.soak_books import ADDRESSES, Books, Sample, Written, by_minute, differences, slope_mb_per_hour
 from benchmarks.soak_trouble import FailingSink, Worker, brief_namespace, replace, typed_in
 from benchmarks.soak_watch import Collector, until
 from collector.config import seconds
@@ -283,6 +284,10 @@ def _lines(done: Soaked, duration_s: float) -> Iterator[Line]:
 def _remarks(done: Soaked) -> Iterator[str]:
     for sink in done.status["sinks"]:
         yield f"{sink['name']}: {sink['written']} written, {sink['dropped']} dropped, {sink['waiting']} waiting"
+    for what in ("resident_mb", "anonymous_mb"):
+        told = by_minute(done.samples, what)
+        every = max(1, len(told) // 12)
+        yield f"{what} by minutes: " + ", ".join(f"{at}: {value:.1f}" for at, value in told[::every])
     early, late = (_outside_spools(one) for one in done.quiet)
     if more := [what for what in dict.fromkeys(late) if late.count(what) > early.count(what)]:
         yield "descriptors that are more: " + ", ".join(f"{late.count(w) - early.count(w)} {w}" for w in more)
@@ -300,6 +305,8 @@ def main(duration: str, keep: Path | None) -> None:
       sudo .venv/bin/python -m benchmarks.soak
       sudo .venv/bin/python -m benchmarks.soak --duration 10m
     """
+    # So that what was begun is ended, also where Ctrl-C is not heard.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         result = soaked(float(seconds(duration)), keep)
     except ValueError as error:

@@ -112,12 +112,17 @@ class Sample(NamedTuple):
     threads: int
 
 
-def slope_mb_per_hour(samples: Sequence[Sample]) -> float:
-    """Of resident memory: the median of the slopes between any two minutes, so that one step is no trend of its own."""
+def by_minute(samples: Sequence[Sample], what: str) -> list[tuple[int, float]]:
+    """Each minute, and the median of its samples."""
     bins: dict[int, list[float]] = {}
     for sample in samples:
-        bins.setdefault(int(sample.at_s // _BIN_S), []).append(sample.resident_mb)
-    minutes = [(at, median(values)) for at, values in sorted(bins.items())]
+        bins.setdefault(int(sample.at_s // _BIN_S), []).append(getattr(sample, what))
+    return [(at, median(values)) for at, values in sorted(bins.items())]
+
+
+def slope_mb_per_hour(samples: Sequence[Sample]) -> float:
+    """Of resident memory: the median of the slopes between any two minutes, so that one step is no trend of its own."""
+    minutes = by_minute(samples, "resident_mb")
     slopes = [(after - before) / ((late - early) * _BIN_S) * _HOUR_S
               for number, (early, before) in enumerate(minutes) for late, after in minutes[number + 1:]]
     return median(slopes) if slopes else 0.0
