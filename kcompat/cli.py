@@ -13,6 +13,7 @@ import click
 from kcompat.cli_collect_command import collect
 from kcompat.cli_config import config
 from kcompat.cli_database_exchange import database
+from kcompat.cli_datasets import datasets
 from kcompat.cli_errors import Commands, log_to_stderr, say
 from kcompat.cli_harvest import harvest
 from kcompat.cli_output import emit
@@ -253,5 +254,6 @@ def compile_ahead(db: Path | None, machine: str | None, as_json: bool) -> None:
 
 main.add_command(config)
 main.add_command(collect)
+main.add_command(datasets)
 main.add_command(status)
 main.add_command(top)

@@ -37,7 +37,7 @@ def test_the_commands_of_the_design_are_there():
                         "kcompat db pull", "kcompat db vacuum", "kcompat db serve",
                         "kcompat db disagreements", "kcompat harvest", "kcompat render",
                         "kcompat collect", "kcompat compile", "kcompat config", "kcompat config sample",
-                        "kcompat config check", "kcompat status", "kcompat top"}
+                        "kcompat config check", "kcompat datasets", "kcompat status", "kcompat top"}
 
 
 @pytest.mark.parametrize("words, command", ALL, ids=ids)
