@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run test lint bench fuzz fuzz-protocols matrix venv packages packages-dev packages-matrix clean
+.PHONY: help run test lint bench docs fuzz fuzz-protocols matrix venv packages packages-dev packages-matrix clean
 
 # bcc is Debian's python3-bpfcc, so the interpreter is Debian's too. PyPI's "bcc" is another program.
 PYTHON := /usr/bin/python3
@@ -36,6 +36,7 @@ help:
 	@echo "make deb     a Debian package: build/kcompat_VERSION_ARCHITECTURE.deb"
 	@echo "make fuzz    the solver over 100,000 random layouts, the BTF and DWARF readers over flipped bytes: half an hour"
 	@echo "make fuzz-protocols  atheris on the parsers of HTTP/1, HTTP/2, DNS and TLS, ten minutes each"
+	@echo "make docs    the documentation as a site: build/site/index.html"
 	@echo "make matrix  the kernel tests in every kernel of ci/kernels.py, in QEMU"
 	@echo "make venv    only the virtual environment, with everything developers use"
 
@@ -66,6 +67,12 @@ fuzz: venv
 fuzz-protocols: venv
 	@$(BIN)/python -m pip install --quiet --retries 3 --timeout 30 -e '.[fuzz]'
 	$(BIN)/python -m benchmarks.fuzz_protocols --seconds $${KCOMPAT_FUZZ_S:-600}
+
+docs: venv
+	@$(BIN)/python -m pip install --quiet --retries 3 --timeout 30 -e '.[docs]'
+	@$(BIN)/python docs/pictures.py
+	@$(BIN)/kcompat datasets --markdown >docs/datasets.md
+	@timeout $(LINT_S) $(BIN)/mkdocs build --quiet --strict && echo build/site/index.html
 
 # What the run says is what make says, whatever becomes of the reports.
 matrix: packages-matrix venv
