@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
-from collector.record import Record, to_lines
+from collector.record import Record, to_line_protocol
 
 Key = tuple[str, ...]
 ADDRESSES = "10.216."
@@ -59,7 +59,7 @@ class Written:
             told = json.loads(line)
             record = Record(told["measurement"], told["tags"], told["fields"], told["time"])
             self.records += 1
-            self.lines.add(hash(to_lines([record])))
+            self.lines.add(hash(to_line_protocol(record)))
             self.totals.update(dict(_of(record)))
 
 
