@@ -8,6 +8,7 @@
  * at any more.
  */
 #include <uapi/linux/ptrace.h>
+#define LARGEST_SPAN 0 /* no stack is left for copies */
 #include <kcompat/read.h>
 
 #include "sock.h"

@@ -24,12 +24,13 @@ HOOKS: dict[Backend, tuple[Hook, ...]] = {
         Hook("kprobe__move_addr_to_user", ("move_addr_to_user",), required=False),
         Hook("rawtp__sys_exit__last", ("sys_exit",), required=False),
     ),
+    # The end of sockets first: what is known of one is then never taken for another's.
     "rawtp": (
+        Hook("rawtp__tcp_destroy_sock", ("tcp_destroy_sock",)),
         Hook("rawtp__inet_sock_set_state", ("inet_sock_set_state",)),
         Hook("rawtp__sock_send_length", ("sock_send_length",)),
         Hook("rawtp__sock_recv_length", ("sock_recv_length",)),
-        Hook("rawtp__tcp_destroy_sock", ("tcp_destroy_sock",)),
-        Hook("rawtp__tcp_retransmit_skb", ("tcp_retransmit_skb",), required=False),
+        Hook("rawtp__tcp_retransmit_skb", ("tcp_retransmit_skb",)),
         Hook("rawtp__fib_table_lookup", ("fib_table_lookup",), required=False),
         Hook("rawtp__fib6_table_lookup", ("fib6_table_lookup",), required=False),
         Hook("rawtp__sys_exit", ("sys_exit",), required=False),

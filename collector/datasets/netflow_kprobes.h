@@ -26,14 +26,23 @@ static __always_inline void *end_call(void)
 static __always_inline int know_before_call(void *sk)
 {
 	u8 state = 0;
+	struct numbers now = {};
 	struct tcp_state *known = find_own(sk);
 
+	/* Before 4.10 only the very register that is compared with NULL is a map value afterwards. */
+	asm volatile("" : "+r"(known));
 	if (known && known->flags & WAS_ESTABLISHED)
 		return 1;
+	if (!known && !is_protocol(sk, IPPROTO_TCP))
+		return 0;
 	READ(&state, sk, sock_common__skc_state);
 	if (state == CLOSE || state == SYN_SENT || state == LISTEN)
 		return 0;
-	find_or_adopt(sk, 0, 0);
+	read_numbers(sk, &now);
+	if (known)
+		establish(sk, known, &now, 0, 0);
+	else
+		adopt_old(sk, &now, 0, 0);
 	return 1;
 }
 
@@ -43,7 +52,7 @@ int kprobe__tcp_set_state(struct pt_regs *ctx)
 	u8 from = 0;
 
 	READ(&from, sk, sock_common__skc_state);
-	on_state(sk, from, (int)PT_REGS_PARM2(ctx));
+	on_state(sk, from, (int)PT_REGS_PARM2(ctx), 1);
 	return 0;
 }
 
@@ -52,7 +61,7 @@ int kprobe__tcp_send(struct pt_regs *ctx)
 {
 	void *sk = (void *)PT_REGS_PARM1(ctx);
 
-	if (is_protocol(sk, IPPROTO_TCP) && know_before_call(sk))
+	if (know_before_call(sk))
 		begin_call(sk);
 	return 0;
 }
@@ -62,7 +71,7 @@ int kretprobe__tcp_send(struct pt_regs *ctx)
 	void *sk = end_call();
 
 	if (sk && (int)PT_REGS_RC(ctx) > 0)
-		on_tcp_sent(sk, 0);
+		on_tcp_sent(sk, find(sk), 0, 1);
 	return 0;
 }
 
@@ -80,7 +89,7 @@ int kprobe__tcp_cleanup_rbuf(struct pt_regs *ctx)
 	int copied = (int)PT_REGS_PARM2(ctx);
 
 	if (copied > 0)
-		on_tcp_received(sk, copied, 0);
+		on_tcp_received(sk, find_own(sk), copied, 1);
 	return 0;
 }
 

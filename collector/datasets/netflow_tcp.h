@@ -19,19 +19,49 @@ static __always_inline struct tcp_state *find(void *sk)
 	return socks.lookup(&key);
 }
 
-/* From now on bytes count, less those of this very call, which are in the kernel's numbers already. */
-static __always_inline void set_bases(void *sk, struct tcp_state *state, u32 accepted, u32 copied)
-{
-	u32 write_seq = 0;
-	u32 copied_seq = 0;
+/* What of a struct tcp_sock is looked at with every event. */
+struct numbers {
+	u32 write_seq;
+	u32 copied_seq;
+	u32 rcv_nxt;
+	u32 srtt_us;
+	u32 mdev_us;
+};
 
-	READ(&write_seq, sk, tcp_sock__write_seq);
-	READ(&copied_seq, sk, tcp_sock__copied_seq);
-	state->written_base = (u32)(write_seq - accepted);
-	state->read_base = (u32)(copied_seq - copied);
+#define FIRST_NUMBER                                                    \
+	LOWER(LOWER(AT(tcp_sock__write_seq), AT(tcp_sock__copied_seq)), \
+	      LOWER(AT(tcp_sock__rcv_nxt), LOWER(AT(tcp_sock__srtt_us), AT(tcp_sock__mdev_us))))
+#define END_OF_NUMBERS                                                      \
+	HIGHER(HIGHER(END(tcp_sock__write_seq), END(tcp_sock__copied_seq)), \
+	       HIGHER(END(tcp_sock__rcv_nxt), HIGHER(END(tcp_sock__srtt_us), END(tcp_sock__mdev_us))))
+
+static __always_inline void read_numbers(void *sk, struct numbers *now)
+{
+	READ_SPAN(tcp, sk, FIRST_NUMBER, END_OF_NUMBERS);
+
+	PICK(&now->write_seq, tcp, tcp_sock__write_seq);
+	PICK(&now->copied_seq, tcp, tcp_sock__copied_seq);
+	PICK(&now->rcv_nxt, tcp, tcp_sock__rcv_nxt);
+	PICK(&now->srtt_us, tcp, tcp_sock__srtt_us);
+	PICK(&now->mdev_us, tcp, tcp_sock__mdev_us);
+}
+
+static __always_inline u32 total_retrans(void *sk)
+{
+	u32 total = 0;
+
+	READ(&total, sk, tcp_sock__total_retrans);
+	return total;
+}
+
+/* From now on bytes count, less those of this very call, which are in the kernel's numbers already. */
+static __always_inline void set_bases(struct tcp_state *state, const struct numbers *now, u32 accepted, u32 copied)
+{
+	state->written_base = (u32)(now->write_seq - accepted);
+	state->read_base = (u32)(now->copied_seq - copied);
 	asm volatile("" ::: "memory");
-	state->written = (u32)(write_seq - accepted);
-	state->read = (u32)(copied_seq - copied);
+	state->written = (u32)(now->write_seq - accepted);
+	state->read = (u32)(now->copied_seq - copied);
 }
 
 /* Which of the two FINs of a connection older than us have been sent: what they add to a sequence is no byte. */
@@ -47,36 +77,46 @@ static __always_inline u8 flags_of_old(void *sk)
 	return state == CLOSING || state == LAST_ACK ? DONE_WRITING | PEER_FIN : 0;
 }
 
+static __always_inline void measure(struct tcp_state *state, const struct numbers *now)
+{
+	state->srtt_us = now->srtt_us;
+	state->mdev_us = now->mdev_us;
+}
+
 /* A socket seen for the first time. */
-static __always_inline struct tcp_state *adopt(void *sk, u8 direction, u8 flags, u32 accepted, u32 copied)
+static __always_inline void adopt(void *sk, struct tcp_state *fresh)
 {
 	u64 key = (u64)sk;
-	struct tcp_state fresh = {};
-	struct tcp_state *state;
 
-	fresh.id = fresh.seal = bpf_ktime_get_ns();
-	fresh.generation = current_generation();
-	fresh.direction = direction;
-	fresh.flags = flags;
-	set_bases(sk, &fresh, accepted, copied);
-	READ(&fresh.first_retrans, sk, tcp_sock__total_retrans);
-	read_tuple(sk, &fresh.tuple);
-	if (flags & WAS_ESTABLISHED)
-		fresh.flags |= flags_of_old(sk);
-	socks.insert(&key, &fresh); /* another processor may have been first: then its entry is ours too */
-	state = socks.lookup(&key);
-	if (!state)
+	fresh->id = fresh->seal = bpf_ktime_get_ns();
+	fresh->generation = current_generation();
+	read_tuple(sk, &fresh->tuple);
+	/* Another processor may have been first: then its entry is ours too. */
+	if (socks.insert(&key, fresh) && !socks.lookup(&key))
 		lose(LOST_SOCK);
-	return state;
+}
+
+/* Fills in what is counted from, of one that is established, just now or long since. */
+static __always_inline void set_out(void *sk, struct tcp_state *fresh, const struct numbers *now, u32 accepted,
+                                    u32 copied)
+{
+	set_bases(fresh, now, accepted, copied);
+	fresh->written += accepted;
+	fresh->read += copied;
+	fresh->flags |= WAS_ESTABLISHED;
+	fresh->first_retrans = total_retrans(sk);
+	measure(fresh, now);
 }
 
 /* One of which the handshake's end was not seen: where it writes from is known only now. */
-static __always_inline void establish(void *sk, struct tcp_state *state, u32 accepted, u32 copied)
+static __always_inline void establish(void *sk, struct tcp_state *state, const struct numbers *now, u32 accepted,
+                                      u32 copied)
 {
 	struct tuple tuple = {};
 
-	set_bases(sk, state, accepted, copied);
-	read_tuple(sk, &tuple);
+	set_bases(state, now, accepted, copied);
+	tuple.netns = state->tuple.netns;
+	read_ends(sk, &tuple);
 	state->tuple = tuple;
 	state->flags |= WAS_ESTABLISHED;
 	state->established = 1;
@@ -93,70 +133,44 @@ static __always_inline int is_another(void *sk, const struct tcp_state *state)
 
 	if (!(state->flags & WAS_ESTABLISHED))
 		return 0;
-	READ(&local_port, sk, sock_common__skc_num);
-	READ(&remote_port, sk, sock_common__skc_dport);
-	remote_port = __builtin_bswap16(remote_port);
+	read_ports(sk, &local_port, &remote_port);
 	return (local_port && local_port != state->tuple.local_port) ||
 	       (remote_port && remote_port != state->tuple.remote_port);
 }
 
 /* Nothing counts before there is a base to count from: its event may not have been seen. */
-static __always_inline void catch_up_written(void *sk, struct tcp_state *state)
+static __always_inline void catch_up_written(struct tcp_state *state, const struct numbers *now)
 {
-	u32 now = 0;
 	u64 before = state->written;
-	u32 grown;
+	u32 grown = now->write_seq - (u32)before;
 
-	if (!(state->flags & WAS_ESTABLISHED))
-		return;
-	FORGET_SUMS(state);
-	READ(&now, sk, tcp_sock__write_seq);
-	grown = now - (u32)before;
-	if (!(state->flags & DONE_WRITING) && grown < 0x80000000)
+	if ((state->flags & (WAS_ESTABLISHED | DONE_WRITING)) == WAS_ESTABLISHED && grown < 0x80000000)
 		state->written = before + grown;
 }
 
 /* No more than `limit`: after the close nothing tells a FIN from a byte, except what the reader was given. */
-static __always_inline void catch_up_read(void *sk, struct tcp_state *state, u32 limit)
+static __always_inline void catch_up_read(struct tcp_state *state, const struct numbers *now, u32 limit)
 {
-	u32 now = 0;
-	u32 end = 0;
+	u32 end = now->copied_seq;
 	u64 before = state->read;
 	u32 grown;
 
 	if (!(state->flags & WAS_ESTABLISHED))
 		return;
-	FORGET_SUMS(state);
-	READ(&now, sk, tcp_sock__copied_seq);
-	if (state->flags & PEER_FIN) {
-		READ(&end, sk, tcp_sock__rcv_nxt);
-		if (now == end)
-			now -= 1;
-	}
-	grown = now - (u32)before;
+	if (state->flags & PEER_FIN && end == now->rcv_nxt)
+		end -= 1;
+	grown = end - (u32)before;
 	if (grown < 0x80000000)
 		state->read = before + (grown < limit ? grown : limit);
 }
 
-static __always_inline void measure(void *sk, struct tcp_state *state)
+/* Where every retransmission is seen, this one is enough. */
+static __always_inline void count_retransmits(void *sk, struct tcp_state *state)
 {
-	u32 srtt_us = 0;
-	u32 mdev_us = 0;
-	u32 retrans = 0;
+	u32 total = total_retrans(sk);
 
-	READ(&srtt_us, sk, tcp_sock__srtt_us);
-	READ(&mdev_us, sk, tcp_sock__mdev_us);
-	READ(&retrans, sk, tcp_sock__total_retrans);
-	state->srtt_us = srtt_us;
-	state->mdev_us = mdev_us;
-	state->retransmits = retrans - state->first_retrans;
-}
-
-static __always_inline void catch_up(void *sk, struct tcp_state *state)
-{
-	catch_up_written(sk, state);
-	catch_up_read(sk, state, ~0);
-	measure(sk, state);
+	FORGET_SUMS(state);
+	state->retransmits = total - state->first_retrans;
 }
 
 static __always_inline void add_to_flow(struct flow *flow, const struct tcp_state *state)
@@ -254,16 +268,15 @@ static __always_inline struct tcp_state *find_own(void *sk)
 	return state;
 }
 
-/* One older than us, in use: it was established, by whom is for user space to say. */
-static __always_inline struct tcp_state *find_or_adopt(void *sk, u32 accepted, u32 copied)
+/* One older than us, at a system call: it was established, by whom is for user space to say. */
+static __always_inline void adopt_old(void *sk, const struct numbers *now, u32 accepted, u32 copied)
 {
-	struct tcp_state *state = find_own(sk);
+	struct tcp_state fresh = {};
 
-	if (!state)
-		return adopt(sk, UNKNOWN, WAS_ESTABLISHED, accepted, copied);
-	if (!(state->flags & WAS_ESTABLISHED))
-		establish(sk, state, accepted, copied);
-	return state;
+	fresh.flags = flags_of_old(sk);
+	set_out(sk, &fresh, now, accepted, copied);
+	own(&fresh.owner);
+	adopt(sk, &fresh);
 }
 
 static __always_inline void remember_listener(void *sk)
@@ -278,56 +291,65 @@ static __always_inline void remember_listener(void *sk)
 	listeners.update(&key, &one);
 }
 
-static __always_inline void on_state(void *sk, int from, int to)
+/*
+ * With `misses`, this or another transition may not be told of. There is one place each for a burial and a birth: a
+ * program has 512 bytes of stack.
+ */
+static __always_inline void on_state(void *sk, int from, int to, int misses)
 {
+	struct numbers now = {};
 	struct tcp_state *state;
 
-	if (!is_protocol(sk, IPPROTO_TCP))
+	if (from == LISTEN && to != LISTEN)
+		return;
+	state = find(sk);
+	if (!state && !is_protocol(sk, IPPROTO_TCP))
 		return;
 	if (to == LISTEN) {
 		remember_listener(sk);
 		return;
 	}
-	if (from == LISTEN)
-		return;
-	state = find_own(sk);
-	if (to == SYN_SENT) {
-		if (state)
-			bury(sk, state);
-		state = adopt(sk, OUTGOING, 0, 0, 0);
-		if (state) {
-			state->first_retrans = 0;
-			own_sock(state);
-		}
-		return;
+	if (to != SYN_SENT)
+		read_numbers(sk, &now);
+	/* Another one's, whose end was not seen. */
+	if (state && (to == SYN_SENT || (to == ESTABLISHED && state->flags & WAS_ESTABLISHED) ||
+	              (misses && is_another(sk, state)))) {
+		bury(sk, state);
+		state = 0;
 	}
-	if (to == ESTABLISHED) {
-		/* Another one's, whose end was not seen: no kprobe runs while its processor is at other BPF work. */
-		if (state && state->flags & WAS_ESTABLISHED) {
-			bury(sk, state);
-			state = 0;
-		}
-		if (!state)
-			state = adopt(sk, from == SYN_SENT ? OUTGOING : INCOMING, 0, 0, 0);
-		/* Before 4.10 only the very register that is compared with NULL is a map value afterwards. */
-		asm volatile("" : "+r"(state));
-		if (!state)
-			return;
-		establish(sk, state, 0, 0);
-		measure(sk, state);
-		return;
-	}
+	/* Before 4.10 only the very register that is compared with NULL is a map value afterwards. */
+	asm volatile("" : "+r"(state));
 	if (!state) {
-		if (from == SYN_SENT || from == SYN_RECV || from == CLOSE)
+		struct tcp_state fresh = {};
+
+		if (to == SYN_SENT) {
+			fresh.direction = OUTGOING;
+			own(&fresh.owner);
+		} else if (to == ESTABLISHED) {
+			fresh.direction = from == SYN_SENT ? OUTGOING : INCOMING;
+			fresh.established = 1;
+			set_out(sk, &fresh, &now, 0, 0);
+		} else if (from == SYN_SENT || from == SYN_RECV || from == CLOSE) {
 			return;
-		state = adopt(sk, UNKNOWN, WAS_ESTABLISHED, 0, 0);
+		} else {
+			fresh.flags = flags_of_old(sk);
+			set_out(sk, &fresh, &now, 0, 0);
+		}
+		adopt(sk, &fresh);
+		if (to == SYN_SENT || to == ESTABLISHED)
+			return;
+		state = find(sk);
 		if (!state)
 			return;
 	}
-	if (!(state->flags & WAS_ESTABLISHED) && from != SYN_SENT && from != SYN_RECV)
-		establish(sk, state, 0, 0);
+	if (!(state->flags & WAS_ESTABLISHED) && (to == ESTABLISHED || (from != SYN_SENT && from != SYN_RECV)))
+		establish(sk, state, &now, 0, 0);
 	FORGET_SUMS(state);
-	catch_up(sk, state);
+	catch_up_written(state, &now);
+	catch_up_read(state, &now, ~0);
+	measure(state, &now);
+	if (misses || to == CLOSE || to == ESTABLISHED)
+		count_retransmits(sk, state);
 	/* Our FIN was sent and is in write_seq, and nobody told us. */
 	if (!(state->flags & DONE_WRITING) &&
 	    (from == FIN_WAIT1 || from == FIN_WAIT2 || from == CLOSING || from == LAST_ACK)) {
@@ -376,33 +398,52 @@ static __always_inline void touch(struct tcp_state *state)
 		own_sock(state);
 }
 
-static __always_inline void on_tcp_sent(void *sk, u32 accepted)
+/* `state` is 0 for a socket not seen before; with `misses`, a retransmission may not be told of. */
+static __always_inline void on_tcp_sent(void *sk, struct tcp_state *state, u32 accepted, int misses)
 {
-	struct tcp_state *state = find_or_adopt(sk, accepted, 0);
+	struct numbers now = {};
 
-	if (!state)
+	read_numbers(sk, &now);
+	if (!state) {
+		adopt_old(sk, &now, accepted, 0);
 		return;
+	}
+	if (!(state->flags & WAS_ESTABLISHED))
+		establish(sk, state, &now, accepted, 0);
 	touch(state);
-	catch_up_written(sk, state);
-	measure(sk, state);
+	catch_up_written(state, &now);
+	measure(state, &now);
+	if (misses)
+		count_retransmits(sk, state);
 }
 
-/* `copied` bytes were given to a reader, which may only have peeked. */
-static __always_inline void on_tcp_received(void *sk, u32 copied, int peeked)
+/* `copied` bytes were given to a reader; 0 when it only peeked. */
+static __always_inline void on_tcp_received(void *sk, struct tcp_state *state, u32 copied, int misses)
 {
-	struct tcp_state *state = find_or_adopt(sk, 0, peeked ? 0 : copied);
+	struct numbers now = {};
 
-	if (!state)
+	read_numbers(sk, &now);
+	if (!state) {
+		adopt_old(sk, &now, 0, copied);
 		return;
+	}
+	if (!(state->flags & WAS_ESTABLISHED))
+		establish(sk, state, &now, 0, copied);
 	touch(state);
-	catch_up_read(sk, state, state->flags & CLOSED ? copied : ~0);
-	measure(sk, state);
+	catch_up_read(state, &now, state->flags & CLOSED ? copied : ~0);
+	measure(state, &now);
+	if (misses)
+		count_retransmits(sk, state);
 }
 
 static __always_inline void on_retransmit(void *sk)
 {
 	struct tcp_state *state = find(sk);
+	struct numbers now = {};
 
-	if (state)
-		measure(sk, state);
+	if (!state)
+		return;
+	read_numbers(sk, &now);
+	measure(state, &now);
+	count_retransmits(sk, state);
 }

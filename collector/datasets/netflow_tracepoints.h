@@ -1,26 +1,30 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Hook set two: raw tracepoints, for kernels without kprobes.
+ * Hook set two: raw tracepoints, for kernels without kprobes. They see the end of every socket and every
+ * retransmission.
  */
 
 int rawtp__inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
 {
-	on_state((void *)ctx->args[0], (int)ctx->args[1], (int)ctx->args[2]);
+	on_state((void *)ctx->args[0], (int)ctx->args[1], (int)ctx->args[2], 0);
 	return 0;
 }
 
-/* (struct sock *sk, int ret, int flags), after the send. */
+/* (struct sock *sk, int ret, int flags), after the send. A socket that is known is one of TCP: nothing else is asked.
+ */
 int rawtp__sock_send_length(struct bpf_raw_tracepoint_args *ctx)
 {
 	void *sk = (void *)ctx->args[0];
 	int sent = (int)ctx->args[1];
+	struct tcp_state *state;
 	u16 protocol;
 
 	if (sent <= 0)
 		return 0;
-	protocol = inet_protocol(sk);
+	state = find(sk);
+	protocol = state ? IPPROTO_TCP : inet_protocol(sk);
 	if (protocol == IPPROTO_TCP)
-		on_tcp_sent(sk, sent);
+		on_tcp_sent(sk, state, sent, 0);
 	else if (protocol == IPPROTO_UDP)
 		on_udp_sent(sk, sent);
 	return 0;
@@ -68,13 +72,15 @@ int rawtp__sock_recv_length(struct bpf_raw_tracepoint_args *ctx)
 	int received = (int)ctx->args[1];
 	int peeked = (int)ctx->args[2] & MSG_PEEK;
 	struct pending pending = {};
+	struct tcp_state *state;
 	u16 protocol;
 
 	if (received <= 0)
 		return 0;
-	protocol = inet_protocol(sk);
+	state = find(sk);
+	protocol = state ? IPPROTO_TCP : inet_protocol(sk);
 	if (protocol == IPPROTO_TCP) {
-		on_tcp_received(sk, received, peeked);
+		on_tcp_received(sk, state, peeked ? 0 : received, 0);
 	} else if (!peeked && protocol == IPPROTO_UDP) {
 		pending.sk = (u64)sk;
 		pending.bytes = received;

@@ -60,35 +60,69 @@ static __always_inline int is_protocol(void *sk, u16 wanted)
 	return inet_protocol(sk) == wanted;
 }
 
-static __always_inline void read_tuple(void *sk, struct tuple *tuple)
+/* The ports of a socket; that of its own is 0 when it has given it back. */
+static __always_inline void read_ports(void *sk, u16 *local, u16 *remote)
+{
+	READ_SPAN(ports, sk, LOWER(AT(sock_common__skc_dport), AT(sock_common__skc_num)),
+	          HIGHER(END(sock_common__skc_dport), END(sock_common__skc_num)));
+
+	PICK(local, ports, sock_common__skc_num);
+	PICK(remote, ports, sock_common__skc_dport);
+	*remote = __builtin_bswap16(*remote);
+}
+
+#define FIRST_OF_ENDS4                                                            \
+	LOWER(LOWER(AT(sock_common__skc_family), AT(sock_common__skc_rcv_saddr)), \
+	      LOWER(AT(sock_common__skc_daddr), LOWER(AT(sock_common__skc_num), AT(sock_common__skc_dport))))
+#define END_OF_ENDS4                                                                  \
+	HIGHER(HIGHER(END(sock_common__skc_family), END(sock_common__skc_rcv_saddr)), \
+	       HIGHER(END(sock_common__skc_daddr), HIGHER(END(sock_common__skc_num), END(sock_common__skc_dport))))
+#if defined(HAVE_sock_common__skc_v6_daddr) && defined(HAVE_sock_common__skc_v6_rcv_saddr)
+#define HAS_ADDRESSES6
+#define FIRST_OF_ENDS LOWER(FIRST_OF_ENDS4, LOWER(AT(sock_common__skc_v6_daddr), AT(sock_common__skc_v6_rcv_saddr)))
+#define END_OF_ENDS   HIGHER(END_OF_ENDS4, HIGHER(END(sock_common__skc_v6_daddr), END(sock_common__skc_v6_rcv_saddr)))
+#else
+#define FIRST_OF_ENDS FIRST_OF_ENDS4
+#define END_OF_ENDS   END_OF_ENDS4
+#endif
+
+/* All but the namespace, which of a known socket is known. */
+static __always_inline void read_ends(void *sk, struct tuple *tuple)
 {
 	u16 family = 0;
-	u16 port = 0;
 	u32 v4 = 0;
+	READ_SPAN(ends, sk, FIRST_OF_ENDS, END_OF_ENDS);
 
-	READ(&family, sk, sock_common__skc_family);
-#if defined(HAVE_sock_common__skc_v6_daddr) && defined(HAVE_sock_common__skc_v6_rcv_saddr)
+	PICK(&family, ends, sock_common__skc_family);
+	PICK(&tuple->local_port, ends, sock_common__skc_num);
+	PICK(&tuple->remote_port, ends, sock_common__skc_dport);
+	tuple->remote_port = __builtin_bswap16(tuple->remote_port);
+#ifdef HAS_ADDRESSES6
 	if (family == AF_INET6) {
-		READ(&tuple->local, sk, sock_common__skc_v6_rcv_saddr);
-		READ(&tuple->remote, sk, sock_common__skc_v6_daddr);
+		PICK(&tuple->local, ends, sock_common__skc_v6_rcv_saddr);
+		PICK(&tuple->remote, ends, sock_common__skc_v6_daddr);
 	} else
 #endif
 	{
-		READ(&v4, sk, sock_common__skc_rcv_saddr);
+		PICK(&v4, ends, sock_common__skc_rcv_saddr);
 		map_v4(&tuple->local, v4);
-		READ(&v4, sk, sock_common__skc_daddr);
+		PICK(&v4, ends, sock_common__skc_daddr);
 		map_v4(&tuple->remote, v4);
 	}
-	READ(&tuple->local_port, sk, sock_common__skc_num);
 #if defined(HAVE_inet_sock__inet_sport)
 	/* A socket that closes has given its port back already when the tracepoint tells so; this it keeps. */
 	if (!tuple->local_port) {
+		u16 port = 0;
+
 		READ(&port, sk, inet_sock__inet_sport);
 		tuple->local_port = __builtin_bswap16(port);
 	}
 #endif
-	READ(&port, sk, sock_common__skc_dport);
-	tuple->remote_port = __builtin_bswap16(port);
+}
+
+static __always_inline void read_tuple(void *sk, struct tuple *tuple)
+{
+	read_ends(sk, tuple);
 #if defined(HAVE_sock_common__skc_net) && defined(HAVE_net__ns__inum)
 	{
 		void *net = 0;
