@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kcompat.errors import Missing
-from kcompat.sysbpf import perf_event_open, raw_tracepoint_open
+from kcompat.sysbpf import link_create, perf_event_open, raw_tracepoint_open
 
 _TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
@@ -23,6 +23,10 @@ _IOC_ENABLE = 0x2400
 _IOC_SET_BPF = 0x40042408
 _ATTR_SIZE = 112
 _serial = itertools.count()
+_CGROUP_NAMESPACE = Path("/proc/self/ns/cgroup")
+_FIRST_CGROUP_NAMESPACE = 0xEFFF_FFFB  # PROC_CGROUP_INIT_INO
+CGROUP_HOOKS = {"udp4_recvmsg": 19, "udp6_recvmsg": 20}
+"""What a cgroup's processes do, by its number in enum bpf_attach_type: both from 5.2 on (kernel commit 983695fa6765)."""
 
 
 @dataclass(slots=True)
@@ -60,6 +64,30 @@ def tracepoint(program: int, category: str, name: str) -> Attachment:
     """Raises Missing without tracefs, OSError ENOENT when the kernel has no such tracepoint."""
     event = int((tracefs() / "events" / category / name / "id").read_text())
     return _attach_event(program, f"tracepoint:{category}:{name}", _PERF_TYPE_TRACEPOINT, event, 0)
+
+
+def cgroup(program: int, hook: str) -> Attachment:
+    """To the root of all cgroups of version 2, which a socket is in whatever else manages its process.
+
+    Raises Missing where it is not mounted or not to be seen, OSError where another program has it for itself.
+    """
+    root = os.open(_cgroup_root(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = link_create(program, root, CGROUP_HOOKS[hook])
+    finally:
+        os.close(root)
+    return Attachment(f"cgroup:{hook}", lambda: os.close(fd))
+
+
+def _cgroup_root() -> str:
+    """In a cgroup namespace of one's own, its root is not that of the machine."""
+    if _CGROUP_NAMESPACE.exists() and _CGROUP_NAMESPACE.stat().st_ino != _FIRST_CGROUP_NAMESPACE:
+        raise Missing("the root of all cgroups is not to be seen from a cgroup namespace: run outside of containers")
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        words, _, rest = line.partition(" - ")
+        if rest.startswith("cgroup2 ") and words.split()[3] == "/":
+            return words.split()[4].encode().decode("unicode_escape")
+    raise Missing("cgroup2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup")
 
 
 def kprobe(program: int, function: str, *, at_return: bool = False) -> Attachment:

@@ -19,6 +19,7 @@ _PROGRAMS: dict[ProgType, tuple[Release, str]] = {
     ProgType.KPROBE: ((4, 1), "2541517c32be"),
     ProgType.TRACEPOINT: ((4, 7), "98b5c2c65c29"),
     ProgType.RAW_TRACEPOINT: ((4, 17), "c4f6699dfcb8"),
+    ProgType.CGROUP_SOCK_ADDR: ((4, 17), "4fbac77d2d09"),
 }
 _MAPS: dict[int, tuple[str, Release, str]] = {
     MapType.HASH: ("hashes", (3, 19), "0f8e4bd8a1fc"),

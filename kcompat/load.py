@@ -24,6 +24,7 @@ KINDS = {
     "uretprobe": ProgType.KPROBE,
     "rawtp": ProgType.RAW_TRACEPOINT,
     "tp": ProgType.TRACEPOINT,
+    "cgroup": ProgType.CGROUP_SOCK_ADDR,
 }
 
 
@@ -54,10 +55,11 @@ class Loaded:
             program = next((p for p in self._object.programs if p.name == name), None)
             if program is None:
                 raise KcompatError(f"the object has no program {name}")
-            kind = KINDS[name.partition("__")[0]]
+            prefix, _, hook = name.partition("__")
             try:
-                self._programs[name] = prog_load(kind, self._linked(program), self._object.license,
-                                                 self._version_code, name.partition("__")[2])
+                self._programs[name] = prog_load(KINDS[prefix], self._linked(program), self._object.license,
+                                                 self._version_code, hook,
+                                                 attach.CGROUP_HOOKS[hook] if prefix == "cgroup" else 0)
             except ProgramRefused as error:
                 words = [line for line in error.log.splitlines() if line.strip() and not line.startswith("processed")]
                 raise KcompatError(f"the kernel refused program {name}: {error.strerror}: "
@@ -67,8 +69,8 @@ class Loaded:
         return self._programs[name]
 
     def attach(self, name: str, hook: str) -> Attachment:
-        """Hooks program `name`: `hook` is a function, a raw tracepoint, ``category:name`` of a tracepoint, or
-        ``path:0xoffset`` in a file that processes run.
+        """Hooks program `name`: `hook` is a function, a raw tracepoint, ``category:name`` of a tracepoint,
+        ``path:0xoffset`` in a file that processes run, or what all cgroups do.
 
         Raises OSError when the hook is not there, so that a caller can try the next one.
         """
@@ -110,6 +112,8 @@ class Loaded:
         if kind in ("uprobe", "uretprobe"):
             path, _, offset = hook.rpartition(":")
             return attach.uprobe(program, path, int(offset, 16), at_return=kind == "uretprobe")
+        if kind == "cgroup":
+            return attach.cgroup(program, hook)
         return attach.kprobe(program, hook, at_return=kind == "kretprobe")
 
     def attach_first(self, name: str, hooks: Iterable[str]) -> str | None:

@@ -29,6 +29,7 @@ class Cmd(IntEnum):
     OBJ_GET_INFO_BY_FD = 15
     RAW_TRACEPOINT_OPEN = 17
     MAP_LOOKUP_BATCH = 24
+    LINK_CREATE = 28
     ENABLE_STATS = 32
 
 
@@ -37,6 +38,7 @@ class ProgType(IntEnum):
     KPROBE = 2
     TRACEPOINT = 5
     RAW_TRACEPOINT = 17
+    CGROUP_SOCK_ADDR = 18
 
 
 class MapType(IntEnum):
@@ -109,7 +111,8 @@ def map_create(kind: int, key_size: int, value_size: int, max_entries: int, flag
         return bpf(Cmd.MAP_CREATE, attr[:20])
 
 
-def prog_load(kind: int, instructions: bytes, license_: str, kern_version: int, name: str = "") -> int:
+def prog_load(kind: int, instructions: bytes, license_: str, kern_version: int, name: str = "",
+              attach_type: int = 0) -> int:
     """A loaded program's file descriptor. Raises ProgramRefused with the verifier's log."""
     code = ctypes.create_string_buffer(instructions, len(instructions))
     licence = ctypes.create_string_buffer(license_.encode())
@@ -119,6 +122,8 @@ def prog_load(kind: int, instructions: bytes, license_: str, kern_version: int, 
         head = struct.pack("<IIQQIIQII", kind, len(instructions) // 8, ctypes.addressof(code),
                            ctypes.addressof(licence), 1 if log else 0, len(log) if log else 0,
                            ctypes.addressof(log) if log else 0, kern_version, 0)
+        if attach_type:  # these kinds are younger than names
+            return head + struct.pack("16sII", safe_name.encode(), 0, attach_type)
         return head + struct.pack("16s", safe_name.encode()) if with_name else head
 
     for with_name in (True, False):
@@ -175,3 +180,8 @@ def raw_tracepoint_open(name: str, program: int) -> int:
     """Attaches a raw tracepoint program for as long as the returned descriptor is open (4.17 on)."""
     text = ctypes.create_string_buffer(name.encode())
     return bpf(Cmd.RAW_TRACEPOINT_OPEN, struct.pack("<QI4x", ctypes.addressof(text), program))
+
+
+def link_create(program: int, target: int, attach_type: int) -> int:
+    """Attaches a program to a cgroup, beside others', for as long as the returned descriptor is open (5.7 on)."""
+    return bpf(Cmd.LINK_CREATE, struct.pack("<IIII", program, target, attach_type, 0))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kcompat.errors import KcompatError, Missing, Unsupported
+from kcompat.hook_status import HookState
 from kcompat.load import Loaded
 from kcompat.preemption import preempts_programs
 
@@ -29,6 +30,8 @@ class Hook:
     required: bool = True
     every: bool = False
     where_preempted: bool = False
+    unless: tuple[str, ...] = ()
+    """Programs that do the same better: where all of them are attached, this one is not."""
 
 
 def attach_first(dataset: str, loaded: Loaded, sets: Mapping[Backend, Sequence[Hook]],
@@ -38,7 +41,7 @@ def attach_first(dataset: str, loaded: Loaded, sets: Mapping[Backend, Sequence[H
     for backend in backends:
         try:
             for hook in sets[backend]:
-                if not hook.where_preempted or (loaded.has(hook.program) and preempts_programs()):
+                if _is_wanted(hook, loaded):
                     _attach(dataset, loaded, hook)
         except KcompatError as error:
             loaded.detach()
@@ -48,12 +51,27 @@ def attach_first(dataset: str, loaded: Loaded, sets: Mapping[Backend, Sequence[H
     raise Unsupported(f"{dataset} is off: {'; '.join(missing)}")
 
 
+def _is_wanted(hook: Hook, loaded: Loaded) -> bool:
+    if hook.unless and attached(loaded, hook.unless):
+        return False
+    return not hook.where_preempted or (loaded.has(hook.program) and preempts_programs())
+
+
+def attached(loaded: Loaded, programs: Sequence[str]) -> bool:
+    """Whether all of these are."""
+    return {status.program for status in loaded.hooks if status.state is HookState.ATTACHED}.issuperset(programs)
+
+
 def _attach(dataset: str, loaded: Loaded, hook: Hook) -> None:
     hooked, reasons = 0, []
     for symbol in hook.symbols:
         try:
             loaded.attach(hook.program, symbol)
         except Missing as error:
+            reasons.append(str(error))
+        except KcompatError as error:
+            if hook.required:
+                raise
             reasons.append(str(error))
         except OSError as error:
             reasons.append(f"{hook.program.partition('__')[0]} {symbol}: {error.strerror}")

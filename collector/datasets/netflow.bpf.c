@@ -19,3 +19,4 @@
 #include "netflow_udp.h"
 #include "netflow_kprobes.h"
 #include "netflow_tracepoints.h"
+#include "netflow_cgroups.h"

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from collector.config import Options
-from collector.datasets.hooks import BACKENDS, Backend, attach_first
+from collector.datasets.hooks import BACKENDS, Backend, attach_first, attached
 from collector.datasets.netflow_calibration import find_receive_flags
-from collector.datasets.netflow_hooks import HOOKS
+from collector.datasets.netflow_hooks import HOOKS, SENDERS
 from collector.flows import FlowDelta
 from collector.local_addresses import LocalAddresses
 from collector.seeds import Ends, Old, seeds
@@ -89,6 +89,8 @@ class Netflow:
 
     def _attach(self, backends: Sequence[Backend]) -> tuple[Backend, tuple[str, ...]]:
         backend = attach_first(NAME, self.loaded, HOOKS, backends)
+        if attached(self.loaded, SENDERS):
+            self.loaded.maps["senders_told"].set(bytes(4), struct.pack("<I", 1))
         if backend == "kprobe":
             find_receive_flags(self.loaded)
         return backend, tuple(a.name for a in self.loaded.attachments)

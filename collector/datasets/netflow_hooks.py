@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collector.datasets.hooks import Backend, Hook
 
+SENDERS = ("cgroup__udp4_recvmsg", "cgroup__udp6_recvmsg")
+"""Which tell who sent a datagram; where they are, nothing runs at the end of every system call."""
+_SENDERS = (Hook(SENDERS[0], ("udp4_recvmsg",), required=False), Hook(SENDERS[1], ("udp6_recvmsg",), required=False))
+
 HOOKS: dict[Backend, tuple[Hook, ...]] = {
     "kprobe": (
         Hook("kprobe__tcp_set_state", ("tcp_set_state",)),
@@ -21,8 +25,9 @@ HOOKS: dict[Backend, tuple[Hook, ...]] = {
         Hook("kprobe__udp_route6", ("ip6_sk_dst_lookup_flow",), required=False),
         Hook("kretprobe__udp_recvmsg", ("udp_recvmsg", "udpv6_recvmsg"), every=True),
         Hook("kprobe__udp_recvmsg", ("udp_recvmsg", "udpv6_recvmsg"), every=True),
-        Hook("kprobe__move_addr_to_user", ("move_addr_to_user",), required=False),
-        Hook("rawtp__sys_exit__last", ("sys_exit",), required=False),
+        *_SENDERS,
+        Hook("kprobe__move_addr_to_user", ("move_addr_to_user",), required=False, unless=SENDERS),
+        Hook("rawtp__sys_exit__last", ("sys_exit",), required=False, unless=SENDERS),
     ),
     # The end of sockets first: what is known of one is then never taken for another's.
     "rawtp": (
@@ -33,6 +38,7 @@ HOOKS: dict[Backend, tuple[Hook, ...]] = {
         Hook("rawtp__tcp_retransmit_skb", ("tcp_retransmit_skb",)),
         Hook("rawtp__fib_table_lookup", ("fib_table_lookup",), required=False),
         Hook("rawtp__fib6_table_lookup", ("fib6_table_lookup",), required=False),
-        Hook("rawtp__sys_exit", ("sys_exit",), required=False),
+        *_SENDERS,
+        Hook("rawtp__sys_exit", ("sys_exit",), required=False, unless=SENDERS),
     ),
 }

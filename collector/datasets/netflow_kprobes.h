@@ -194,9 +194,10 @@ int kprobe__udp_recvmsg(struct pt_regs *ctx)
 		struct pending found = *pending;
 
 		pendings.delete(&thread);
-		count_from_partner((void *)found.sk, found.bytes);
+		count_received((void *)found.sk, found.bytes, 0);
 	}
-	begin_call((void *)((flags & MSG_PEEK) ? 0 : PT_REGS_PARM1(ctx)));
+	forget_sender();
+	begin_call((void *)((flags & (MSG_PEEK | MSG_ERRQUEUE)) ? 0 : PT_REGS_PARM1(ctx)));
 	return 0;
 }
 

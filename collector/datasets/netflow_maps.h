@@ -125,6 +125,12 @@ struct calibration {
 	u64 comm[2];
 };
 
+/* Who sent the datagram that a thread receives. */
+struct sender {
+	struct address remote;
+	u32 remote_port;
+};
+
 /* A datagram received on an unconnected socket, whose sender is known when its address goes to user space. */
 struct pending {
 	u64 sk;
@@ -157,8 +163,11 @@ BPF_HASH(partners, u64, struct partner, MAX_SOCKS);
  * route may also be looked up beside a call, for a packet that arrives: user space empties `routes` when half full.
  */
 BPF_HASH(routes, u64, struct route, 32768);
+BPF_HASH(senders, u64, struct sender, 32768);
 BPF_HASH(pendings, u64, struct pending, 32768);
 BPF_HASH(calls, u64, u64, 32768);
+/* Slot 0: whether `senders` has every sender that is asked for, so that nobody waits for it. User space writes. */
+BPF_ARRAY(senders_told, u32, 1);
 /* Slot 0. User space writes; the program adds what it sees while `argument` is 0. */
 BPF_ARRAY(calibrations, struct calibration, 1);
 /* Slots of `losses`. */

@@ -50,7 +50,13 @@ static __always_inline void count_received_many(void *sk, const void *messages, 
 {
 	const void *name = 0;
 	u32 length = 0;
+	struct tuple known = {};
+	struct tuple ends = {};
 	int i;
+
+	read_tuple(sk, &known);
+	/* The verifier forgets what it knew of it: it would go through the loop for each kind of socket. */
+	bpf_probe_read(&ends, sizeof(ends), &known);
 
 	/* A loop the verifier follows: this hook set is for 6.3 and newer. */
 #pragma clang loop unroll(disable)
@@ -59,7 +65,7 @@ static __always_inline void count_received_many(void *sk, const void *messages, 
 			return;
 		bpf_probe_read(&name, sizeof(name), messages + i * SIZEOF_MMSG);
 		bpf_probe_read(&length, sizeof(length), messages + i * SIZEOF_MMSG + MMSG_LEN);
-		count_received(sk, length, name);
+		count_received_by(sk, &ends, length, name);
 	}
 	if (count > MMSGS)
 		lose(LOST_PEER);
@@ -70,18 +76,24 @@ int rawtp__sock_recv_length(struct bpf_raw_tracepoint_args *ctx)
 {
 	void *sk = (void *)ctx->args[0];
 	int received = (int)ctx->args[1];
-	int peeked = (int)ctx->args[2] & MSG_PEEK;
+	int flags = (int)ctx->args[2];
 	struct pending pending = {};
 	struct tcp_state *state;
 	u16 protocol;
 
-	if (received <= 0)
+	if (received <= 0) {
+		/* An empty datagram has a sender too. */
+		if (!received)
+			forget_sender();
 		return 0;
+	}
 	state = find(sk);
 	protocol = state ? IPPROTO_TCP : inet_protocol(sk);
 	if (protocol == IPPROTO_TCP) {
-		on_tcp_received(sk, state, peeked ? 0 : received, 0);
-	} else if (!peeked && protocol == IPPROTO_UDP) {
+		on_tcp_received(sk, state, flags & (MSG_PEEK | MSG_ERRQUEUE) ? 0 : received, 0);
+	} else if (protocol == IPPROTO_UDP && flags & (MSG_PEEK | MSG_ERRQUEUE)) {
+		forget_sender();
+	} else if (protocol == IPPROTO_UDP) {
 		pending.sk = (u64)sk;
 		pending.bytes = received;
 		on_udp_received(sk, &pending);

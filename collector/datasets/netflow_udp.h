@@ -136,19 +136,67 @@ static __always_inline void on_udp_sent(void *sk, u64 bytes)
 	count_datagram(sk, &tuple, 0, bytes, connected);
 }
 
-/* On a connected socket the sender is known; else it is, once `resolve` is told. */
+/* The reader did not ask who sent it: on a socket that only ever spoke to one, that one did. */
+static __always_inline int is_from_partner(void *sk, struct tuple *tuple)
+{
+	u64 key = (u64)sk;
+	struct partner *partner = partners.lookup(&key);
+
+	if (!partner || partner->many || partner->local_port != tuple->local_port) {
+		lose(LOST_PEER);
+		return 0;
+	}
+	tuple->remote = partner->remote;
+	tuple->remote_port = partner->remote_port;
+	return 1;
+}
+
+/* What `senders` has of this thread is of an earlier datagram, or of one that is not taken. */
+static __always_inline void forget_sender(void)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+
+	senders.delete(&thread);
+}
+
+static __always_inline void remember_sender(struct sender *sender, u32 port)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+
+	sender->remote_port = __builtin_bswap16((u16)port);
+	if (senders.update(&thread, sender))
+		lose(LOST_CALL);
+}
+
+/*
+ * On a connected socket the sender is known, else where its cgroup was just told; else when the address goes to user
+ * space, unless it would have been told.
+ */
 static __always_inline void on_udp_received(void *sk, const struct pending *pending)
 {
 	struct tuple tuple = {};
 	u64 thread = bpf_get_current_pid_tgid();
+	struct sender *sender = senders.lookup(&thread);
+	int zero = 0;
+	u32 *told = senders_told.lookup(&zero);
+	int connected;
 
 	read_tuple(sk, &tuple);
-	if (tuple.remote_port) {
-		count_datagram(sk, &tuple, pending->bytes, 0, 1);
+	connected = tuple.remote_port != 0;
+	if (!connected && sender) {
+		tuple.remote = sender->remote;
+		tuple.remote_port = sender->remote_port;
+	} else if (!connected && told && *told) {
+		if (!is_from_partner(sk, &tuple))
+			return;
+	} else if (!connected) {
+		if (pendings.update(&thread, (struct pending *)pending))
+			lose(LOST_CALL);
 		return;
 	}
-	if (pendings.update(&thread, (struct pending *)pending))
-		lose(LOST_CALL);
+	if (sender)
+		senders.delete(&thread);
+	count_datagram(sk, &tuple, pending->bytes, 0, connected);
 }
 
 /* The head of struct sockaddr_in; sockaddr_in6 has its address 8 bytes from the start. */
@@ -158,38 +206,21 @@ struct name {
 	u32 v4;
 };
 
-/* The reader did not ask who sent it: on a socket that only ever spoke to one, that one did. */
-static __always_inline void count_from_partner(void *sk, u64 bytes)
+/* A datagram received on an unconnected socket of `ends` from the address in `sockaddr` (ABI), wherever that lies. */
+static __always_inline void count_received_by(void *sk, const struct tuple *ends, u64 bytes, const void *sockaddr)
 {
-	u64 key = (u64)sk;
-	struct tuple tuple = {};
-	struct partner *partner = partners.lookup(&key);
-
-	read_tuple(sk, &tuple);
-	if (!partner || partner->many || partner->local_port != tuple.local_port) {
-		lose(LOST_PEER);
-		return;
-	}
-	tuple.remote = partner->remote;
-	tuple.remote_port = partner->remote_port;
-	count_datagram(sk, &tuple, bytes, 0, 0);
-}
-
-/* A datagram received on an unconnected socket from the address in `sockaddr` (ABI), wherever that lies. */
-static __always_inline void count_received(void *sk, u64 bytes, const void *sockaddr)
-{
-	struct tuple tuple = {};
+	struct tuple tuple = *ends;
 	struct name name = {};
 
 	if (!sockaddr) {
-		count_from_partner(sk, bytes);
+		if (is_from_partner(sk, &tuple))
+			count_datagram(sk, &tuple, bytes, 0, 0);
 		return;
 	}
 	if (bpf_probe_read(&name, sizeof(name), sockaddr)) {
 		lose(LOST_PEER);
 		return;
 	}
-	read_tuple(sk, &tuple);
 	tuple.remote_port = __builtin_bswap16(name.port);
 	if (name.family == AF_INET) {
 		map_v4(&tuple.remote, name.v4);
@@ -200,4 +231,12 @@ static __always_inline void count_received(void *sk, u64 bytes, const void *sock
 		return;
 	}
 	count_datagram(sk, &tuple, bytes, 0, 0);
+}
+
+static __always_inline void count_received(void *sk, u64 bytes, const void *sockaddr)
+{
+	struct tuple ends = {};
+
+	read_tuple(sk, &ends);
+	count_received_by(sk, &ends, bytes, sockaddr);
 }

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* A socket as every dataset of connections sees it: its ends, its namespace, whose it is. */
 
-#define AF_INET     2
-#define AF_INET6    10
-#define IPPROTO_TCP 6
-#define IPPROTO_UDP 17
-#define MSG_PEEK    2
+#define AF_INET      2
+#define AF_INET6     10
+#define IPPROTO_TCP  6
+#define IPPROTO_UDP  17
+#define MSG_PEEK     2
+#define MSG_ERRQUEUE 0x2000 /* what comes back is what was sent once */
 
 enum { UNKNOWN, INCOMING, OUTGOING };
 

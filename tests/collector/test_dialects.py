@@ -15,7 +15,7 @@ from kcompat.offsets import Offset, Offsets
 # Where fields lie says nothing of what an old verifier takes, as long as none is missing.
 OFFSETS = Offsets([Offset.known(f, 8 * (i + 1), "test", width=f.width) for i, f in enumerate(CATALOGUE)])
 SETS = {"netflow": HOOKS, "httpflow": httpflow_hooks.HOOKS}
-RAW_TRACEPOINTS, SEND_LENGTH = (4, 17), (6, 3)
+RAW_TRACEPOINTS, SEND_LENGTH, THREADS_OF_CGROUPS = (4, 17), (6, 3), (6, 10)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,12 @@ def test_what_has_hooks_there_loads_there(compiled, which, dialect):
 
 
 def must_load(program, which, release):
-    """Probes always, raw tracepoints where there are any; a dataset's second set only where all of it has hooks."""
+    """Probes always, raw tracepoints where there are any; a dataset's second set only where all of it has hooks.
+
+    What cgroups are told, where it is said which thread that is.
+    """
+    if program.startswith("cgroup"):
+        return release >= THREADS_OF_CGROUPS
     if not program.startswith("rawtp"):
         return True
     only_second = which in SETS and program not in {h.program for h in SETS[which]["kprobe"]}
