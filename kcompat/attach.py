@@ -26,7 +26,7 @@ _serial = itertools.count()
 _CGROUP_NAMESPACE = Path("/proc/self/ns/cgroup")
 _FIRST_CGROUP_NAMESPACE = 0xEFFF_FFFB  # PROC_CGROUP_INIT_INO
 CGROUP_HOOKS = {"udp4_recvmsg": 19, "udp6_recvmsg": 20}
-"""What a cgroup's processes do, by its number in enum bpf_attach_type: both from 5.2 on (kernel commit 983695fa6765)."""
+"""What a cgroup's processes do, as enum bpf_attach_type numbers it: both from 5.2 on (kernel commit 983695fa6765)."""
 
 
 @dataclass(slots=True)

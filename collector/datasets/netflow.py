@@ -40,6 +40,7 @@ _UDP_IDLE_NS, _UDP_ONE_WAY_IDLE_NS = 120 * 10**9, 30 * 10**9
 _GRACE_S = 0.02
 _WARNED_EVERY_S = 60.0
 _LOSSES = ("tcp sockets", "flows", "closed sockets", "udp flows", "udp peers", "calls")
+_SENDERS_TOLD, _ANY_TRANSLATED = range(2)  # slots of the map `switches`
 _DIRECTIONS = ("outgoing", "incoming", "outgoing")
 
 _TCP = struct.Struct("<5Q16s16sHHII16s7IBB6xQ")
@@ -90,7 +91,7 @@ class Netflow:
     def _attach(self, backends: Sequence[Backend]) -> tuple[Backend, tuple[str, ...]]:
         backend = attach_first(NAME, self.loaded, HOOKS, backends)
         if attached(self.loaded, SENDERS):
-            self.loaded.maps["senders_told"].set(bytes(4), struct.pack("<I", 1))
+            self._switch_on(_SENDERS_TOLD)
         if backend == "kprobe":
             find_receive_flags(self.loaded)
         return backend, tuple(a.name for a in self.loaded.attachments)
@@ -106,10 +107,14 @@ class Netflow:
                 log.warning("which side opened an old connection stays unknown of some: %s", error.strerror)
                 break
 
+    def _switch_on(self, which: int) -> None:
+        self.loaded.maps["switches"].set(struct.pack("<I", which), struct.pack("<I", 1))
+
     def mark_translated(self, netns: int, remote: bytes, port: int) -> None:
         """From now on short connections to there are told of with their own ports; netns 0 is any namespace."""
         with suppress(OSError):  # full: then they are told apart only where all go the same way
             self.loaded.maps["translated"].set(_DESTINATION.pack(remote, port, netns), struct.pack("<I", 1))
+            self._switch_on(_ANY_TRANSLATED)
 
     def flush(self) -> list[FlowDelta]:
         """Everything counted since the last flush, once."""

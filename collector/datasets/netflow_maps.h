@@ -166,9 +166,18 @@ BPF_HASH(routes, u64, struct route, 32768);
 BPF_HASH(senders, u64, struct sender, 32768);
 BPF_HASH(pendings, u64, struct pending, 32768);
 BPF_HASH(calls, u64, u64, 32768);
-/* Slot 0: whether `senders` has every sender that is asked for, so that nobody waits for it. User space writes. */
-BPF_ARRAY(senders_told, u32, 1);
+/* Slots of `switches`: `senders` has every sender that is asked for; there is something in `translated`. */
+enum { SENDERS_TOLD, ANY_TRANSLATED };
+/* User space writes a 1, programs read. */
+BPF_ARRAY(switches, u32, 2);
 /* Slot 0. User space writes; the program adds what it sees while `argument` is 0. */
 BPF_ARRAY(calibrations, struct calibration, 1);
 /* Slots of `losses`. */
 enum { LOST_SOCK, LOST_FLOW, LOST_DEAD, LOST_DATAGRAM, LOST_PEER, LOST_CALL };
+
+static __always_inline int is_on(int which)
+{
+	u32 *value = switches.lookup(&which);
+
+	return value && *value;
+}

@@ -116,7 +116,7 @@ static __always_inline void establish(void *sk, struct tcp_state *state, const s
 
 	set_bases(state, now, accepted, copied);
 	tuple.netns = state->tuple.netns;
-	read_ends(sk, &tuple);
+	read_tuple(sk, &tuple);
 	state->tuple = tuple;
 	state->flags |= WAS_ESTABLISHED;
 	state->established = 1;
@@ -177,7 +177,8 @@ static __always_inline void add_to_flow(struct flow *flow, const struct tcp_stat
 {
 	__sync_fetch_and_add(&flow->bytes_read, state->read - state->read_base);
 	__sync_fetch_and_add(&flow->bytes_written, state->written - state->written_base);
-	__sync_fetch_and_add(&flow->retransmits, state->retransmits);
+	if (state->retransmits)
+		__sync_fetch_and_add(&flow->retransmits, state->retransmits);
 	__sync_fetch_and_add(&flow->established, state->established);
 	__sync_fetch_and_add(&flow->closed, state->closed);
 	if (state->srtt_us) {
@@ -192,6 +193,8 @@ static __always_inline int is_translated(const struct tuple *tuple)
 {
 	struct destination key = {};
 
+	if (!is_on(ANY_TRANSLATED))
+		return 0;
 	key.remote = tuple->remote;
 	key.port = tuple->remote_port;
 	if (translated.lookup(&key))
@@ -303,7 +306,7 @@ static __always_inline void on_state(void *sk, int from, int to, int misses)
 	if (from == LISTEN && to != LISTEN)
 		return;
 	state = find(sk);
-	if (!state && !is_protocol(sk, IPPROTO_TCP))
+	if (!state && protocol_of(sk) != IPPROTO_TCP)
 		return;
 	if (to == LISTEN) {
 		remember_listener(sk);
@@ -348,7 +351,7 @@ static __always_inline void on_state(void *sk, int from, int to, int misses)
 	catch_up_written(state, &now);
 	catch_up_read(state, &now, ~0);
 	measure(state, &now);
-	if (misses || to == CLOSE || to == ESTABLISHED)
+	if (misses || to == CLOSE)
 		count_retransmits(sk, state);
 	/* Our FIN was sent and is in write_seq, and nobody told us. */
 	if (!(state->flags & DONE_WRITING) &&

@@ -177,8 +177,6 @@ static __always_inline void on_udp_received(void *sk, const struct pending *pend
 	struct tuple tuple = {};
 	u64 thread = bpf_get_current_pid_tgid();
 	struct sender *sender = senders.lookup(&thread);
-	int zero = 0;
-	u32 *told = senders_told.lookup(&zero);
 	int connected;
 
 	read_tuple(sk, &tuple);
@@ -186,7 +184,7 @@ static __always_inline void on_udp_received(void *sk, const struct pending *pend
 	if (!connected && sender) {
 		tuple.remote = sender->remote;
 		tuple.remote_port = sender->remote_port;
-	} else if (!connected && told && *told) {
+	} else if (!connected && is_on(SENDERS_TOLD)) {
 		if (!is_from_partner(sk, &tuple))
 			return;
 	} else if (!connected) {

@@ -43,17 +43,22 @@ static __always_inline void map_v4(struct address *address, u32 v4)
 	address->word[3] = v4;
 }
 
+/* Of a socket that is known to be IPv4's or IPv6's. */
+static __always_inline u16 protocol_of(void *sk)
+{
+	u16 protocol = 0;
+
+	READ(&protocol, sk, sock__sk_protocol);
+	return protocol;
+}
+
 /* 0 for what is neither IPv4 nor IPv6: the send and receive tracepoints see every family. */
 static __always_inline u16 inet_protocol(void *sk)
 {
 	u16 family = 0;
-	u16 protocol = 0;
 
 	READ(&family, sk, sock_common__skc_family);
-	if (family != AF_INET && family != AF_INET6)
-		return 0;
-	READ(&protocol, sk, sock__sk_protocol);
-	return protocol;
+	return family == AF_INET || family == AF_INET6 ? protocol_of(sk) : 0;
 }
 
 static __always_inline int is_protocol(void *sk, u16 wanted)
@@ -61,34 +66,39 @@ static __always_inline int is_protocol(void *sk, u16 wanted)
 	return inet_protocol(sk) == wanted;
 }
 
+#if defined(HAVE_sock_common__skc_v6_daddr) && defined(HAVE_sock_common__skc_v6_rcv_saddr)
+#define FIRST_ADDRESS6 LOWER(AT(sock_common__skc_v6_daddr), AT(sock_common__skc_v6_rcv_saddr))
+#define END_ADDRESS6   HIGHER(END(sock_common__skc_v6_daddr), END(sock_common__skc_v6_rcv_saddr))
+#else
+#define FIRST_ADDRESS6 AT(sock_common__skc_family)
+#define END_ADDRESS6   END(sock_common__skc_family)
+#endif
+#if defined(HAVE_sock_common__skc_net) && defined(HAVE_net__ns__inum)
+#define FIRST_NETNS AT(sock_common__skc_net)
+#define END_NETNS   END(sock_common__skc_net)
+#else
+#define FIRST_NETNS AT(sock_common__skc_family)
+#define END_NETNS   END(sock_common__skc_family)
+#endif
+#define FIRST_PORT    LOWER(AT(sock_common__skc_num), AT(sock_common__skc_dport))
+#define END_PORTS     HIGHER(END(sock_common__skc_num), END(sock_common__skc_dport))
+#define FIRST_ADDRESS LOWER(LOWER(AT(sock_common__skc_rcv_saddr), AT(sock_common__skc_daddr)), FIRST_ADDRESS6)
+#define END_ADDRESSES HIGHER(HIGHER(END(sock_common__skc_rcv_saddr), END(sock_common__skc_daddr)), END_ADDRESS6)
+#define FIRST_OF_ENDS LOWER(LOWER(FIRST_PORT, FIRST_ADDRESS), LOWER(AT(sock_common__skc_family), FIRST_NETNS))
+#define END_OF_ENDS   HIGHER(HIGHER(END_PORTS, END_ADDRESSES), HIGHER(END(sock_common__skc_family), END_NETNS))
+
 /* The ports of a socket; that of its own is 0 when it has given it back. */
 static __always_inline void read_ports(void *sk, u16 *local, u16 *remote)
 {
-	READ_SPAN(ports, sk, LOWER(AT(sock_common__skc_dport), AT(sock_common__skc_num)),
-	          HIGHER(END(sock_common__skc_dport), END(sock_common__skc_num)));
+	READ_SPAN(ports, sk, FIRST_PORT, END_PORTS);
 
 	PICK(local, ports, sock_common__skc_num);
 	PICK(remote, ports, sock_common__skc_dport);
 	*remote = __builtin_bswap16(*remote);
 }
 
-#define FIRST_OF_ENDS4                                                            \
-	LOWER(LOWER(AT(sock_common__skc_family), AT(sock_common__skc_rcv_saddr)), \
-	      LOWER(AT(sock_common__skc_daddr), LOWER(AT(sock_common__skc_num), AT(sock_common__skc_dport))))
-#define END_OF_ENDS4                                                                  \
-	HIGHER(HIGHER(END(sock_common__skc_family), END(sock_common__skc_rcv_saddr)), \
-	       HIGHER(END(sock_common__skc_daddr), HIGHER(END(sock_common__skc_num), END(sock_common__skc_dport))))
-#if defined(HAVE_sock_common__skc_v6_daddr) && defined(HAVE_sock_common__skc_v6_rcv_saddr)
-#define HAS_ADDRESSES6
-#define FIRST_OF_ENDS LOWER(FIRST_OF_ENDS4, LOWER(AT(sock_common__skc_v6_daddr), AT(sock_common__skc_v6_rcv_saddr)))
-#define END_OF_ENDS   HIGHER(END_OF_ENDS4, HIGHER(END(sock_common__skc_v6_daddr), END(sock_common__skc_v6_rcv_saddr)))
-#else
-#define FIRST_OF_ENDS FIRST_OF_ENDS4
-#define END_OF_ENDS   END_OF_ENDS4
-#endif
-
-/* All but the namespace, which of a known socket is known. */
-static __always_inline void read_ends(void *sk, struct tuple *tuple)
+/* The ends of a socket; its namespace, which it never leaves, only where `netns` is still 0. */
+static __always_inline void read_tuple(void *sk, struct tuple *tuple)
 {
 	u16 family = 0;
 	u32 v4 = 0;
@@ -98,7 +108,7 @@ static __always_inline void read_ends(void *sk, struct tuple *tuple)
 	PICK(&tuple->local_port, ends, sock_common__skc_num);
 	PICK(&tuple->remote_port, ends, sock_common__skc_dport);
 	tuple->remote_port = __builtin_bswap16(tuple->remote_port);
-#ifdef HAS_ADDRESSES6
+#if defined(HAVE_sock_common__skc_v6_daddr) && defined(HAVE_sock_common__skc_v6_rcv_saddr)
 	if (family == AF_INET6) {
 		PICK(&tuple->local, ends, sock_common__skc_v6_rcv_saddr);
 		PICK(&tuple->remote, ends, sock_common__skc_v6_daddr);
@@ -119,16 +129,11 @@ static __always_inline void read_ends(void *sk, struct tuple *tuple)
 		tuple->local_port = __builtin_bswap16(port);
 	}
 #endif
-}
-
-static __always_inline void read_tuple(void *sk, struct tuple *tuple)
-{
-	read_ends(sk, tuple);
 #if defined(HAVE_sock_common__skc_net) && defined(HAVE_net__ns__inum)
-	{
+	if (!tuple->netns) {
 		void *net = 0;
 
-		READ(&net, sk, sock_common__skc_net);
+		PICK(&net, ends, sock_common__skc_net);
 		READ(&tuple->netns, net, net__ns__inum);
 	}
 #endif
