@@ -1,7 +1,8 @@
 """What netflow costs the traffic that it counts, beside a bpftrace byte counter and bcc's tools.
 
 ``sudo python -m benchmarks.netflow_overhead``: the same load (`netflow_load.c`) with nothing attached and with each,
-in turns, so that what else the machine does falls on all of them alike.
+in turns, so that what else the machine does falls on all of them alike. `empty` is two programs that do nothing, where
+sends and receives are told of: what is left of any cost below that is the kernel's own clock of programs.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from collector.config import Options
 from collector.datasets.netflow import Netflow
 from collector.pipeline import wanted
+from kcompat.bpf import compile_source
 from kcompat.btf import BtfResolver
 from kcompat.kernel import Kernel
+from kcompat.load import Loaded
 from kcompat.offsets import Offsets
 from kcompat.version import running_version_code
 
@@ -37,8 +41,20 @@ _TRACEFS = ("unshare", "--mount", "sh", "-c",
 _COUNTER = ("tracepoint:sock:sock_send_length { @sent[args->sk] = sum(args->ret); } "
             "tracepoint:sock:sock_recv_length { @received[args->sk] = sum(args->ret); }")
 RIVALS = {"bpftrace": ("bpftrace", "-e", _COUNTER), "tcplife": ("tcplife-bpfcc",), "tcptop": ("tcptop-bpfcc", "60")}
+_EMPTY = "int rawtp__empty(void *ctx)\n{\n\treturn 0;\n}\n"
 LOADS = ("stream", "short")
-Results = dict[tuple[str, str], list[tuple[float, float]]]
+_STREAM_CALL = 16384
+
+
+class Measured(NamedTuple):
+    """Units in a second of processor time, and what one cost in BPF programs: ns a run, and of all runs together."""
+
+    rate: float
+    run_ns: float
+    unit_ns: float
+
+
+Results = dict[tuple[str, str], list[Measured]]
 
 
 def main() -> None:
@@ -49,51 +65,50 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         load = str(Path(directory) / "load")
         subprocess.run(["gcc", "-O2", "-o", load, str(Path(__file__).with_name("netflow_load.c"))], check=True)
-        who = ["nothing", "netflow", *(name for name in RIVALS if runs(name))]
+        who = ["nothing", "empty", "netflow", *(name for name in RIVALS if runs(name))]
         print(f"load of the machine {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors, "
               f"kernel {os.uname().release}, {told.rounds} rounds of {told.seconds:g} s")
         results = measured(load, who, told.rounds, told.seconds)
     print("\n| attached | stream, MB a processor second | loss | short ones a processor second | loss | "
-          "ns a run, in streams | ns a run, short ones |\n"
-          "| --- | --- | --- | --- | --- | --- | --- |")
+          "ns a run, in streams | short ones | ns for 16 KiB | ns for a short one |\n"
+          "| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in who:
         cells = []
         for kind in LOADS:
-            rates = [rate for rate, _ in results[name, kind]]
+            rates = [one.rate for one in results[name, kind]]
             # Each round's own difference from nothing: what a busy machine does between rounds is in neither.
-            losses = [1 - rate / bare for rate, (bare, _) in zip(rates, results["nothing", kind], strict=True)]
+            losses = [1 - rate / bare.rate for rate, bare in zip(rates, results["nothing", kind], strict=True)]
             cells += [f"{median(rates) / (1e6 if kind == 'stream' else 1):.0f}", f"{100 * median(losses):+.1f} %"]
-        costs = [f"{median(cost for _, cost in results[name, kind]):.0f}" for kind in LOADS]
-        print("| " + " | ".join([name, *cells, *costs]) + " |")
+        costs = [[f"{median(costs):.0f}" for costs in list(zip(*results[name, kind], strict=True))[1:]]
+                 for kind in LOADS]
+        print("| " + " | ".join([name, *cells, *(cost for pair in zip(*costs, strict=True) for cost in pair)]) + " |")
 
 
 def measured(load: str, who: list[str], rounds: int, seconds: float) -> Results:
-    """(units a second of processor, ns of a run) of each round; the order is drawn anew for each.
-
-    A run is one of any of its programs: others on the machine make them run too, so that no total says anything.
-    """
+    """Each round's; the order is drawn anew for each. What others' traffic makes the programs run is in their costs."""
     found: Results = defaultdict(list)
     for _ in range(rounds):
         for name in random.sample(who, len(who)):
             with attached(name) as programs:
                 for kind in LOADS:
-                    rate, cost = once(load, kind, seconds), 0.0
+                    units, processor_s = once(load, kind, seconds)
+                    count, ns, counted = 0, 0, 1.0
                     if programs:
                         with counting():
                             before = spent(programs)
-                            once(load, kind, seconds / 2)
+                            counted, _ = once(load, kind, seconds / 2)
                             count, ns = (after - was for after, was in zip(spent(programs), before, strict=True))
-                        cost = ns / max(count, 1)
-                    found[name, kind].append((rate, cost))
+                    calls = counted / (_STREAM_CALL if kind == "stream" else 1)
+                    found[name, kind].append(Measured(units / processor_s, ns / max(count, 1), ns / calls))
     return found
 
 
-def once(load: str, kind: str, seconds: float) -> float:
-    """Units in a second of processor time, of both ends: how fast they go by the clock is others' doing as well."""
+def once(load: str, kind: str, seconds: float) -> tuple[float, float]:
+    """Units, and both ends' processor time for them: how fast they go by the clock is others' doing as well."""
     before = _processor_s()
     units = float(subprocess.run([load, kind, str(seconds)], check=True, capture_output=True,
                                  text=True).stdout.split()[0])
-    return units / (_processor_s() - before)
+    return units, _processor_s() - before
 
 
 def _processor_s() -> float:
@@ -108,8 +123,14 @@ def attached(name: str) -> Iterator[set[int]]:
         yield set()
         return
     before = programs_now().keys()
+    kernel = Kernel.running()
+    if name == "empty":
+        with Loaded(compile_source(_EMPTY), running_version_code(kernel.release)) as loaded:
+            for hook in ("sock_send_length", "sock_recv_length"):
+                loaded.attach("rawtp__empty", hook)
+            yield programs_now().keys() - before
+        return
     if name == "netflow":
-        kernel = Kernel.running()
         offsets = Offsets(BtfResolver().resolve(kernel, wanted(("netflow",))))
         with Netflow(offsets, Options("box", loopback=True), running_version_code(kernel.release)):
             yield programs_now().keys() - before

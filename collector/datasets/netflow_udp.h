@@ -156,7 +156,8 @@ static __always_inline void forget_sender(void)
 {
 	u64 thread = bpf_get_current_pid_tgid();
 
-	senders.delete(&thread);
+	if (is_on(SENDERS_TOLD))
+		senders.delete(&thread);
 }
 
 static __always_inline void remember_sender(struct sender *sender, u32 port)
