@@ -27,6 +27,7 @@ from kcompat.fields import Field
 from kcompat.load import Loaded
 from kcompat.maps import Map
 from kcompat.offsets import Offsets
+from kcompat.preemption import preempts_programs
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ _UDP_IDLE_NS, _UDP_ONE_WAY_IDLE_NS = 120 * 10**9, 30 * 10**9
 _GRACE_S = 0.02
 _WARNED_EVERY_S = 60.0
 _LOSSES = ("tcp sockets", "flows", "closed sockets", "udp flows", "udp peers", "calls")
-_SENDERS_TOLD, _ANY_TRANSLATED = range(2)  # slots of the map `switches`
+_SENDERS_TOLD, _ANY_TRANSLATED, _PREEMPTED = range(3)  # slots of the map `switches`
 _DIRECTIONS = ("outgoing", "incoming", "outgoing")
 
 _TCP = struct.Struct("<5Q16s16sHHII16s7IBB6xQ")
@@ -89,6 +90,8 @@ class Netflow:
             raise
 
     def _attach(self, backends: Sequence[Backend]) -> tuple[Backend, tuple[str, ...]]:
+        if preempts_programs():
+            self._switch_on(_PREEMPTED)
         backend = attach_first(NAME, self.loaded, HOOKS, backends)
         if attached(self.loaded, SENDERS):
             self._switch_on(_SENDERS_TOLD)

@@ -27,10 +27,8 @@ static __always_inline int know_before_call(void *sk)
 {
 	u8 state = 0;
 	struct numbers now = {};
-	struct tcp_state *known = find_own(sk);
+	struct tcp_state *known = find_own(sk, 1);
 
-	/* Before 4.10 only the very register that is compared with NULL is a map value afterwards. */
-	asm volatile("" : "+r"(known));
 	if (known && known->flags & WAS_ESTABLISHED)
 		return 1;
 	if (!known && !is_protocol(sk, IPPROTO_TCP))
@@ -89,7 +87,7 @@ int kprobe__tcp_cleanup_rbuf(struct pt_regs *ctx)
 	int copied = (int)PT_REGS_PARM2(ctx);
 
 	if (copied > 0)
-		on_tcp_received(sk, find_own(sk), copied, 1);
+		on_tcp_received(sk, find_own(sk, 1), copied, 1);
 	return 0;
 }
 

@@ -166,10 +166,13 @@ BPF_HASH(routes, u64, struct route, 32768);
 BPF_HASH(senders, u64, struct sender, 32768);
 BPF_HASH(pendings, u64, struct pending, 32768);
 BPF_HASH(calls, u64, u64, 32768);
-/* Slots of `switches`: `senders` has every sender that is asked for; there is something in `translated`. */
-enum { SENDERS_TOLD, ANY_TRANSLATED };
+/*
+ * Slots of `switches`: `senders` has every sender that is asked for; there is something in `translated`; programs at
+ * raw tracepoints are preempted, and those begun meanwhile left out.
+ */
+enum { SENDERS_TOLD, ANY_TRANSLATED, PREEMPTED };
 /* User space writes a 1, programs read. */
-BPF_ARRAY(switches, u32, 2);
+BPF_ARRAY(switches, u32, 3);
 /* Slot 0. User space writes; the program adds what it sees while `argument` is 0. */
 BPF_ARRAY(calibrations, struct calibration, 1);
 /* Slots of `losses`. */

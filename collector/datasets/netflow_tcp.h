@@ -257,17 +257,17 @@ static __always_inline void bury(void *sk, struct tcp_state *state)
 	socks.delete(&key);
 }
 
-/* The state of this socket; that of another one before it is buried. */
-static __always_inline struct tcp_state *find_own(void *sk)
+/* The state of this socket; that of another one before it, whose end may have been missed, is buried. */
+static __always_inline struct tcp_state *find_own(void *sk, int misses)
 {
 	struct tcp_state *state = find(sk);
 
-	if (!state)
-		return 0;
-	if (is_another(sk, state)) {
+	if (state && misses && is_another(sk, state)) {
 		bury(sk, state);
-		return 0;
+		state = 0;
 	}
+	/* Before 4.10 only the very register that is compared with NULL is a map value afterwards. */
+	asm volatile("" : "+r"(state));
 	return state;
 }
 

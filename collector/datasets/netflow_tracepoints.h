@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * Hook set two: raw tracepoints, for kernels without kprobes. They see the end of every socket and every
- * retransmission.
+ * retransmission, but where programs are preempted.
  */
 
 int rawtp__inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
 {
-	on_state((void *)ctx->args[0], (int)ctx->args[1], (int)ctx->args[2], 0);
+	on_state((void *)ctx->args[0], (int)ctx->args[1], (int)ctx->args[2], is_on(PREEMPTED));
 	return 0;
 }
 
@@ -18,13 +18,15 @@ int rawtp__sock_send_length(struct bpf_raw_tracepoint_args *ctx)
 	int sent = (int)ctx->args[1];
 	struct tcp_state *state;
 	u16 protocol;
+	int misses;
 
 	if (sent <= 0)
 		return 0;
-	state = find(sk);
+	misses = is_on(PREEMPTED);
+	state = find_own(sk, misses);
 	protocol = state ? IPPROTO_TCP : inet_protocol(sk);
 	if (protocol == IPPROTO_TCP)
-		on_tcp_sent(sk, state, sent, 0);
+		on_tcp_sent(sk, state, sent, misses);
 	else if (protocol == IPPROTO_UDP)
 		on_udp_sent(sk, sent);
 	return 0;
@@ -80,6 +82,7 @@ int rawtp__sock_recv_length(struct bpf_raw_tracepoint_args *ctx)
 	struct pending pending = {};
 	struct tcp_state *state;
 	u16 protocol;
+	int misses;
 
 	if (received <= 0) {
 		/* An empty datagram has a sender too. */
@@ -87,10 +90,11 @@ int rawtp__sock_recv_length(struct bpf_raw_tracepoint_args *ctx)
 			forget_sender();
 		return 0;
 	}
-	state = find(sk);
+	misses = is_on(PREEMPTED);
+	state = find_own(sk, misses);
 	protocol = state ? IPPROTO_TCP : inet_protocol(sk);
 	if (protocol == IPPROTO_TCP) {
-		on_tcp_received(sk, state, flags & (MSG_PEEK | MSG_ERRQUEUE) ? 0 : received, 0);
+		on_tcp_received(sk, state, flags & (MSG_PEEK | MSG_ERRQUEUE) ? 0 : received, misses);
 	} else if (protocol == IPPROTO_UDP && flags & (MSG_PEEK | MSG_ERRQUEUE)) {
 		forget_sender();
 	} else if (protocol == IPPROTO_UDP) {
