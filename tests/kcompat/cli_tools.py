@@ -125,9 +125,9 @@ def send_over_loopback(size):
 
 
 @contextmanager
-def collecting(*arguments, home):
-    """A running `kcompat collect`, attached; killed if the test does not end it."""
-    command = (*COMMAND, "collect", *map(str, arguments))
+def collecting(*arguments, home, within=()):
+    """A running `kcompat collect`, attached; killed if the test does not end it. `within` is what executes it."""
+    command = (*within, *COMMAND, "collect", *map(str, arguments))
     with subprocess.Popen(command, env=environment(home), cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           text=True) as process:
         try:

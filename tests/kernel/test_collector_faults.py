@@ -5,10 +5,16 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from collector import pipeline
+from collector.config import Options
+from collector.metrics import illness
 from tests.kcompat.cli_tools import COMMAND, collecting, end, environment, kcompat, send_over_loopback
 from tests.kernel.living import programs, programs_of, status, until, written
 
@@ -47,7 +53,7 @@ def test_stopped_for_a_while_it_has_counted_everything(home):
     with collecting("--interval", "1", "--loopback", "--output", f"jsonl:{output}", home=home) as process:
         process.send_signal(signal.SIGSTOP)
         ports = [send_over_loopback(SENT) for _ in range(23)]
-        time.sleep(3)
+        time.sleep(30)
         process.send_signal(signal.SIGCONT)
         until(lambda: [written(output, port) for port in ports], lambda counts: counts == [SENT] * 23)
         assert end(process)[0] == 0
@@ -89,3 +95,49 @@ def test_a_database_corrupted_under_it_is_put_aside_and_it_goes_on(home):
 
 def collecting_with(db, config, home):
     return collecting("--config", config, "--set", f"offsets.db={json.dumps(str(db))[1:-1]}", home=home)
+
+
+def test_without_bpffs_tracefs_and_locked_memory_it_counts_all_the_same(home):
+    """As on a bare machine, in a mount namespace of its own. Only kernels before 4.17 need tracefs, and say so."""
+    output = home / "bare.jsonl"
+    bare = ("unshare", "--mount", "prlimit", "--memlock=65536:65536", "sh", "-c",
+            'umount -l /sys/fs/bpf /sys/kernel/tracing /sys/kernel/debug 2>/dev/null; exec "$@"', "sh")
+    with collecting("--interval", "1", "--loopback", "--output", f"jsonl:{output}", home=home, within=bare) as process:
+        mounted = Path(f"/proc/{process.pid}/mounts").read_text().split()
+        assert not {"/sys/fs/bpf", "/sys/kernel/tracing", "/sys/kernel/debug"} & set(mounted)
+        port = send_over_loopback(SENT)
+        until(lambda: written(output, port), lambda count: count == SENT)
+        assert end(process)[0] == 0
+
+
+def test_a_clock_that_is_set_by_an_hour_and_back_changes_no_count(oracle, monkeypatch):
+    """The machine's own is everybody's: it is this process that is told another time."""
+    hour, real, records = 3600, (time.time, time.time_ns), []
+    shift_s = 0
+    monkeypatch.setattr(time, "time", lambda: real[0]() + shift_s)
+    monkeypatch.setattr(time, "time_ns", lambda: real[1]() + shift_s * 10**9)
+    sink = SimpleNamespace(name="kept", written=0, dropped=0, write=records.extend, close=lambda *_: None)
+    options = Options("box", loopback=True, interval_s=1, datasets=("netflow", "dnsflow"))
+    stop, ready = threading.Event(), threading.Event()
+    runs = pipeline.Pipeline(options, oracle, sink, ready=ready)
+    thread = threading.Thread(target=runs.run, args=(stop,))
+    thread.start()
+    try:
+        assert ready.wait(60)
+        ports, began_ns = [], real[1]()
+        for shift_s in (0, hour, -hour):  # noqa: B007  what the clock above reads
+            ports.append(send_over_loopback(SENT))
+            until(lambda: counted(records, ports[-1]), lambda count: count == SENT)
+            assert illness(runs.status, time.time()) is None
+    finally:
+        stop.set()
+        thread.join()
+
+    assert [counted(records, port) for port in ports] == [SENT] * 3
+    times = [max(r.time for r in records if r.tags.get("dst_port") == str(port)) - began_ns for port in ports]
+    assert times[1] > times[0] + hour * 10**9 * 0.9 and times[2] < times[0] - hour * 10**9 * 0.9
+
+
+def counted(records, port):
+    return sum(r.fields["bytes_written"] for r in tuple(records) if r.tags.get("dst_port") == str(port)
+               and r.tags["direction"] == "outgoing")

@@ -1,7 +1,10 @@
 """Maps of the real kernel: what is put in comes out, however many entries, whatever the kernel has for batches."""
 
 import errno
+import resource
 import struct
+import subprocess
+import sys
 
 import pytest
 
@@ -146,3 +149,12 @@ def test_what_is_read_is_as_it_was_then(filled, batches):
 
     assert filled.entries == MANY
     assert sorted(entries) == sorted((u32(n), u64(n * n)) for n in range(MANY))
+
+
+def test_a_limit_of_64_kib_of_locked_memory_is_raised():
+    """Before 5.11 a map counts against it; root may raise it, and what loads programs does."""
+    script = ("from kcompat.sysbpf import MapType, map_create, raise_memlock; raise_memlock(); "
+              "map_create(MapType.HASH, 4, 64, 100_000)")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 16, 1 << 16)))
+    assert done.returncode == 0, done.stderr
