@@ -278,7 +278,10 @@ static __always_inline void on_chunk(void *ctx, struct chunk *chunk, struct conn
 		like = NOTHING;
 	ALONE(like);
 	is_asked = (conn->role == CLIENT) == !!chunk->written;
-	if ((like == REQUEST && !is_asked) || (like == RESPONSE && is_asked))
+	/* HEAD and HTTP begin alike, and some read an answer byte by byte. */
+	if (like == REQUEST && !is_asked)
+		like = chunk->size == 1 && (u8)scratch.words.text[0] == 'H' ? RESPONSE : NOTHING;
+	else if (like == RESPONSE && is_asked)
 		like = NOTHING;
 	if (conn->kind == NEW) {
 		conn->strikes += 1;

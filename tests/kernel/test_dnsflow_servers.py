@@ -11,6 +11,7 @@ import pytest
 
 from tests.collector import wire as bytes_of
 from tests.kernel import wires
+from tests.kernel.captures import capturing, values
 from tests.kernel.conftest import wires_and
 from tests.kernel.test_dnsflow import counts, dnsflow, in_namespace, one
 
@@ -184,27 +185,15 @@ def test_latencies_are_those_of_dnsperf(ends, dnsmasq, tmp_path):
 
 def test_tshark_on_the_same_wire_counts_the_same(ends, dnsmasq, tmp_path):
     capture = tmp_path / "wire.pcapng"
-    command = ends[0].command("tshark", "-i", "wire", "-f", "port 53", "-w", capture, "-q")
     with dnsflow(*ends) as running:
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tshark:
-            while "Capturing on" not in (line := tshark.stderr.readline()):
-                assert line, "tshark ended"
-            deadline = time.monotonic() + 20
-            while not capture.exists() or not capture.stat().st_size:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+        with capturing(ends[0], capture, "port 53"):
             asked = [f"h{number}.{zone}" for number in range(40) for zone in ("ok.test", "nx.test", "org")]
             dnsperf(ends[0], tmp_path, asked)
             dig(ends[0], f"@{SERVER}", "big.test", "TXT", "+noedns")
-            time.sleep(1)
-            tshark.terminate()
-            tshark.communicate(timeout=20)
         records = running.flush(1)
-    read = subprocess.run(["tshark", "-r", capture, "-Y", "dns.flags.response == 1", "-T", "fields", "-e",
-                           "dns.flags.rcode", "-e", "dns.time"], capture_output=True, text=True, check=True, timeout=60)
-    rows = [line.split("\t") for line in read.stdout.splitlines()]
+    rcodes, took_s = (values(capture, field, "dns.flags.response == 1") for field in ("dns.flags.rcode", "dns.time"))
 
-    assert counts(records, direction="outgoing") == Counter(int(rcode) for rcode, _ in rows)
+    assert counts(records, direction="outgoing") == Counter(map(int, rcodes))
     longest = max(r.fields["latency_max"] for r in records if r.tags["direction"] == "outgoing")
     # Its microseconds and ours are of the same packets, not of the same moment of their way.
-    assert longest / 1e9 == pytest.approx(max(float(seconds) for _, seconds in rows), rel=0.2, abs=0.0005)
+    assert longest / 1e9 == pytest.approx(max(map(float, took_s)), rel=0.2, abs=0.0005)

@@ -9,9 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests.kernel import signs, wires
+from tests.kernel.captures import capturing, values
 from tests.kernel.conftest import wires_and
 from tests.kernel.nginx import nginx
-from tests.kernel.test_httpflow import attached, flows_of, sums
+from tests.kernel.test_httpflow import attached, flows_on, sums
 
 pytestmark = pytest.mark.thorough
 
@@ -61,12 +62,6 @@ def server(ends, tmp_path):
 @pytest.fixture(scope="module")
 def httpflow(oracle):
     yield from attached(oracle)
-
-
-def flows_on(httpflow, ends):
-    """What happens in the two namespaces, whoever does it."""
-    numbers = {end.number for end in ends}
-    return flows_of(httpflow, lambda one: one.netns in numbers)
 
 
 def run(end, *command):
@@ -182,26 +177,13 @@ def test_what_an_upstream_waits_is_the_latency_of_both_servers(ends, server, htt
 
 def test_tshark_on_the_same_wire_counts_the_same(ends, server, httpflow, tmp_path):
     capture = tmp_path / "wire.pcapng"
-    command = ends[0].command("tshark", "-i", "wire", "-f", f"tcp port {PORT}", "-w", capture, "-q")
-    with flows_on(httpflow, ends) as flows, subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tshark:
-        while "Capturing on" not in (line := tshark.stderr.readline()):
-            assert line, "tshark ended"
-        deadline = time.monotonic() + 20
-        while not capture.exists() or not capture.stat().st_size:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        run(ends[0], sys.executable, "-c", CLIENT_OF_HTTPX, URL)
-        run(ends[0], "curl", "-sS", *(f"{URL}/{n % 7}" for n in range(100)))
-        logged = server.counts(241)
-        time.sleep(1)
-        tshark.terminate()
-        tshark.communicate(timeout=20)
+    with flows_on(httpflow, ends) as flows:
+        with capturing(ends[0], capture, f"tcp port {PORT}"):
+            run(ends[0], sys.executable, "-c", CLIENT_OF_HTTPX, URL)
+            run(ends[0], "curl", "-sS", *(f"{URL}/{n % 7}" for n in range(100)))
+            logged = server.counts(241)
         records = flows.take()
 
-    def counted(what):
-        done = subprocess.run(["tshark", "-r", capture, "-d", f"tcp.port=={PORT},http", "-Y", what, "-T", "fields",
-                               "-e", "frame.number"], capture_output=True, text=True, check=True, timeout=60)
-        return len(done.stdout.splitlines())
-
-    assert counted("http.request") == counted("http.response") == 241
+    for what in ("http.request", "http.response"):
+        assert len(values(capture, "frame.number", what, "-d", f"tcp.port=={PORT},http")) == 241
     assert both_sides(records) == [logged, logged]
