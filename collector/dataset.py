@@ -10,6 +10,7 @@ from typing import Protocol
 from collector.config import Options
 from collector.datasets.hooks import BACKENDS, Backend
 from collector.enrich.domains import Domains
+from collector.enrich.translations import Lender
 from collector.record import Record
 from kcompat import probe
 from kcompat.errors import Missing, Unsupported
@@ -21,7 +22,8 @@ from kcompat.offsets import Offsets
 
 @dataclass(slots=True)
 class Setup:
-    """What datasets are started with; `domains` is what they have in common: one fills it, another asks it.
+    """What datasets are started with; `domains` and `translations` are what they have in common: one fills
+    the first, others ask it; the second is there as long as somebody has borrowed it.
 
     `options` are replaced between two flushes when the configuration is read again: they are asked when they are
     used, not once. Keys of the kind Restart stay as they were.
@@ -32,6 +34,7 @@ class Setup:
     version_code: int
     backends: Sequence[Backend] = BACKENDS
     domains: Domains = field(default_factory=Domains)
+    translations: Lender = field(default_factory=Lender)
 
 
 class Running(Protocol):

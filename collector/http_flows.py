@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from collector.addresses import describe, star_ports
 from collector.config import Options
-from collector.flows import NameOf, ProcessOf
+from collector.flows import NameOf, ProcessOf, TargetOf
 from collector.http_exchanges import Ends, Seen
-from collector.packed_flows import NOT_KNOWN
+from collector.packed_flows import NOT_KNOWN, Target
 from collector.record import FieldValue, Record
 
 MEASUREMENT = "httpflow"
@@ -33,6 +33,7 @@ class _Way(NamedTuple):
     pid: int
     process_name: str
     direction: str
+    target: Target | None
     process_tags: tuple[tuple[str, str], ...]
 
 
@@ -54,12 +55,13 @@ class HttpFlows:
     says. No more than `options.max_flows` points: what is beyond is `overflow`, a loss.
     """
 
-    def __init__(self, options: Options, process_of: ProcessOf | None = None) -> None:
-        """`process_of` has the last word on `process_name`."""
+    def __init__(self, options: Options, process_of: ProcessOf | None = None,
+                 target_of: TargetOf | None = None) -> None:
+        """`process_of` has the last word on `process_name`, `target_of` fills the `dst_nat_*`."""
         self.left_out: Counter[str] = Counter()
         self.starred = 0
         self.options = options
-        self._process_of = process_of
+        self._process_of, self._target_of = process_of, target_of
         # Count and sum of latencies in ns.
         self._sums: dict[_Key, list[int]] = {}
         self._paths: set[str] = set()
@@ -107,7 +109,9 @@ class HttpFlows:
         direction = "outgoing" if ends.asks else "incoming"
         src_port, dst_port = star_ports(ends.local_port, ends.remote_port, direction, self.options.ephemeral_port)
         name, tags = self._process_of(ends.pid, ends.process_name) if self._process_of else (ends.process_name, {})
-        way = _Way(ends.local, src_port, ends.remote, dst_port, ends.netns, ends.pid, name, direction,
+        target = (self._target_of(ends.netns, "tcp", ends.local, ends.local_port, ends.remote, ends.remote_port)
+                  if self._target_of and ends.asks else None)
+        way = _Way(ends.local, src_port, ends.remote, dst_port, ends.netns, ends.pid, name, direction, target,
                    tuple(tags.items()))
         if len(self._ways) >= _MAX_WAYS:
             self._ways.clear()
@@ -143,8 +147,8 @@ class HttpFlows:
             "dst_ip": dst.text,
             "dst_port": way.dst_port,
             "dst_ip_type": dst.type,
-            "dst_nat_ip": NOT_KNOWN,
-            "dst_nat_port": NOT_KNOWN,
+            "dst_nat_ip": describe(way.target[0]).text if way.target else NOT_KNOWN,
+            "dst_nat_port": str(way.target[1]) if way.target else NOT_KNOWN,
             "pid": str(way.pid),
             "process_name": way.process_name or NOT_KNOWN,
             "transport": "tcp",

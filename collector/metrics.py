@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from collector.status import DatasetStatus, Status
+from collector.status import ClusterStatus, DatasetStatus, NatStatus, Status
 from kcompat.errors import Missing
 from kcompat.hook_status import HookState
 
@@ -71,6 +71,8 @@ class StatusCollector(Collector):
             for sink in status.sinks:
                 metric.add_metric((sink.name,), getattr(sink, attribute))
             yield metric
+        yield from _of_kubernetes(status.kubernetes)
+        yield from _of_nat(status.nat)
         offsets = GaugeMetricFamily("kcompat_offsets", "Known offsets by where they come from.", labels=("source",))
         for source, count in status.offsets.items():
             offsets.add_metric((source,), count)
@@ -78,6 +80,37 @@ class StatusCollector(Collector):
         yield CounterMetricFamily("kcompat_flushes", "Intervals flushed.", value=status.flushes)
         yield CounterMetricFamily("kcompat_reloads", "Configurations taken over.", value=status.reloads)
         yield GaugeMetricFamily("kcompat_last_flush_timestamp_seconds", "When this was taken.", value=status.taken_s)
+
+
+def _of_kubernetes(cluster: ClusterStatus | None) -> Iterator[Metric]:
+    if cluster is None:
+        return
+    yield GaugeMetricFamily("kcompat_kubernetes_up", "Whether records are told of pods.", value=float(cluster.told))
+    objects = GaugeMetricFamily("kcompat_kubernetes_objects", "Objects known.", labels=("kind",))
+    silent = GaugeMetricFamily("kcompat_kubernetes_silent_seconds", "Since the API server's last word.",
+                               labels=("kind",))
+    failures = CounterMetricFamily("kcompat_kubernetes_failures", "Lists and watches that failed.", labels=("kind",))
+    failures.add_metric(("client",), cluster.failures)
+    for one in cluster.kinds:
+        objects.add_metric((one.kind,), one.objects)
+        failures.add_metric((one.kind,), one.failures)
+        if one.silent_s is not None:
+            silent.add_metric((one.kind,), one.silent_s)
+    yield from (objects, silent, failures)
+
+
+def _of_nat(nat: NatStatus | None) -> Iterator[Metric]:
+    if nat is None:
+        return
+    for name, words, value in (("kcompat_nat_namespaces", "Connection trackers listened to.", nat.namespaces),
+                               ("kcompat_nat_namespaces_refused", "Trackers that cannot be asked.", nat.refused),
+                               ("kcompat_nat_destinations", "Destinations seen to be translated.", nat.destinations),
+                               ("kcompat_nat_connections", "Translated connections kept in mind.", nat.connections)):
+        yield GaugeMetricFamily(name, words, value=value)
+    lost = CounterMetricFamily("kcompat_nat_lost", "Events and translations lost.", labels=("what",))
+    for what, count in nat.lost.items():
+        lost.add_metric((what,), count)
+    yield lost
 
 
 def illness(status: Status | None, now_s: float) -> str | None:

@@ -243,4 +243,5 @@ class Pipeline:
             offsets=dict(sources), started_s=self._started_s, taken_s=time.time(), interval_s=self.options.interval_s,
             flushes=self._summary.flushes, reloads=self._reloads,
             datasets=tuple(one.status() for one in self._datasets.values()),
-            sinks=self._sink.statuses() if isinstance(self._sink, Outputs) else ())
+            sinks=self._sink.statuses() if isinstance(self._sink, Outputs) else (),
+            kubernetes=self._stage.status(), nat=self._setup.translations.status())

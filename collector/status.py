@@ -58,6 +58,51 @@ class SinkStatus:
     lag_s: float = 0.0
 
 
+class KindStatus(NamedTuple):
+    """Objects of one kind in the cluster; `silent_s` since the API server's last word of them, None before the first.
+
+    `listed` once all of them were; `failures` are lists and watches that went wrong, since the beginning.
+    """
+
+    kind: str
+    objects: int
+    listed: bool
+    silent_s: float | None
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """How well the Kubernetes cluster is known. Not `told`: records say nothing of it, for too little is known.
+
+    `failures` are those to become its API server's client, `error` is the last of any kind.
+    """
+
+    server: str
+    told: bool
+    failures: int
+    error: str
+    kinds: tuple[KindStatus, ...]
+
+    def objects(self, kind: str) -> int:
+        return next((one.objects for one in self.kinds if one.kind == kind), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class NatStatus:
+    """What is known of translated destinations. `tracking` is False where the kernel has no connection tracker.
+
+    Namespaces that are `refused` cannot be asked; `lost` are counts by what it is.
+    """
+
+    tracking: bool
+    namespaces: int
+    refused: int
+    destinations: int
+    connections: int
+    lost: Mapping[str, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
     """The whole collector, as it was at the end of the last interval, or when something last changed."""
@@ -74,6 +119,10 @@ class Status:
     reloads: int
     datasets: tuple[DatasetStatus, ...]
     sinks: tuple[SinkStatus, ...]
+    kubernetes: ClusterStatus | None = None
+    """None where nobody wants it."""
+    nat: NatStatus | None = None
+    """None where no dataset that runs asks for it."""
 
     @property
     def is_whole(self) -> bool:
@@ -85,4 +134,6 @@ class Status:
         for dataset in told["datasets"]:
             for rows in ("hooks", "maps", "programs"):
                 dataset[rows] = [row._asdict() for row in dataset[rows]]
+        if self.kubernetes:
+            told["kubernetes"]["kinds"] = [row._asdict() for row in self.kubernetes.kinds]
         return told

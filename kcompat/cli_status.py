@@ -54,9 +54,37 @@ def status_text(told: Mapping[str, Any], now_s: float) -> str:
         if one["reason"]:
             retry = f"; tried again in {one['retry_in_s']:.0f} s" if one["retry_in_s"] is not None else ""
             lines.append(f"  {one['state']}: {one['reason']}{retry}")
+    if cluster := told.get("kubernetes"):
+        lines.append(_cluster_text(cluster))
+    if nat := told.get("nat"):
+        lines.append(_nat_text(nat))
     lines += [f"{sink['name']}: {sink['written']} written, {sink['waiting']} waiting, {sink['dropped']} dropped"
               for sink in told["sinks"]]
     return hooks_table(told["datasets"]) + "\n".join(lines) + "\n"
+
+
+def _cluster_text(cluster: Mapping[str, Any]) -> str:
+    """What is known of the cluster, or what keeps it from being told of."""
+    kinds = cluster["kinds"]
+    failures = cluster["failures"] + sum(kind["failures"] for kind in kinds)
+    wrong = f"; {failures} failures, the last: {cluster['error']}" if failures else ""
+    heard = [kind["silent_s"] for kind in kinds if kind["silent_s"] is not None]
+    if not heard:
+        return f"kubernetes: nothing heard of {cluster['server'] or 'an API server'} yet{wrong}"
+    objects = ", ".join(f"{kind['objects']} {kind['kind']}" for kind in kinds if kind["objects"])
+    missing = ", ".join(kind["kind"] for kind in kinds if not kind["listed"])
+    return (f"kubernetes: {'told of' if cluster['told'] else 'not told of, too little is known'}: "
+            f"{objects or 'no objects'} of {cluster['server']}, heard {_age(min(heard))} ago"
+            f"{f'; not listed: {missing}' if missing else ''}{wrong}")
+
+
+def _nat_text(nat: Mapping[str, Any]) -> str:
+    if not nat["tracking"]:
+        return "nat: this kernel tracks no connections"
+    lost = ", ".join(f"{count} {what}" for what, count in nat["lost"].items() if count) or "nothing"
+    refused = f", {nat['refused']} cannot be asked" if nat["refused"] else ""
+    return (f"nat: {nat['connections']} connections translated, to {nat['destinations']} destinations, in "
+            f"{nat['namespaces']} namespaces{refused}; lost: {lost}")
 
 
 def hooks_table(datasets: list[Mapping[str, Any]]) -> str:

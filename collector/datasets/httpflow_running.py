@@ -14,6 +14,7 @@ from collector.enrich.processes import Processes
 from collector.http_canary import prove
 from collector.http_exchanges import Seen
 from collector.http_flows import HttpFlows
+from collector.packed_flows import Target
 from collector.record import Record
 from kcompat.fields import find
 from kcompat.hook_status import HookStatus
@@ -23,6 +24,8 @@ from kcompat.offsets import State
 log = logging.getLogger(__name__)
 
 _PROOFS = 2
+# The own port of clients whose exchanges the programs merge (httpflow_conns.h).
+_MERGED_PORT = 65535
 
 
 class HttpflowRunning:
@@ -32,11 +35,18 @@ class HttpflowRunning:
         """Raises UnknownField, Missing or Unsupported before anything is attached, else Refuted."""
         self._setup = setup
         self._processes = Processes()
-        self._flows = HttpFlows(setup.options, self._process)
+        self._translations = setup.translations.borrow()
+        # A tracker speaks of a connection before anything is sent over it: what it said is heard when it is asked for.
+        self._flows = HttpFlows(setup.options, self._process, self._target)
         self._lock = threading.Lock()
         # While it is being proved; then what is seen goes to the flows at once.
         self._held: list[Seen] | None = []
-        self._dataset = httpflow.Httpflow(setup.offsets, setup.options, setup.version_code, self._saw, setup.backends)
+        try:
+            self._dataset = httpflow.Httpflow(setup.offsets, setup.options, setup.version_code, self._saw,
+                                              setup.backends)
+        except BaseException:
+            setup.translations.give_back()
+            raise
         log.info("httpflow attached: %s", ", ".join(a.name for a in self._dataset.loaded.attachments))
         try:
             others = self._proved()
@@ -77,6 +87,7 @@ class HttpflowRunning:
 
     def close(self) -> None:
         self._dataset.close()
+        self._setup.translations.give_back()
 
     def _saw(self, seen: Seen) -> None:
         with self._lock:
@@ -87,6 +98,12 @@ class HttpflowRunning:
 
     def _process(self, pid: int, comm: str) -> tuple[str, Mapping[str, str]]:
         return self._processes.tagged(pid, comm, self._setup.options.containers)
+
+    def _target(self, netns: int, transport: str, local: bytes, local_port: int, remote: bytes,
+                remote_port: int) -> Target | None:
+        """Of connections merged only where all went the same way."""
+        return self._translations.find(netns, transport, local, local_port, remote, remote_port,
+                                       any_port=local_port == _MERGED_PORT, fresh=True)
 
     def _flushed(self) -> list[Seen]:
         self._dataset.flush()

@@ -11,8 +11,9 @@ from collector.canary import Refuted, prove
 from collector.dataset import Dataset, Setup
 from collector.datasets import netflow
 from collector.enrich.processes import Processes
-from collector.enrich.translations import Target, Translations
+from collector.enrich.translations import Translations
 from collector.flows import FlowDelta, aggregate
+from collector.packed_flows import Target
 from collector.record import Record
 from kcompat.fields import find
 from kcompat.hook_status import HookStatus
@@ -35,9 +36,13 @@ class NetflowRunning:
         log.info("netflow attached: %s", ", ".join(self._dataset.hooks))
         self._processes = Processes()
         self._translations: Translations | None = None
+        self._lost_before: Counter[str] = Counter()
         try:
             self._waiting = self._proved()
-            self._translations = Translations(self._dataset.mark_translated)
+            self._translations = setup.translations.borrow()
+            # Another dataset may have had it for long.
+            self._lost_before = Counter(self._translations.losses)
+            self._translations.call(self._dataset.mark_translated)
         except BaseException:
             self.close()
             raise
@@ -56,7 +61,8 @@ class NetflowRunning:
 
     @property
     def losses(self) -> Mapping[str, int]:
-        return {**self._dataset.losses, **(self._translations.losses if self._translations else {})}
+        nat = self._translations.losses if self._translations else {}
+        return {**self._dataset.losses, **{what: count - self._lost_before[what] for what, count in nat.items()}}
 
     def flush(self, time_ns: int) -> Sequence[Record]:
         waiting, self._waiting = self._waiting, []
@@ -69,7 +75,8 @@ class NetflowRunning:
 
     def close(self) -> None:
         if self._translations:
-            self._translations.close()
+            self._translations.call_no_more(self._dataset.mark_translated)
+            self._setup.translations.give_back()
         self._dataset.close()
 
     def _target(self, netns: int, transport: str, local: bytes, local_port: int, remote: bytes,

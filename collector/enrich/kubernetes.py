@@ -8,7 +8,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +16,7 @@ from collector.config import KubernetesOptions
 from collector.enrich import kubernetes_objects as objects
 from collector.enrich.kubernetes_cluster import Cluster, End, Table, Workload
 from collector.enrich.kubernetes_watch import Answer, Fetch, Gone, Refused, Watcher
+from collector.status import ClusterStatus, KindStatus
 from kcompat.errors import Missing
 
 if TYPE_CHECKING:
@@ -57,18 +57,6 @@ _KINDS = (
 _NEEDED = ("pods", "services")
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterStatus:
-    """How well the cluster is known; `silent_s` since the API server's last word, None before the first."""
-
-    server: str
-    pods: int
-    services: int
-    is_told: bool
-    silent_s: float | None
-    failures: Mapping[str, int]
-
-
 class Kubernetes:
     """Answers whose an end of a flow is, from memory alone: the API server is never waited for."""
 
@@ -86,6 +74,7 @@ class Kubernetes:
         """What went wrong so far, by kind of object."""
         self.watchers: list[Watcher[Any]] = []
         self._warned = self._is_told = False
+        self._error = ""
         self._open: dict[str, Answer] = {}
         self._threads = [threading.Thread(target=self._begin, name="kubernetes", daemon=True)]
         self._threads[0].start()
@@ -117,11 +106,17 @@ class Kubernetes:
         return self._is_told
 
     def status(self) -> ClusterStatus:
-        last_s = max(self._heard_s.values(), default=None)
+        now_s = time.monotonic()
         with self._lock:
-            pods, services = len(self._cluster.pods), len(self._cluster.services)
-        return ClusterStatus(self._client.configuration.host if self._client else "", pods, services, self.is_told,
-                             None if last_s is None else time.monotonic() - last_s, dict(self.failures))
+            objects = {"pods": len(self._cluster.pods), "services": len(self._cluster.services),
+                       "endpointslices": len(self._cluster.slices),
+                       **{row.name: len(self._cluster.owned.get((row.group, row.kind), ()))
+                          for row in _KINDS if row.kind}}
+        kinds = tuple(KindStatus(row.name, objects[row.name], row.name in self._listed,
+                                 round(now_s - self._heard_s[row.name], 1) if row.name in self._heard_s else None,
+                                 self.failures[row.name]) for row in _KINDS)
+        return ClusterStatus(self._client.configuration.host if self._client else "", self.is_told,
+                             self.failures["client"], self._error, kinds)
 
     def close(self) -> None:
         """A thread that the API server keeps waiting is left behind: it holds nothing but a connection."""
@@ -203,6 +198,7 @@ class Kubernetes:
     def _failed(self, name: str, words: str) -> None:
         """One warning for all. That a watch is cut is no news: only that it cannot be begun again is."""
         self.failures[name] += 1
+        self._error = f"{name}: {words}"
         self._in_a_row[name] += 1
         if not self._warned and (name not in self._listed or self._in_a_row[name] > 1):
             self._warned = True

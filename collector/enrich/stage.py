@@ -12,6 +12,7 @@ from collector.enrich.kubernetes_cluster import NOT_KNOWN, End, Workload
 from collector.enrich.processes import Processes, container_ids
 from collector.flow_records import FlowRecords
 from collector.record import Record
+from collector.status import ClusterStatus
 
 SUB_SOURCE = "K8s"
 _WHAT = ("namespace", "pod_name", "service_name", "deployment_name")
@@ -54,6 +55,9 @@ class Stage:
                 record = record._replace(tags={**tags, **self._both(src, dst)})
             made.append(record)
         return made
+
+    def status(self) -> ClusterStatus | None:
+        return self.kubernetes.status() if self.kubernetes else None
 
     def close(self) -> None:
         if self.kubernetes:

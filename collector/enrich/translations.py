@@ -15,18 +15,24 @@ from pathlib import Path
 
 from collector.ctnetlink import Tracker, Translation, is_loaded
 from collector.namespaces import ONLY, doors, visit
+from collector.packed_flows import Target
+from collector.status import NatStatus
 
 log = logging.getLogger(__name__)
 
 _BOUND = 1 << 17
 _MAX_NAMESPACES = 512
 _RESCAN_S, _RESCAN_SHARE, _POLL_S = 1.0, 0.01, 0.2
+# So often one who asks of an unknown namespace makes us look for new ones at once.
+_HEAR_NEW_S = 0.2
 # A connection may be told of after the tracker forgot it: at the flush behind its end, at most the longest interval.
 _REMEMBERED_S = 1900.0
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 _OWN = Path("/proc/self/ns/net")
 
-Target = tuple[bytes, int]
+# Called with (netns, address, port) before connections to a translated destination are told of, and for the machine's
+# own namespace with 0: what containers send is often translated there, on its way out.
+Mark = Callable[[int, bytes, int], None]
 # netns, protocol, source and its port, destination and its port.
 _Key = tuple[int, int, bytes, int, bytes, int]
 
@@ -89,24 +95,34 @@ def _source(key: _Key) -> tuple[int, int, bytes, bytes, int]:
 class Translations:
     """Keeps a book by listening to every namespace's tracker, in a thread of its own.
 
-    `mark(netns, address, port)` is called before connections to a translated destination are told of, and for the
-    machine's own namespace with 0: what containers send is often translated there, on its way out.
     """
 
-    def __init__(self, mark: Callable[[int, bytes, int], None]) -> None:
+    def __init__(self) -> None:
         self.losses = {"nat events": 0, "nat entries": 0}
-        self._mark = mark
+        self._marks: list[Mark] = []
         self._book = Book()
         self._marked: set[tuple[int, bytes, int]] = set()
         self._trackers: dict[int, Tracker] = {}
         self._refused: set[int] = set()
         self._own = _OWN.stat().st_ino if _OWN.exists() else ONLY
+        self._hear_new_at_s = 0.0
         self._poll = select.epoll()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._rescan()
         self._thread = threading.Thread(target=self._run, name="nat", daemon=True)
         self._thread.start()
+
+    def call(self, mark: Mark) -> None:
+        """From now on, and at once for what is known already, until it is called no more."""
+        with self._lock:
+            self._marks.append(mark)
+            for destination in self._marked:
+                mark(*destination)
+
+    def call_no_more(self, mark: Mark) -> None:
+        with self._lock, suppress(ValueError):
+            self._marks.remove(mark)
 
     @property
     def has_any(self) -> bool:
@@ -124,17 +140,27 @@ class Translations:
             self.losses["nat entries"] = self._book.evicted
 
     def find(self, netns: int, transport: str, local: bytes, local_port: int, remote: bytes, remote_port: int,
-             *, any_port: bool = False) -> Target | None:
-        """The address, 16 bytes, and the port that a connection to `remote` was sent to; None for `remote` itself."""
-        if not self._marked:
+             *, any_port: bool = False, fresh: bool = False) -> Target | None:
+        """The address, 16 bytes, and the port that a connection to `remote` was sent to; None for `remote` itself.
+
+        `fresh`: also if the kernel has said it only now. What was settled is found without.
+        """
+        if not self._marked and not fresh:
             return None
         protocol = _PROTOCOLS[transport]
         with self._lock:
+            if fresh:
+                self._hear(netns)
             found = self._book.find(netns, protocol, local, local_port, remote, remote_port, any_port=any_port)
             if found is None and netns != self._own:
                 found = self._book.find(self._own, protocol, local, local_port, remote, remote_port,
                                         any_port=any_port)
         return found
+
+    def status(self) -> NatStatus:
+        with self._lock:
+            return NatStatus(is_loaded(), len(self._trackers), len(self._refused), len(self._marked), len(self._book),
+                             dict(self.losses))
 
     def close(self) -> None:
         self._stop.set()
@@ -186,6 +212,14 @@ class Translations:
         self._refused.add(netns)
         log.warning("translated destinations of network namespace %d stay unknown: %s", netns, reason)
 
+    def _hear(self, netns: int) -> None:
+        """What trackers say that may know of connections there; a namespace may be younger than the last look."""
+        if netns not in self._trackers and netns not in self._refused and time.monotonic() >= self._hear_new_at_s:
+            self._hear_new_at_s = time.monotonic() + _HEAR_NEW_S
+            self._rescan()
+        for one in {netns, self._own} & self._trackers.keys():
+            self._listen(one)
+
     def _drain(self) -> None:
         for netns in self._trackers:
             self._listen(netns)
@@ -216,5 +250,29 @@ class Translations:
         destination = (0 if netns == self._own else netns, one.destination, one.destination_port)
         if destination not in self._marked and len(self._marked) < _BOUND:
             self._marked.add(destination)
-            self._mark(*destination)
+            for mark in self._marks:
+                mark(*destination)
         self._book.add(netns, one)
+
+
+class Lender:
+    """One `Translations` for all who want it, from the first who borrows it to the last who gives it back."""
+
+    def __init__(self) -> None:
+        self._lent: Translations | None = None
+        self._borrowers = 0
+
+    def borrow(self) -> Translations:
+        if self._lent is None:
+            self._lent = Translations()
+        self._borrowers += 1
+        return self._lent
+
+    def give_back(self) -> None:
+        self._borrowers -= 1
+        if not self._borrowers and self._lent:
+            self._lent.close()
+            self._lent = None
+
+    def status(self) -> NatStatus | None:
+        return self._lent.status() if self._lent else None

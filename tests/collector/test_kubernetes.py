@@ -79,7 +79,11 @@ def test_pods_services_and_owners_are_listed_and_then_watched(server, follow):
 
     assert at(known, "10.1.0.5").service_name == "front"
     assert {method for method, *_ in server.asked} == {"GET"}
-    assert known.status().pods == 1 and known.status().failures == {}
+    status = known.status()
+    assert status.told and status.server.startswith("https://127.0.0.1:") and not status.error
+    assert {one.kind: one.objects for one in status.kinds if one.objects} == {
+        "pods": 1, "services": 1, "replicasets": 1, "deployments": 1}
+    assert all(one.listed and one.silent_s is not None and not one.failures for one in status.kinds)
 
 
 def test_owners_are_asked_for_by_their_metadata_alone(server, follow):
@@ -98,7 +102,7 @@ def test_five_thousand_pods_come_in_pages_and_little_is_kept(server, follow):
     server.forget()
     known = follow()
     watched(server, known)
-    until(lambda: known.status().pods == 5000)
+    until(lambda: known.status().objects("pods") == 5000)
 
     pages = [query for _, kind, query in server.asked if kind == "pods" and "watch" not in query]
     assert len(pages) >= 10 and all(query["limit"] == "500" for query in pages)
@@ -148,7 +152,7 @@ def test_a_watch_cut_in_the_middle_of_an_event_goes_on_where_it_was(server, foll
 
     until(lambda: at(known, "10.1.0.7"))
     assert known.watchers[0].lists == 1
-    assert known.status().pods == 3
+    assert known.status().objects("pods") == 3
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
@@ -184,7 +188,7 @@ def test_a_page_that_expired_begins_the_list_anew(server, follow):
 
     kube._Handler.list = forgetful
     try:
-        until(lambda: known.status().pods == 1200)
+        until(lambda: known.status().objects("pods") == 1200)
     finally:
         kube._Handler.list = real_list
     assert at(known, "10.3.4.10").pod_name == "pod-1034"

@@ -9,7 +9,16 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from collector.metrics import MetricsServer, StatusCollector, illness
-from collector.status import DatasetStatus, MapStatus, ProgramStatus, SinkStatus, Status
+from collector.status import (
+    ClusterStatus,
+    DatasetStatus,
+    KindStatus,
+    MapStatus,
+    NatStatus,
+    ProgramStatus,
+    SinkStatus,
+    Status,
+)
 from kcompat.errors import Missing
 from kcompat.hook_status import HookState, HookStatus
 
@@ -48,6 +57,24 @@ def test_every_number_of_the_status_is_a_metric():
         ("kcompat_offsets", "btf"): 27, ("kcompat_flushes_total",): 3, ("kcompat_reloads_total",): 1,
         ("kcompat_last_flush_timestamp_seconds",): 2000,
     }.items()
+
+
+def test_what_is_known_of_a_cluster_and_of_translations_is_told():
+    registry = CollectorRegistry()
+    cluster = ClusterStatus("https://api", True, 2, "client: refused", (
+        KindStatus("pods", 5, True, 3.5, 1), KindStatus("jobs", 0, False, None, 0)))
+    nat = NatStatus(True, 4, 1, 2, 7, {"nat events": 3})
+    registry.register(StatusCollector(lambda: status(NETFLOW, kubernetes=cluster, nat=nat)))
+
+    told = samples(generate_latest(registry).decode())
+
+    assert told.items() >= {
+        ("kcompat_kubernetes_up",): 1, ("kcompat_kubernetes_objects", "pods"): 5,
+        ("kcompat_kubernetes_objects", "jobs"): 0, ("kcompat_kubernetes_silent_seconds", "pods"): 3.5,
+        ("kcompat_kubernetes_failures_total", "client"): 2, ("kcompat_kubernetes_failures_total", "pods"): 1,
+        ("kcompat_nat_namespaces",): 4, ("kcompat_nat_namespaces_refused",): 1, ("kcompat_nat_destinations",): 2,
+        ("kcompat_nat_connections",): 7, ("kcompat_nat_lost_total", "nat events"): 3}.items()
+    assert ("kcompat_kubernetes_silent_seconds", "jobs") not in told
 
 
 @pytest.mark.parametrize("state, now_s, words", [

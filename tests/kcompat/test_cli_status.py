@@ -1,0 +1,42 @@
+"""What `kcompat status` says in words of the cluster and of translated destinations."""
+
+import dataclasses
+
+import pytest
+
+from collector.status import ClusterStatus, KindStatus, NatStatus, Status
+from kcompat.cli_status import status_text
+
+NOTHING = Status(1, "box", "6.1", {"btf": 27}, 1000.0, 2000.0, 60.0, 3, 1, (), ())
+PODS, JOBS = KindStatus("pods", 5, True, 3.5, 1), KindStatus("jobs", 0, False, None, 0)
+CLUSTER = ClusterStatus("https://api:6443", True, 0, "", (PODS._replace(failures=0),))
+NAT = NatStatus(True, 4, 0, 2, 7, {"nat events": 0})
+
+
+def last_lines(**known):
+    told = dataclasses.replace(NOTHING, **known).as_json()
+    return status_text(told, 2000.0).splitlines()[3:]
+
+
+def test_what_nobody_asked_for_is_not_told_of():
+    assert last_lines() == []
+
+
+@pytest.mark.parametrize("cluster, words", [
+    (CLUSTER, "told of: 5 pods of https://api:6443, heard 4 s ago"),
+    (dataclasses.replace(CLUSTER, told=False, failures=2, error="jobs: 403 Forbidden", kinds=(PODS, JOBS)),
+     "not told of, too little is known: 5 pods of https://api:6443, heard 4 s ago; not listed: jobs; "
+     "3 failures, the last: jobs: 403 Forbidden"),
+    (ClusterStatus("", False, 1, "client: no /root/.kube/config", (JOBS,)),
+     "nothing heard of an API server yet; 1 failures, the last: client: no /root/.kube/config")])
+def test_how_well_the_cluster_is_known(cluster, words):
+    assert last_lines(kubernetes=cluster) == [f"kubernetes: {words}"]
+
+
+@pytest.mark.parametrize("nat, words", [
+    (NAT, "7 connections translated, to 2 destinations, in 4 namespaces; lost: nothing"),
+    (dataclasses.replace(NAT, refused=1, lost={"nat events": 3}),
+     "7 connections translated, to 2 destinations, in 4 namespaces, 1 cannot be asked; lost: 3 nat events"),
+    (dataclasses.replace(NAT, tracking=False), "this kernel tracks no connections")])
+def test_what_is_known_of_translations(nat, words):
+    assert last_lines(nat=nat) == [f"nat: {words}"]
