@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import platform
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dc_field
@@ -107,7 +108,20 @@ def search(field: Field, samples: Iterable[Sample]) -> Found:
         "expected_false_positives": expected_false_positives(field, known),
         "null_survivors": null_survivors(known, step),
     }
-    return Found(field, tuple(sorted(verified)), evidence)
+    return Found(field, tuple(sorted(verified)), evidence, None if verified else _nearly(known, step))
+
+
+def _nearly(known: Sequence[Knowing], step: int) -> str | None:
+    """Who stands against the place that most samples agree on, where most do: one that lies, not a field that is not.
+
+    It is told and changes nothing: no vote is taken.
+    """
+    votes = Counter(at for sample, codes in known for at in hits(sample, codes, step))
+    at, agreeing = max(votes.items(), key=lambda vote: vote[1], default=(0, 0))
+    if agreeing <= len(known) / 2:
+        return None
+    against = ", ".join(sorted({s.label or "unnamed" for s, codes in known if not stands(s, codes, at)}))
+    return f"no place agrees with all {len(known)} samples: {at} does with {agreeing}, and not with {against}"
 
 
 def expected_false_positives(field: Field, known: Sequence[Knowing]) -> float:

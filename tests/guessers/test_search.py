@@ -54,8 +54,14 @@ def test_moving_the_field_by_four_moves_the_answer(offset, seed):
 def test_one_sample_that_contradicts_ends_an_offset_wherever_it_is_in_the_order():
     for spoiled in range(12):
         samples = planted(40)
-        samples[spoiled] = Sample(bytes(512), samples[spoiled].values)
-        assert search(MARK, samples).candidates == ()
+        samples[spoiled] = Sample(bytes(512), samples[spoiled].values, label="IPv6 raw")
+        found = search(MARK, samples)
+        assert found.candidates == ()
+        assert found.why == "no place agrees with all 12 samples: 40 does with 11, and not with IPv6 raw"
+
+
+def test_of_what_stands_nowhere_no_place_is_named():
+    assert search(MARK, [Sample(bytes(512), sample.values) for sample in planted(40)]).why is None
 
 
 def test_held_out_samples_refute():
