@@ -153,7 +153,7 @@ def _sample_datagrams(sampler: Sampler, family: int) -> None:
     stimulus = sampler.stimulus
     local, remote = stimulus.addresses.pair(family)
     end = stimulus.bind(stimulus.open(family, socket.SOCK_DGRAM), local)
-    target = (remote, stimulus.rng.randrange(1024, 65536))
+    target = stimulus.receiver(end, remote)
     sampler.take_flow(end, lambda: end.sock.sendto(b"kcompat", target), end.sock.getsockname()[:2], target)
     sampler.take(end)
     end.sock.connect(target)
@@ -173,7 +173,7 @@ def collect_raw(sampler: Sampler, family: int) -> None:
 def _sample_raw(sampler: Sampler, family: int) -> None:
     end = sampler.stimulus.raw(family)
     sampler.take(end)
-    target = (sampler.stimulus.addresses.local(family), 0)
+    target = sampler.stimulus.receiver(end, sampler.stimulus.addresses.local(family))
     sampler.take_flow(end, lambda: end.sock.sendto(b"kcompat", target), end.sock.getsockname()[:2], target)
 
 

@@ -9,7 +9,7 @@
 #include <uapi/linux/ptrace.h>
 
 #define CALLS        64    /* pointer hooks remembered between two looks of user space; a power of two */
-#define COPIES       32    /* passing objects remembered likewise */
+#define COPIES       128   /* passing objects remembered likewise: a softirq in our thread has others' packets too */
 #define COPY_SIZE    256   /* flowi4 and flowi6 are at most 96 bytes, a sk_buff is 232 */
 #define MESSAGES     16    /* messages remembered likewise */
 #define MESSAGE_SIZE 128   /* a msghdr is at most 104 bytes */

@@ -14,7 +14,7 @@ from kcompat.bpf import Object, compile_cached
 from kcompat.errors import KcompatError, Missing, Unsupported
 from kcompat.load import Loaded
 
-CALLS, COPIES, COPY_SIZE, CHUNKS, CHUNK_SIZE = 64, 32, 256, 16, 256
+CALLS, COPIES, COPY_SIZE, CHUNKS, CHUNK_SIZE = 64, 128, 256, 16, 256
 MESSAGES, MESSAGE_SIZE = 16, 128
 _TRIGGER_SYSCALL = {"x86_64": 146, "aarch64": 125}  # sched_get_priority_max
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from guessers.facts import SO_MARK
+from guessers.facts import SO_MARK, SO_PROTOCOL
 from guessers.histories import FINALES, STEPS
 from guessers.namespace import LOOPBACK_IFINDEX, add_ipv6, wait_until_bindable
 
@@ -130,6 +130,21 @@ class Stimulus:
         end.sock.bind((local, 0))
         end.sock.connect((remote, 0))
         return end
+
+    def receiver(self, end: End, address: str) -> tuple[str, int]:
+        """Where at `address` a socket of ours takes what `end` sends, so that no ICMP error answers it.
+
+        Who sends such an error looks for its route also by the packet's own key turned round, protocol and mark
+        included: icmp_route_lookup() and icmpv6_route_lookup() of Linux.
+        """
+        kind = end.sock.type
+        taking = self.open(end.sock.family, kind, end.sock.getsockopt(socket.SOL_SOCKET, SO_PROTOCOL))
+        if kind == socket.SOCK_RAW:
+            taking.sock.bind((address, 0))
+        else:
+            self.bind(taking, address)
+        host, port = taking.sock.getsockname()[:2]
+        return host, port if kind != socket.SOCK_RAW else 0
 
     def unrouted(self, kind: int) -> tuple[End, tuple[str, int]]:
         """An IPv6 socket bound to an address that is not ours, and another such address to look for a route to."""
