@@ -174,6 +174,7 @@ def test_ipv6(netflow):
     assert sides(records, "bytes_read") == (3001, 7001)
 
 
+@pytest.mark.thorough
 def test_dual_stack_sockets_that_speak_ipv4_are_ipv4(netflow):
     if not signs.IPV6:
         pytest.skip("this kernel is built without IPv6")
@@ -185,6 +186,7 @@ def test_dual_stack_sockets_that_speak_ipv4_are_ipv4(netflow):
     assert sides(records, "tcp_established") == sides(records, "tcp_closed") == (1, 1)
 
 
+@pytest.mark.thorough
 def test_sendfile_and_splice_are_counted_once(netflow):
     told, records, _ = whole(netflow, "sent_by_the_kernel")
     assert total(records, "bytes_written", direction="outgoing") == told["server"]["received"] == told["size"]
@@ -211,6 +213,7 @@ def test_what_goes_on_behind_a_half_close_counts(netflow):
     assert sides(records, "tcp_established") == sides(records, "tcp_closed") == (1, 1)
 
 
+@pytest.mark.thorough
 def test_a_reset_closes_both_sides_once(netflow):
     _, records, _ = whole(netflow, "reset")
     assert sides(records, "bytes_written") == (100, 200)
@@ -264,6 +267,7 @@ def test_a_passed_descriptor_neither_splits_nor_doubles(netflow):
     assert {r.tags["pid"] for r in records if r.tags["direction"] == "outgoing"} == {str(told["pid"])}
 
 
+@pytest.mark.thorough
 def test_many_short_ones_make_one_flow_a_side(netflow):
     told, records, _ = whole(netflow, "many")
     count = told["count"]
