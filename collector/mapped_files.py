@@ -33,6 +33,11 @@ def pids(proc: Path = PROC) -> Iterator[int]:
             yield int(entry.name)
 
 
+def mapped_pages(pid: int, proc: Path = PROC) -> bytes:
+    """How much the process has mapped in all: told in a tenth of the time that is taken by what. Raises OSError."""
+    return (proc / str(pid) / "statm").read_bytes().partition(b" ")[0]
+
+
 def pattern(name: str) -> re.Pattern[bytes]:
     """For `mapped`: lines of /proc/PID/maps whose file's name, without directories, is this regular expression's."""
     return re.compile(rf"^([0-9a-f]+-[0-9a-f]+) \S+ \S+ (\S+ \d+) +/(?:.*/)?(?:{name})(?: \(deleted\))?$".encode(),

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from collector.exec_events import ExecEvents
-from collector.mapped_files import PROC, FileId, Mapped, file_id, mapped, pattern, pids
+from collector.mapped_files import PROC, FileId, Mapped, file_id, mapped, mapped_pages, pattern, pids
 from kcompat.attach import Attachment
 from kcompat.elf import Elf, open_file
 from kcompat.errors import KcompatError
@@ -39,9 +39,11 @@ _ESSENTIAL = frozenset(("SSL_write", "gnutls_record_send"))
 _NAMES = pattern(r"lib(?:ssl|gnutls)[^/\n]*\.so[^/\n]*")
 _INSTALLED = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib", "/usr/local/lib64")
 _POLL_S = 0.2
-# Looking for files takes reading what every process has mapped: never more than this share of a processor.
-_SCAN_SHARE = 0.02
+# Looking for files takes a look at every process: never more than this share of a processor.
+_SCAN_SHARE = 0.005
 _SHORTEST_SCAN_S = 0.5
+# Half of a scan's time would go into the directories of the system, which hardly ever change.
+_INSTALLED_S = 10.0
 # A program maps its libraries soon after it has begun, a module of it may bring one later.
 _LOOKS_S = (0.01, 0.1, 1.0)
 _MAX_YOUNG = 4096
@@ -59,6 +61,10 @@ class TlsLibraries:
         self._files: dict[FileId, list[Attachment]] = {}
         # When to look at a process that has just begun.
         self._young: dict[int, list[float]] = {}
+        self._installed: set[FileId] = set()
+        self._installed_at_s = 0.0
+        # Of each process how much it had mapped at the last scan, and its files that matter.
+        self._looked: dict[int, tuple[bytes, set[FileId]]] = {}
         # Of the last scan: what changing hooks took of a processor, which happens once a file, not once a look.
         self._hooking_s = 0.0
         self._stop = threading.Event()
@@ -129,12 +135,23 @@ class TlsLibraries:
             if not looks:
                 del self._young[pid]
             self._look_at(pid)
+            # It may have as much mapped as the program before it had.
+            self._looked.pop(pid, None)
 
     def _scan(self) -> None:
-        """Hooks files that are new, lets go of those nobody uses any more."""
-        used = {self._meet(found) for found in _installed()}
+        """Hooks files that are new, lets go of those nobody uses any more. Who mapped nothing since maps no library."""
+        if time.monotonic() >= self._installed_at_s:
+            self._installed = {self._meet(found) for found in _installed()}
+            self._installed_at_s = time.monotonic() + _INSTALLED_S
+        used = set(self._installed)
+        looked = {}
         for pid in pids(self._proc):
-            used |= self._look_at(pid)
+            with suppress(OSError):  # it has ended
+                pages = mapped_pages(pid, self._proc)
+                before = self._looked.get(pid)
+                looked[pid] = pages, before[1] if before and before[0] == pages else self._look_at(pid)
+                used |= looked[pid][1]
+        self._looked = looked
         begun_s = time.thread_time()
         for file in self._files.keys() - used:
             _close(self._files.pop(file))

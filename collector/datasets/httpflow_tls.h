@@ -121,7 +121,8 @@ int uprobe__tls_free(struct pt_regs *ctx)
 static __always_inline void remember(struct tls_session *key, u64 sk)
 {
 	struct conn_key bare = {};
-	struct tls_socket spoke = {};
+	struct tls_socket spoke;
+	struct tls_socket *before;
 	struct conn *conn;
 
 	bare.sk = sk;
@@ -130,9 +131,13 @@ static __always_inline void remember(struct tls_session *key, u64 sk)
 		return;
 	if (conn->kind == NEW)
 		conn->kind = OVER;
+	before = tls_sockets.lookup(key);
 	spoke.sk = sk;
 	spoke.id = conn->id;
-	tls_sockets.update(key, &spoke);
+	if (!before)
+		tls_sockets.update(key, &spoke);
+	else if (before->id != spoke.id)
+		*before = spoke;
 }
 
 static __always_inline u64 remembered(struct tls_session *key)

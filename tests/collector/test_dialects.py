@@ -58,7 +58,7 @@ def test_every_program_is_hooked_somewhere(compiled):
 
 def test_sizes_stay_far_from_the_oldest_limits(compiled):
     fits = [f for one in compiled.values() for f in check(one, "4.4")]
-    assert max(f.instructions for f in fits) <= 3950
+    assert max(f.instructions for f in fits) <= 4000  # of 4,096
     assert max(f.stack for f in fits) <= 512
     # Of 32,768; where there are raw tracepoints, of four times as many.
     assert max(f.visited for f in fits if not f.program.startswith("rawtp")) <= 20_000
