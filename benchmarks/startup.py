@@ -59,7 +59,9 @@ def run(repetitions: Repetitions) -> Result:
 
 
 def _ours(repetitions: Repetitions, home: Path) -> Iterable[Line]:
-    environment = {"KCOMPAT_CACHE": str(home), "KCOMPAT_RUN": str(home / "run")}
+    # Python's own compiled files, as an installed package has them, whatever this shell keeps it from writing.
+    environment = {"KCOMPAT_CACHE": str(home), "KCOMPAT_RUN": str(home / "run"), "PYTHONDONTWRITEBYTECODE": "",
+                   "PYTHONPYCACHEPREFIX": str(home / "python")}
     command = (str(Path(sys.executable).with_name("kcompat")), "--db", str(home / "offsets.db"), "collect",
                "--datasets", ",".join(DATASETS), "--interval", "1", "--output", f"jsonl:{home / 'records.jsonl'}")
     cold = _started(command, "collecting", environment)
