@@ -89,6 +89,7 @@ class Pipeline:
                  again: Callable[[tuple[str, ...]], Offsets] | None = None,
                  alive: Callable[[], None] = lambda: None) -> None:
         self._setup = Setup(options, offsets, running_version_code(Kernel.running().release), backends)
+        self._stage = Stage(options)
         self._sink = sink
         self._ready = ready or threading.Event()
         self._off, self._again, self._alive = off, again, alive
@@ -106,7 +107,6 @@ class Pipeline:
         When no dataset can run at the beginning, what was wrong with the first is raised: UnknownField, Missing,
         Unsupported, or Refuted. Raises BrokenPipeError when the only reader has left.
         """
-        self._stage = Stage(self.options)
         try:
             self._start()
             self._ready.set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-from rich.table import Table
 
 from kcompat.cli_output import drawn, emit, to_json
 
@@ -37,6 +36,8 @@ def datasets(names: tuple[str, ...], as_json: bool, as_markdown: bool) -> None:
 
 
 def _table(dataset: str) -> str:
+    from rich.table import Table
+
     from collector.described import of
 
     table = Table(title=dataset, title_justify="left", box=None, pad_edge=False)
