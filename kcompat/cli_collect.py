@@ -56,7 +56,8 @@ def offsets_of(request: Request, datasets: tuple[str, ...]) -> tuple[Kernel, Off
 def rendered_for(dialect: str, source: str) -> tuple[str, bool]:
     """The C of `rendered` under a comment on how each program fares in an old kernel; and whether the probes do.
 
-    Probes are the hooks every dialect has: where one of their programs is refused, there is no dataset.
+    Probes are the hooks every dialect has: where one of their programs is refused, there is no dataset. What is told to
+    raw tracepoints and to cgroups where there are any, probes tell elsewhere.
     """
     fits = check(compile_source(source), dialect)
     loads = sum(fit.loads for fit in fits)
@@ -66,7 +67,8 @@ def rendered_for(dialect: str, source: str) -> tuple[str, bool]:
         lines.append(f" * {fit.program}: {what}")
     helpers = sorted({helper for fit in fits if fit.loads for helper in fit.helpers})
     lines += [" *", *(f" * {line}" for line in textwrap.wrap(f"helpers: {', '.join(helpers)}", 100)), " */", ""]
-    return "\n".join(lines) + source, all(fit.loads for fit in fits if not fit.program.startswith("rawtp"))
+    return "\n".join(lines) + source, all(fit.loads for fit in fits
+                                              if not fit.program.startswith(("rawtp__", "cgroup__")))
 
 
 def run(request: Request, options: Options, *, duration: float | None, again: Callable[[], Options]) -> int:
