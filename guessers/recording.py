@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import lzma
-import secrets
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,7 +83,7 @@ def save(path: Path, data: bytes) -> None:
     """Writes the file, whole or not at all, for its owner only. Raises BadInput where it cannot."""
     if path.exists() and not path.is_file():
         raise BadInput(path, "not a regular file")
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    unfinished = path.with_name(f".{path.name}.{random.Random().getrandbits(32):08x}")
     try:
         try:
             unfinished.touch(0o600, exist_ok=False)

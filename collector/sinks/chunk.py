@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import random
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from collector.record import Record
+
+# Not os.urandom: a machine that has just booted would have us wait until it has gathered noise.
+_KEYS = random.Random()
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,7 @@ class Chunk:
     route: str
     points: int
     payload: bytes
-    key: bytes = field(default_factory=lambda: os.urandom(8))
+    key: bytes = field(default_factory=lambda: _KEYS.randbytes(8))
     time_ns: int = field(default_factory=time.time_ns)
 
 
