@@ -31,12 +31,13 @@
 
 #define SPAN(from, end) ((end) - ((from) & ~7)) /* what was aligned is so in the copy */
 
-#define READ_SPAN(copy, base, from, end)                                                              \
-	const void *const copy##_base = (base);                                                       \
-	const int copy##_first = (from) & ~7;                                                         \
-	const int copy##_fits = SPAN(from, end) <= LARGEST_SPAN;                                      \
-	char copy[SPAN(from, end) <= LARGEST_SPAN ? SPAN(from, end) : 8] __attribute__((aligned(8))); \
-	if (copy##_fits)                                                                              \
+/* Before 4.7 a helper fills only what was filled already: the copy begins as zeros. */
+#define READ_SPAN(copy, base, from, end)                                                                   \
+	const void *const copy##_base = (base);                                                            \
+	const int copy##_first = (from) & ~7;                                                              \
+	const int copy##_fits = SPAN(from, end) <= LARGEST_SPAN;                                           \
+	char copy[SPAN(from, end) <= LARGEST_SPAN ? SPAN(from, end) : 8] __attribute__((aligned(8))) = {}; \
+	if (copy##_fits)                                                                                   \
 	bpf_probe_read(copy, sizeof(copy), copy##_base + copy##_first)
 
 #define PICK(dst, copy, FIELD)                                                                                 \
