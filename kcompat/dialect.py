@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kcompat.bpf import Object, ObjectProgram
+from kcompat.dialect_paths import Paths, paths
 from kcompat.dialect_walk import STACK, Rules, Walk, walk
 from kcompat.errors import KcompatError
 from kcompat.load import KINDS
@@ -49,6 +50,8 @@ _FUNCTIONS: Release = (4, 16)  # cc8b0b92a169
 _SHORT_JUMPS: Release = (5, 1)  # 092ed0968bb6
 _ATOMICS: Release = (5, 12)  # 91c960b00566; a plain atomic add is as old as eBPF
 _MOVED_VALUES: Release = (4, 9)  # 484611357c19
+_PRUNED: Release = (4, 7)  # 07016151a446: before, numbers that nobody looks at again keep the ways to a place apart
+_FRESH_STACK: Release = (4, 7)  # 074f528eed40: helpers fill what was not written before
 _COPIES_OF_LOOKUPS: Release = (4, 10)  # 57a09bf0a416
 _MEMORY_IN_VALUES: Release = (4, 11)  # 5722569bb9c3
 _KEYS_IN_VALUES: Release = (4, 18)  # d71962f3e627
@@ -96,9 +99,11 @@ def check(compiled: Object, dialect: str) -> tuple[Fitting, ...]:
 def _fitting(program: ObjectProgram, kinds: dict[str, int], release: Release) -> Fitting:
     walked = walk(program, Rules(release >= _MOVED_VALUES, release >= _COPIES_OF_LOOKUPS,
                                  release >= _MEMORY_IN_VALUES, release >= _KEYS_IN_VALUES))
+    gone = paths(program) if release < _PRUNED and not (walked.loops or walked.faults) else Paths(walked.visited, ())
     names = tuple(_HELPERS.get(number, (f"helper {number}", release))[0] for number in sorted(walked.helpers))
-    refusals = (*_of_kind(program, release), *_of_maps(program, kinds, release), *_of_code(program, walked, release))
-    return Fitting(program.name, program.size, walked.stack, names, walked.visited, refusals)
+    refusals = (*_of_kind(program, release), *_of_maps(program, kinds, release),
+                *_of_code(program, walked, gone, release))
+    return Fitting(program.name, program.size, walked.stack, names, gone.visited, refusals)
 
 
 def _of_kind(program: ObjectProgram, release: Release) -> Iterator[str]:
@@ -117,7 +122,7 @@ def _of_maps(program: ObjectProgram, kinds: dict[str, int], release: Release) ->
             yield f"map {name}: {what} came with {_spelled(since)} (kernel commit {commit})"
 
 
-def _of_code(program: ObjectProgram, walked: Walk, release: Release) -> Iterator[str]:
+def _of_code(program: ObjectProgram, walked: Walk, gone: Paths, release: Release) -> Iterator[str]:
     for number in sorted(walked.helpers):
         if number not in _HELPERS:
             yield f"helper {number}: kcompat does not know when it came"
@@ -133,8 +138,11 @@ def _of_code(program: ObjectProgram, walked: Walk, release: Release) -> Iterator
         if used and release < since:
             yield f"{what} came with {_spelled(since)}"
     most = next(limit for since, limit in reversed(_VISITS) if release >= since)
-    if walked.visited > most:
-        yield f"some {walked.visited} instructions on all paths; the verifier gives up after {most}"
+    if gone.visited > most:
+        yield f"some {gone.visited} instructions on all paths; the verifier gives up after {most}"
+    if release < _FRESH_STACK:
+        for at, helper in gone.unwritten:
+            yield f"instruction {at} hands {_HELPERS[helper][0]} bytes of the stack that nobody wrote"
     for at, fault in walked.faults:
         yield f"instruction {at} {fault}"
 

@@ -39,8 +39,15 @@ def first_to_take(code, **details):
     ("nothing at all", RETURN, "4.4"),
     ("a lookup, tested, then written to",
      LOOKUP + IF_NULL_RETURN + ins(0x7A, 0, 0, 8) + RETURN, "4.4"),
-    ("a helper that writes to the stack",
-     ins(0xBF, 1, 10) + ins(0x07, 1, immediate=-8) + READ_TO_R1 + RETURN, "4.4"),
+    ("a helper that writes to the stack where something was written",
+     ins(0x7A, 10, 0, -8) + ins(0xBF, 1, 10) + ins(0x07, 1, immediate=-8) + READ_TO_R1 + RETURN, "4.4"),
+    ("a helper that writes to the stack where half was written",
+     ins(0x62, 10, 0, -8) + ins(0xBF, 1, 10) + ins(0x07, 1, immediate=-8) + READ_TO_R1 + RETURN, "4.9"),
+    ("one that writes to the stack first", ins(0xBF, 1, 10) + ins(0x07, 1, immediate=-8) + READ_TO_R1 + RETURN, "4.9"),
+    ("15 questions, the answers in registers that nobody reads",
+     b"".join(ins(0x79, 2, 1, 8 * n) + ins(0xB7, 6, immediate=n) + ins(0x15, 2, 0, 1)
+              + ins(0xB7, 6, immediate=99) + ins(0x7B, 10, 1, -8 * n - 8) + ins(0x79, 7, 10, -8 * n - 8)
+              for n in range(15)) + RETURN, "4.4"),
     ("a map value spilt to the stack and loaded again",
      LOOKUP + IF_NULL_RETURN + ins(0x7B, 10, 0, -16) + ins(0x79, 6, 10, -16) + ins(0x7A, 6) + RETURN, "4.4"),
     ("a map value moved by a constant, then written to",
