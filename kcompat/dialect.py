@@ -25,6 +25,7 @@ _PROGRAMS: dict[ProgType, tuple[Release, str]] = {
 _MAPS: dict[int, tuple[str, Release, str]] = {
     MapType.HASH: ("hashes", (3, 19), "0f8e4bd8a1fc"),
     MapType.ARRAY: ("arrays", (3, 19), "28fbcfa08d8e"),
+    MapType.PROG_ARRAY: ("program arrays", (4, 2), "04fd61ab36ec"),
     MapType.PERF_EVENT_ARRAY: ("perf event arrays", (4, 3), "ea317b267e9d"),
     MapType.PERCPU_HASH: ("per-CPU hashes", (4, 6), "824bd0ce6c7c"),
     MapType.PERCPU_ARRAY: ("per-CPU arrays", (4, 6), "a10423b87a7e"),
@@ -36,7 +37,7 @@ _HELPERS: dict[int, tuple[str, Release]] = {
     1: ("bpf_map_lookup_elem", (3, 19)), 2: ("bpf_map_update_elem", (3, 19)), 3: ("bpf_map_delete_elem", (3, 19)),
     4: ("bpf_probe_read", (4, 1)), 5: ("bpf_ktime_get_ns", (4, 1)), 6: ("bpf_trace_printk", (4, 1)),
     7: ("bpf_get_prandom_u32", (4, 1)), 8: ("bpf_get_smp_processor_id", (4, 1)),
-    14: ("bpf_get_current_pid_tgid", (4, 2)), 15: ("bpf_get_current_uid_gid", (4, 2)),
+    12: ("bpf_tail_call", (4, 2)), 14: ("bpf_get_current_pid_tgid", (4, 2)), 15: ("bpf_get_current_uid_gid", (4, 2)),
     16: ("bpf_get_current_comm", (4, 2)), 25: ("bpf_perf_event_output", (4, 4)),
     35: ("bpf_get_current_task", (4, 8)), 45: ("bpf_probe_read_str", (4, 11)),
     80: ("bpf_get_current_cgroup_id", (4, 18)), 112: ("bpf_probe_read_user", (5, 5)),
@@ -99,9 +100,11 @@ def check(compiled: Object, dialect: str) -> tuple[Fitting, ...]:
 def _fitting(program: ObjectProgram, kinds: dict[str, int], release: Release) -> Fitting:
     walked = walk(program, Rules(release >= _MOVED_VALUES, release >= _COPIES_OF_LOOKUPS,
                                  release >= _MEMORY_IN_VALUES, release >= _KEYS_IN_VALUES))
-    gone = paths(program) if release < _PRUNED and not (walked.loops or walked.faults) else Paths(walked.visited, ())
+    of_its_kind = tuple(_of_kind(program, release))
+    strictly = release < _PRUNED and not (of_its_kind or walked.loops or walked.faults)
+    gone = paths(program) if strictly else Paths(walked.visited, ())
     names = tuple(_HELPERS.get(number, (f"helper {number}", release))[0] for number in sorted(walked.helpers))
-    refusals = (*_of_kind(program, release), *_of_maps(program, kinds, release),
+    refusals = (*of_its_kind, *_of_maps(program, kinds, release),
                 *_of_code(program, walked, gone, release))
     return Fitting(program.name, program.size, walked.stack, names, gone.visited, refusals)
 

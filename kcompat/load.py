@@ -116,6 +116,11 @@ class Loaded:
             return attach.cgroup(program, hook)
         return attach.kprobe(program, hook, at_return=kind == "kretprobe")
 
+    def link(self, table: str, names: Iterable[str]) -> None:
+        """Fills a program array: where the tail calls of its slots lead. Raises what `load` raises."""
+        for slot, name in enumerate(names):
+            self.maps[table].set(struct.pack("=I", slot), struct.pack("=I", self.load(name)))
+
     def attach_first(self, name: str, hooks: Iterable[str]) -> str | None:
         """Hooks the program to the first of several alternative hooks this kernel has; None when it has none."""
         for hook in hooks:

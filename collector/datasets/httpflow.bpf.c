@@ -16,6 +16,7 @@
 #include "httpflow_maps.h"
 #include "httpflow_text.h"
 #include "httpflow_conns.h"
+#include "httpflow_stages.h"
 #include "httpflow_tls.h"
 #include "httpflow_kprobes.h"
 #include "httpflow_tracepoints.h"

@@ -12,7 +12,7 @@ from typing import Any
 
 from collector.config import Options
 from collector.datasets.hooks import BACKENDS, Backend, attach_first
-from collector.datasets.httpflow_hooks import HOOKS
+from collector.datasets.httpflow_hooks import HOOKS, STAGES
 from collector.datasets.httpflow_registers import find_registers
 from collector.http_exchanges import Ends, HttpConnections, Piece, Seen
 from collector.protocols.http1 import Exchange, path_of
@@ -87,6 +87,7 @@ class Httpflow:
             self._rings = PerfBuffer(self.loaded.maps["pieces"], size)
             if preempts_programs():
                 self.loaded.maps["twice"].set(bytes(4), struct.pack("<I", 1))
+            self.loaded.link("stages", STAGES)
             self.backend = attach_first(NAME, self.loaded, HOOKS, backends)
             if self.backend == "rawtp":
                 find_registers(self.loaded)

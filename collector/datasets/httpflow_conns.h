@@ -137,8 +137,15 @@ static __always_inline void complete(union scratch *scratch, struct conn *conn, 
 	__sync_fetch_and_add(&exchange->latency_ns, latency_ns);
 }
 
+/* Of a PLAIN connection, what begins like no message: a request's rest moves its end. */
+static __always_inline void passed(struct conn *conn, const struct chunk *chunk, int asked)
+{
+	if (asked && conn->waiting)
+		conn->asked_ns = chunk->time_ns;
+}
+
 /* On a PLAIN connection. 0 when what happens is more than can be paired here. */
-static __always_inline int pair(union scratch *scratch, struct conn *conn, const struct chunk *chunk, int is_asked,
+static __always_inline int pair(union scratch *scratch, struct conn *conn, const struct chunk *chunk, int asked,
                                 int like)
 {
 	u64 *text = scratch->words.text;
@@ -147,11 +154,10 @@ static __always_inline int pair(union scratch *scratch, struct conn *conn, const
 	u8 minor = 0;
 
 	if (like == NOTHING) {
-		if (is_asked && conn->waiting)
-			conn->asked_ns = chunk->time_ns;
+		passed(conn, chunk, asked);
 		return 1;
 	}
-	if (is_asked) {
+	if (asked) {
 		if (conn->waiting || !whole_request(&chunk->source, chunk->size, text, scratch->words.window))
 			return 0;
 		conn->request = *(struct request *)text;
@@ -242,33 +248,31 @@ static __always_inline struct conn *find_conn(void *ctx, struct conn_key *key, i
 	return conn ? conn : meet(&scratch, key);
 }
 
-/* Every byte that moves over a TCP socket, or inside its TLS, comes through here: in order, call by call. */
-static __always_inline void on_chunk(void *ctx, struct chunk *chunk, struct conn *conn)
+static __always_inline int is_asked(const struct conn *conn, const struct chunk *chunk)
 {
-	union scratch scratch;
-	u64 offset, until;
-	int is_asked;
-	int is_new = 0;
-	int like = NOTHING;
+	return (conn->role == CLIENT) == !!chunk->written;
+}
 
-	if (!conn || conn->kind == OVER)
-		return;
-	/* Before 4.9 helpers write only where something was written before. */
-	__builtin_memset(&scratch, 0, sizeof(scratch));
+/* What the bytes of a call begin like, `text` being the first 16; a new connection that begins with HTTP has begun. */
+static __always_inline int begin_chunk(u64 *text, struct chunk *chunk, struct conn *conn, int *is_new)
+{
+	struct owner owner = {};
+	int like = NOTHING;
+	int asked;
+
 	if (!chunk->source.left)
 		next_segment(&chunk->source);
 	if (!chunk->source.left)
 		next_segment(&chunk->source);
-	if (chunk->source.left && first_bytes(&chunk->source, chunk->size, scratch.words.text))
-		like = begins_like(scratch.words.text[0],
-		                   chunk->size < chunk->source.left ? chunk->size : chunk->source.left);
+	if (chunk->source.left && first_bytes(&chunk->source, chunk->size, text))
+		like = begins_like(text[0], chunk->size < chunk->source.left ? chunk->size : chunk->source.left);
 	if (conn->kind == NEW && like != NOTHING) {
-		own(&scratch.owner);
-		conn->owner = scratch.owner;
+		own(&owner);
+		conn->owner = owner;
 		conn->role = (like != RESPONSE) == !!chunk->written ? CLIENT : SERVER;
 		conn->kind = PLAIN;
 		if (like == PREFACE) {
-			is_new = 1;
+			*is_new = 1;
 			conn->is_http2 = 1;
 			conn->read_until = ~0ULL;
 			conn->written_until = ~0ULL;
@@ -277,22 +281,31 @@ static __always_inline void on_chunk(void *ctx, struct chunk *chunk, struct conn
 	if (conn->is_http2)
 		like = NOTHING;
 	ALONE(like);
-	is_asked = (conn->role == CLIENT) == !!chunk->written;
+	asked = is_asked(conn, chunk);
 	/* HEAD and HTTP begin alike, and some read an answer byte by byte. */
-	if (like == REQUEST && !is_asked)
-		like = chunk->size == 1 && (u8)scratch.words.text[0] == 'H' ? RESPONSE : NOTHING;
-	else if (like == RESPONSE && is_asked)
+	if (like == REQUEST && !asked)
+		like = chunk->size == 1 && (u8)text[0] == 'H' ? RESPONSE : NOTHING;
+	else if (like == RESPONSE && asked)
 		like = NOTHING;
-	if (conn->kind == NEW) {
-		conn->strikes += 1;
-		if (conn->strikes >= STRIKES)
-			conn->kind = OVER;
-	} else if (conn->kind == PLAIN && !is_new && !pair(&scratch, conn, chunk, is_asked, like)) {
-		is_new = 1;
-	}
+	return like;
+}
+
+/* A call on a connection that has not begun with HTTP yet. */
+static __always_inline void strike(struct conn *conn)
+{
+	conn->strikes += 1;
+	if (conn->strikes >= STRIKES)
+		conn->kind = OVER;
+}
+
+/* Pieces of the call go to user space; with `is_new`, from now on. */
+static __always_inline void follow(void *ctx, struct piece *piece, struct chunk *chunk, struct conn *conn, int like,
+                                   int is_new)
+{
 	/* Each on its own: before 4.9 no member may be chosen by adding to a map value's address. */
-	offset = conn->read;
-	until = conn->read_until;
+	u64 offset = conn->read;
+	u64 until = conn->read_until;
+
 	ALONE(offset);
 	ALONE(until);
 	if (chunk->written) {
@@ -301,28 +314,36 @@ static __always_inline void on_chunk(void *ctx, struct chunk *chunk, struct conn
 		ALONE(offset);
 		ALONE(until);
 	}
-	if (conn->kind == FOLLOWED || is_new) {
-		if (like != NOTHING) {
-			until = offset + HEAD;
-			if (chunk->written) {
-				conn->written_until = until;
-				asm volatile("# written" ::: "memory");
-			} else {
-				conn->read_until = until;
-				asm volatile("# read" ::: "memory");
-			}
-		}
-		if (offset < until || is_new) {
-			__builtin_memset(&scratch.piece, 0, sizeof(scratch.piece) - PIECE_TEXT);
-			tell(&scratch.piece, &chunk->key, conn, chunk);
-			if (is_new)
-				hand_over(ctx, &scratch.piece, conn);
-			scratch.piece.time_ns = chunk->time_ns;
-			scratch.piece.offset = offset;
-			hand_pieces(ctx, &scratch.piece, &chunk->source, chunk->size);
+	if (like != NOTHING) {
+		until = offset + HEAD;
+		if (chunk->written) {
+			conn->written_until = until;
+			asm volatile("# written" ::: "memory");
+		} else {
+			conn->read_until = until;
+			asm volatile("# read" ::: "memory");
 		}
 	}
+	if (offset >= until && !is_new)
+		return;
+	__builtin_memset(piece, 0, sizeof(*piece) - PIECE_TEXT);
+	tell(piece, &chunk->key, conn, chunk);
+	if (is_new)
+		hand_over(ctx, piece, conn);
+	piece->time_ns = chunk->time_ns;
+	piece->offset = offset;
+	hand_pieces(ctx, piece, &chunk->source, chunk->size);
+}
+
+/* What is known of the connection after the call. */
+static __always_inline void count(struct conn *conn, const struct chunk *chunk)
+{
+	u64 offset = conn->read;
+
+	ALONE(offset);
 	if (chunk->written) {
+		offset = conn->written;
+		ALONE(offset);
 		conn->written = offset + chunk->size;
 		conn->written_ns = chunk->time_ns;
 		conn->written_seq = chunk->seq;
@@ -333,6 +354,26 @@ static __always_inline void on_chunk(void *ctx, struct chunk *chunk, struct conn
 		conn->read_seq = chunk->seq;
 		asm volatile("# read" ::: "memory");
 	}
+}
+
+/* Every byte that moves over a TCP socket, or inside its TLS, comes through here: in order, call by call. */
+static __always_inline void on_chunk(void *ctx, struct chunk *chunk, struct conn *conn)
+{
+	union scratch scratch;
+	int is_new = 0;
+	int like;
+
+	if (!conn || conn->kind == OVER)
+		return;
+	__builtin_memset(&scratch, 0, sizeof(scratch));
+	like = begin_chunk(scratch.words.text, chunk, conn, &is_new);
+	if (conn->kind == NEW)
+		strike(conn);
+	else if (conn->kind == PLAIN && !is_new && !pair(&scratch, conn, chunk, is_asked(conn, chunk), like))
+		is_new = 1;
+	if (conn->kind == FOLLOWED || is_new)
+		follow(ctx, &scratch.piece, chunk, conn, like, is_new);
+	count(conn, chunk);
 }
 
 static __always_inline void on_destroy(void *ctx, void *sk)

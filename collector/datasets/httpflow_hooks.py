@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collector.datasets.hooks import Backend, Hook
 
+# Hooked nowhere: what the slots of the program array lead to, in the order of the C's enum.
+STAGES = ("kprobe__pair", "kprobe__follow")
 HOOKS: dict[Backend, tuple[Hook, ...]] = {
     "kprobe": (
         Hook("kretprobe__tcp_sendmsg", ("tcp_sendmsg", "tcp_sendpage"), every=True),

@@ -51,7 +51,7 @@ def must_load(program, which, release):
 def test_every_program_is_hooked_somewhere(compiled):
     known = {h.program for h in hooks.HOOKS}.union(*(
         {h.program for h in table} for sets in SETS.values() for table in sets.values()))
-    triggers = {"rawtp__read", "kprobe__read", bash.PROGRAM, tls_libraries.RETURN}
+    triggers = {"rawtp__read", "kprobe__read", bash.PROGRAM, tls_libraries.RETURN, *httpflow_hooks.STAGES}
     triggers |= set(tls_libraries.FUNCTIONS.values())
     assert {p.name for o in compiled.values() for p in o.programs} <= known | triggers
 
