@@ -30,8 +30,8 @@ class Hook:
     required: bool = True
     every: bool = False
     where_preempted: bool = False
-    unless: tuple[str, ...] = ()
-    """Programs that do the same better: where all of them are attached, this one is not."""
+    unless: tuple[tuple[str, ...], ...] = ()
+    """Sets of programs that do the same better: where all of one are attached, this one is not."""
 
 
 def attach_first(dataset: str, loaded: Loaded, sets: Mapping[Backend, Sequence[Hook]],
@@ -52,7 +52,7 @@ def attach_first(dataset: str, loaded: Loaded, sets: Mapping[Backend, Sequence[H
 
 
 def _is_wanted(hook: Hook, loaded: Loaded) -> bool:
-    if hook.unless and attached(loaded, hook.unless):
+    if any(attached(loaded, better) for better in hook.unless):
         return False
     return not hook.where_preempted or (loaded.has(hook.program) and preempts_programs())
 

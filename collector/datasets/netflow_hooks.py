@@ -26,8 +26,10 @@ HOOKS: dict[Backend, tuple[Hook, ...]] = {
         Hook("kretprobe__udp_recvmsg", ("udp_recvmsg", "udpv6_recvmsg"), every=True),
         Hook("kprobe__udp_recvmsg", ("udp_recvmsg", "udpv6_recvmsg"), every=True),
         *_SENDERS,
-        Hook("kprobe__move_addr_to_user", ("move_addr_to_user",), required=False, unless=SENDERS),
-        Hook("rawtp__sys_exit__last", ("sys_exit",), required=False, unless=SENDERS),
+        Hook("kprobe__move_addr_to_user", ("move_addr_to_user",), required=False, unless=(SENDERS,)),
+        Hook("rawtp__sys_exit__last", ("sys_exit",), required=False, unless=(SENDERS,)),
+        Hook("kretprobe__receive", ("sys_recvfrom", "sys_recvmsg", "sys_recvmmsg", "sock_read_iter"), every=True,
+             required=False, unless=(SENDERS, ("rawtp__sys_exit__last",))),
     ),
     # The end of sockets first: what is known of one is then never taken for another's.
     "rawtp": (
@@ -39,6 +41,6 @@ HOOKS: dict[Backend, tuple[Hook, ...]] = {
         Hook("rawtp__fib_table_lookup", ("fib_table_lookup",), required=False),
         Hook("rawtp__fib6_table_lookup", ("fib6_table_lookup",), required=False),
         *_SENDERS,
-        Hook("rawtp__sys_exit", ("sys_exit",), required=False, unless=SENDERS),
+        Hook("rawtp__sys_exit", ("sys_exit",), required=False, unless=(SENDERS,)),
     ),
 }
