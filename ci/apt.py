@@ -1,4 +1,4 @@
-"""Debian packages by way of apt, in state directories of our own: the machine's lists and caches stay as they are."""
+"""Packages by way of apt, in state directories of our own: the machine's lists and caches stay as they are."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ci.debian import Package
-from ci.mirror import archive_for, machine_archives, sources_text
+from ci.debian import Package, parse_packages
+from ci.mirror import Archive, archive_for, is_ubuntu, machine_archives, sources_text, ubuntu
 
 log = logging.getLogger(__name__)
 
 INDEX_MAX_AGE_S = 24 * 3600.0
 COMMAND_DEADLINE_S = 900.0
 LOCK_DEADLINE_S = 1800.0
+_KEYRING_PLACE = "usr/share/keyrings/ubuntu-archive-keyring.gpg"
+UBUNTU_KEYRING = Path("/", _KEYRING_PLACE)
+# Where Debian has it: not in bookworm.
+_KEYRING_SUITES = ("trixie", "sid")
 
 
 class FetchError(Exception):
@@ -30,9 +36,7 @@ class GoneError(FetchError):
 
 
 def index(suite: str, architecture: str, cache: Path) -> str:
-    archive = archive_for(suite, machine_archives())
-    if archive is None:
-        raise FetchError(f"this machine's apt has no Debian archive that holds {suite}")
+    archive = _archive(suite, architecture, cache)
     options = _apt_options(suite, architecture, cache)
     state = _state_dir(suite, architecture, cache)
     sources, stamp = state / "debian.sources", state / "updated"
@@ -54,6 +58,33 @@ def index(suite: str, architecture: str, cache: Path) -> str:
             log.warning("using the index of %s as it was last fetched: %s", suite, error)
     files = run(["apt-get", *options, "indextargets", "--format", "$(FILENAME)", "Created-By: Packages"]).split()
     return "".join(run(["/usr/lib/apt/apt-helper", *options, "cat-file", path]) for path in files)
+
+
+def _archive(suite: str, architecture: str, cache: Path) -> Archive:
+    if archive := archive_for(suite, machine_archives()):
+        return archive
+    if is_ubuntu(suite):
+        return ubuntu(_ubuntu_keyring(architecture, cache))
+    raise FetchError(f"this machine's apt has no Debian archive that holds {suite}")
+
+
+def _ubuntu_keyring(architecture: str, cache: Path) -> Path:
+    """Ubuntu's keys: as installed here, else out of Debian's package, which Debian's own keys vouch for."""
+    if UBUNTU_KEYRING.is_file():
+        return UBUNTU_KEYRING
+    kept = cache / "keyrings" / UBUNTU_KEYRING.name
+    if kept.is_file():
+        return kept
+    name = re.compile("ubuntu-keyring")
+    for suite in _KEYRING_SUITES:
+        for package in parse_packages(index(suite, architecture, cache), name):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".unpack-", dir=kept.parent) as temporary:
+                work = Path(temporary)
+                run(["dpkg-deb", "-x", str(download(package, suite, architecture, cache, work)), str(work / "x")])
+                (work / "x" / _KEYRING_PLACE).rename(kept)
+            return kept
+    raise FetchError(f"{', '.join(_KEYRING_SUITES)} have no ubuntu-keyring to check Ubuntu's packages with")
 
 
 def _state_dir(suite: str, architecture: str, cache: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What Debian's package indexes say: versions, parts of a kernel image, and the builds an entry can take."""
+"""What package indexes of Debian and Ubuntu say: versions, parts of a kernel image, the builds an entry can take."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def builds(entry: Entry, indexes: Iterable[tuple[str, str]]) -> list[Build]:
     but keeps linux-image, and without modules there is no root file system.
     """
     wanted = re.compile(entry.package)
-    kernel = re.compile(r"linux-(image|binary|modules|base)-\d.*")
+    kernel = re.compile(r"linux-(image(-unsigned)?|binary|modules|base)-\d.*")
     found = []
     for suite, text in indexes:
         packages = {(p.name, p.version): p for p in parse_packages(text, kernel)}
@@ -62,7 +62,7 @@ def builds(entry: Entry, indexes: Iterable[tuple[str, str]]) -> list[Build]:
             if all(part or name.startswith("linux-base-") for name, part in parts.items()):
                 found.append(Build(suite, (image, *complete)))
     # The signed package before the unsigned one of the same version: it is the one people run.
-    found.sort(key=lambda b: (version_key(b.image.version), not b.image.name.endswith("-unsigned")), reverse=True)
+    found.sort(key=lambda b: (version_key(b.image.version), "-unsigned" not in b.image.name), reverse=True)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,7 +13,7 @@ ALL_TESTS = ("tests/kernel",)
 
 @dataclass(frozen=True)
 class Entry:
-    """A kernel to be had from Debian: whatever build is newest among the packages that match."""
+    """A kernel to be had from a distribution: whatever build is newest among the packages that match."""
 
     name: str
     suites: tuple[str, ...]
@@ -22,6 +23,8 @@ class Entry:
     machine: str
     tests: tuple[str, ...] = ALL_TESTS
     """What pytest is told to run in it."""
+    distribution: str = "debian"
+    """debian or ubuntu: whose suites and packages those are."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Built:
 K = TypeVar("K", "Entry", "Built", "Entry | Built")
 DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
+_XENIAL = ("xenial-updates",)
+_BIONIC = ("bionic-updates",)
 _BULLSEYE = ("bullseye-security", "bullseye")
 _BOOKWORM = ("bookworm-security", "bookworm")
 _TRIXIE = ("trixie-security", "trixie", "bookworm-backports")
@@ -54,8 +59,20 @@ _LATER = ("trixie-backports", "forky", "sid", "experimental")
 _ARM64_TESTS = ("tests/kernel/test_load.py", "tests/kernel/test_maps.py", "tests/kernel/test_netflow.py",
                 "tests/kernel/test_guess.py::test_every_field_equals_btf")
 
+
+def _ubuntu(version: str, suites: tuple[str, ...]) -> Entry:
+    package = rf"linux-image-(unsigned-)?{re.escape(version)}\.0-\d+-generic"
+    return Entry(f"{version}-ubuntu", suites, package, "generic", "x86_64", distribution="ubuntu")
+
+
+# Ubuntu's are from before BTF, but the last, which has both: there its headers, the judge of the others, are judged.
 # An rt kernel has other locks, and so other offsets.
 MATRIX = (
+    _ubuntu("4.4", _XENIAL),
+    _ubuntu("4.15", _BIONIC),
+    _ubuntu("5.0", _BIONIC),
+    _ubuntu("5.3", _BIONIC),
+    _ubuntu("5.4", _BIONIC),
     Entry("5.10", _BULLSEYE, r"linux-image-5\.10\.0-\d+-amd64(-unsigned)?", "generic", "x86_64"),
     Entry("5.10-cloud", _BULLSEYE, r"linux-image-5\.10\.0-\d+-cloud-amd64(-unsigned)?", "cloud", "x86_64"),
     Entry("5.10-rt", _BULLSEYE, r"linux-image-5\.10\.0-\d+-rt-amd64(-unsigned)?", "rt", "x86_64"),

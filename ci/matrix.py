@@ -69,7 +69,9 @@ class Yield:
 
 
 def origin(kernel: Kind) -> str:
-    return {Entry: "debian", Built: "built", Given: "given"}[type(kernel)]
+    if isinstance(kernel, Entry):
+        return kernel.distribution
+    return "built" if isinstance(kernel, Built) else "given"
 
 
 def obtain(kernel: Kind, cache: Path, progress: Callable[[str], None]) -> Image:

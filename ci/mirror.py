@@ -1,7 +1,8 @@
-"""Where this machine gets Debian packages from: its own apt configuration, never a host of our choosing."""
+"""Where packages come from: this machine's own apt configuration, and Ubuntu's archive where it does not know one."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ _DEBIAN_SUITE = re.compile(
     r"(stable|oldstable|oldoldstable|testing|unstable|experimental|sid|bullseye|bookworm|trixie|forky)"
     r"(-updates|-security|-backports|/updates)?"
 )
+# A PPA has suites of the same names, but none of updates.
+_UBUNTU_SUITE = re.compile(r"(trusty|xenial|bionic|focal|jammy|noble)(-updates|-security|-backports)?")
+UBUNTU = "http://archive.ubuntu.com/ubuntu"
 _ONE_LINE = re.compile(r"deb\s+(?:\[(?P<options>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.+)")
 
 
@@ -32,11 +36,27 @@ class Archive:
     def is_debian(self) -> bool:
         return "main" in self.components and all(_DEBIAN_SUITE.fullmatch(suite) for suite in self.suites)
 
+    @property
+    def is_ubuntu(self) -> bool:
+        ours = "main" in self.components and all(_UBUNTU_SUITE.fullmatch(suite) for suite in self.suites)
+        return ours and any(suite.endswith("-updates") for suite in self.suites)
+
 
 def archive_for(suite: str, archives: list[Archive]) -> Archive | None:
     """The archive that holds a suite, which need not be one the machine itself takes packages from."""
+    if is_ubuntu(suite):
+        return next((a for a in archives if a.is_ubuntu), None)
     security = suite.endswith("-security")
     return next((a for a in archives if a.is_debian and a.is_security == security), None)
+
+
+def is_ubuntu(suite: str) -> bool:
+    return _UBUNTU_SUITE.fullmatch(suite) is not None
+
+
+def ubuntu(keyring: Path) -> Archive:
+    """$KCOMPAT_UBUNTU_MIRROR, else Ubuntu's own archive; Debian's apt must not be told of it, so it is named here."""
+    return Archive(os.environ.get("KCOMPAT_UBUNTU_MIRROR") or UBUNTU, (), ("main",), str(keyring))
 
 
 def sources_text(archive: Archive, suite: str) -> str:

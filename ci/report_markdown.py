@@ -18,7 +18,7 @@ docs/kernel-matrix.png`; do not edit.
 
 Run of {started}{revision}: {kernels} kernels in {minutes:.0f} minutes, {outcomes}.
 Of {fields} offsets judged {right} are right, {wrong} wrong, {ambiguous} ambiguous; {unknown} could not be told.
-The judge is the kernel's own BTF or DWARF, which the guess does not see.
+The judge is the kernel's own BTF, DWARF or headers, which the guess does not see.
 
 {host}
 """
@@ -28,7 +28,8 @@ _PICTURE = """
   <img src="{light}" alt="The HTML report: kernels by checks, and every field's offset across kernels">
 </picture>
 """
-_TITLES = {"debian": "Debian's kernels", "built": "Kernels of our own", "given": "Given kernels"}
+_TITLES = {"debian": "Debian's kernels", "ubuntu": "Ubuntu's kernels", "built": "Kernels of our own",
+           "given": "Given kernels"}
 _COLUMNS = ("kernel", "release", "machine", "judge", "right", "wrong", "ambiguous", "can't tell", "checks", "boot s",
             "total s")
 

@@ -123,7 +123,7 @@ def _columns(kernels: Sequence[KernelResult]) -> list[Column]:
 def _section(kernel: KernelResult) -> str:
     if kernel.origin == "built":
         return "our own"
-    if kernel.origin != "debian":
+    if kernel.origin == "given":
         return "yours"
     return kernel.flavour if kernel.machine == "x86_64" else kernel.machine
 

@@ -54,7 +54,7 @@ class KernelResult:
     version: str | None = None
     build_id: str | None = None
     origin: str = "debian"
-    """debian, built (a kernel of our own) or given (a user's)."""
+    """debian, ubuntu, built (a kernel of our own) or given (a user's)."""
     notes: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
     fields: tuple[FieldResult, ...] = ()

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -134,6 +135,33 @@ def test_a_404_is_told_from_other_errors(tmp_path, monkeypatch):
     assert time.monotonic() - begun < 10
     with pytest.raises(FetchError, match="cannot run no-such-tool"):
         real_apt.run(["no-such-tool"])
+
+
+KEYRING_INDEX = "Package: ubuntu-keyring\nVersion: 2023.11\n\n"
+
+
+def test_ubuntus_keys_are_taken_from_debian_once(apt, monkeypatch, tmp_path):
+    def download(package, suite, architecture, cache, into):
+        root = into / "tree"
+        (root / "DEBIAN").mkdir(parents=True)
+        (root / "DEBIAN/control").write_text(
+            f"Package: {package.name}\nVersion: {package.version}\nArchitecture: all\nMaintainer: a\nDescription: a\n")
+        (root / "usr/share/keyrings").mkdir(parents=True)
+        (root / "usr/share/keyrings/ubuntu-archive-keyring.gpg").write_bytes(b"keys")
+        subprocess.run(["dpkg-deb", "-b", root, into / "k.deb"], check=True, capture_output=True)
+        taken.append(suite)
+        return into / "k.deb"
+
+    taken = []
+    apt.indexes = {"trixie": "", "sid": KEYRING_INDEX}
+    monkeypatch.setattr(real_apt, "UBUNTU_KEYRING", Path("/nowhere/ubuntu-archive-keyring.gpg"))
+    monkeypatch.setattr(real_apt, "download", download)
+    found = [real_apt._ubuntu_keyring("amd64", apt.cache) for _ in range(2)]
+    assert {path.read_bytes() for path in found} == {b"keys"}
+    assert taken == ["sid"]
+    apt.indexes = {"trixie": "", "sid": ""}
+    with pytest.raises(FetchError, match=r"trixie, sid have no ubuntu-keyring"):
+        real_apt._ubuntu_keyring("amd64", tmp_path / "other")
 
 
 def test_another_fetch_is_waited_for_with_a_deadline(tmp_path, monkeypatch):

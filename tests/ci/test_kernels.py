@@ -5,9 +5,17 @@ import re
 import pytest
 
 from ci.kernels import BUILT, DEBIAN_ARCHITECTURES, MATRIX, select
+from ci.mirror import is_ubuntu
 
-# Names of packages as Debian's indexes had them in November 2026.
+# Names of packages as the indexes of Debian and Ubuntu had them in November 2026.
 PACKAGES = {
+    "linux-image-4.4.0-210-generic": {"4.4-ubuntu"},
+    "linux-image-4.4.0-210-lowlatency": set(),
+    "linux-image-4.15.0-213-generic": {"4.15-ubuntu"},
+    "linux-image-4.18.0-25-generic": set(),
+    "linux-image-unsigned-5.0.0-65-generic": {"5.0-ubuntu"},
+    "linux-image-unsigned-5.3.0-76-generic": {"5.3-ubuntu"},
+    "linux-image-unsigned-5.4.0-150-generic": {"5.4-ubuntu"},
     "linux-image-5.10.0-46-amd64": {"5.10"},
     "linux-image-5.10.0-46-amd64-unsigned": {"5.10"},
     "linux-image-5.10.0-46-amd64-dbg": set(),
@@ -48,6 +56,11 @@ def test_several_globs_have_commas_between_them_and_each_must_match():
     assert [e.name for e in select("newest,5.10", MATRIX)] == ["5.10", "newest"]
     with pytest.raises(LookupError, match=r"4\.4"):
         select("5.10,4.4", MATRIX)
+
+
+def test_the_kernels_from_before_btf_are_ubuntus():
+    assert [e.name for e in select("*-ubuntu", MATRIX)] == [e.name for e in MATRIX if e.distribution == "ubuntu"]
+    assert all(is_ubuntu(suite) == (e.distribution == "ubuntu") for e in MATRIX for suite in e.suites)
 
 
 def test_the_real_time_flavour_is_there_for_three_kernels():

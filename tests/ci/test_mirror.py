@@ -1,6 +1,8 @@
 """The machine's apt configuration in both spellings, and the archive a suite comes from."""
 
-from ci.mirror import Archive, archive_for, machine_archives, parse_deb822, parse_list, sources_text
+from pathlib import Path
+
+from ci.mirror import UBUNTU, Archive, archive_for, machine_archives, parse_deb822, parse_list, sources_text, ubuntu
 
 DEB822 = """\
 # a comment
@@ -57,6 +59,23 @@ def test_third_party_archives_are_never_taken():
     docker = Archive("http://docker.invalid/debian", ("bookworm",), ("stable",))
     postgres = Archive("http://pg.invalid/apt", ("bookworm-pgdg",), ("main",))
     assert archive_for("bookworm", [docker, postgres]) is None
+
+
+def test_ubuntus_suites_come_from_a_machines_own_mirror_of_ubuntu_and_from_no_ppa():
+    mirror = Archive("http://mirror.invalid/ubuntu", ("noble-updates",), ("main",), "/k.gpg")
+    ppa = Archive("http://ppa.invalid/x", ("noble",), ("main",))
+    debian = Archive("http://mirror.invalid/debian", ("bookworm",), ("main",))
+    assert archive_for("xenial-updates", [ppa, debian, mirror]) == mirror
+    assert archive_for("xenial-updates", [ppa, debian]) is archive_for("sid", [mirror]) is None
+
+
+def test_a_machine_without_one_asks_ubuntu_or_whom_the_user_says(monkeypatch):
+    monkeypatch.delenv("KCOMPAT_UBUNTU_MIRROR", raising=False)
+    text = sources_text(ubuntu(Path("/cache/k.gpg")), "xenial-updates")
+    assert text.splitlines()[1:] == [f"URIs: {UBUNTU}", "Suites: xenial-updates", "Components: main",
+                                     "Signed-By: /cache/k.gpg"]
+    monkeypatch.setenv("KCOMPAT_UBUNTU_MIRROR", "http://mirror.invalid/ubuntu")
+    assert ubuntu(Path("/k")).uri == "http://mirror.invalid/ubuntu"
 
 
 def test_written_sources_read_back_the_same():
