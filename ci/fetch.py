@@ -30,6 +30,8 @@ class Image:
     """The same build with DWARF, where there is one: it is the judge of kernels without BTF."""
     layout: Path | None = None
     """What the compiler says (``ci.offsetof``), where DWARF does not know: it judges instead."""
+    judge: str = "dwarf"
+    """What that DWARF is of: the kernel itself, or its headers (``ci.headers``)."""
 
 
 def cache_dir() -> Path:

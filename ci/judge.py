@@ -27,6 +27,8 @@ class Dwarf:
     seconds: float
     by: str = ""
     """Who said it, if not DWARF."""
+    name: str = "dwarf"
+    """The judge: dwarf, or headers where that DWARF is of the kernel's headers only."""
 
     def corrected(self, layout: offsetof.Layout) -> Dwarf:
         """The same with the compiler's answers."""
@@ -127,7 +129,7 @@ def _guess(found: Found, fields: Sequence[FieldResult]) -> Check:
 
 
 def _judges(btf: Step | None, dwarf: Dwarf | None) -> dict[str, Sequence[Answer]]:
-    answers = {"btf": _fields(btf), "dwarf": dwarf and dwarf.fields}
+    answers = {"btf": _fields(btf)} | ({dwarf.name: dwarf.fields} if dwarf else {})
     return {name: fields for name, fields in answers.items() if fields}
 
 
@@ -146,9 +148,9 @@ def _compared(
     elif dwarf is None:
         yield Check("btf", Outcome.UNKNOWN, "this kernel has no BTF, and there is no vmlinux with DWARF", btf.seconds)
     if dwarf is not None:
-        made = _against("dwarf", dwarf.reason, dwarf.fields, fields)
+        made = _against(dwarf.name, dwarf.reason, dwarf.fields, fields)
         reason = f"{made.reason} ({dwarf.by})" if dwarf.by else made.reason
-        yield Check("dwarf", made.outcome, reason, dwarf.seconds, made.details)
+        yield Check(dwarf.name, made.outcome, reason, dwarf.seconds, made.details)
 
 
 def _against(judge: str, fault: str, answers: Sequence[Answer] | None, fields: Sequence[FieldResult]) -> Check:

@@ -22,6 +22,7 @@ from ci.fetch import Image, cache_dir, fetch
 from ci.given import Given
 from ci.given import obtain as take
 from ci.guest import STEPS
+from ci.headers import JUDGE, with_headers
 from ci.job import Job, Kernel, Run
 from ci.judge import Dwarf, Recording, build_id, exported, judge, recorded
 from ci.kernels import ALL_TESTS, Built, Entry
@@ -95,7 +96,7 @@ def unknown(entry: Kind, first: str, reason: str) -> KernelResult:
     """The result of a kernel whose checks cannot be told from the ``first`` one on."""
     checks = tuple(
         Check(name, Outcome.UNKNOWN, reason if name == first else f"no {first}")
-        for name in CHECKS[CHECKS.index(first):] if name != "dwarf"
+        for name in CHECKS[CHECKS.index(first):] if name not in ("dwarf", "headers")
     )
     return KernelResult(entry.name, entry.machine, entry.flavour, origin=origin(entry), checks=checks)
 
@@ -106,12 +107,12 @@ def check_kernel(entry: Kind, limits: Limits, log: Path, progress: Progress) -> 
     progress("fetch", "")
     try:
         image = obtain(entry, cache_dir(), lambda text: progress("fetch", text))
-        if limits.dwarf and isinstance(entry, Entry):
-            image = with_dwarf(entry, image, cache_dir())
+        if isinstance(entry, Entry):
+            image = _judged(entry, image, limits)
     except FetchError as error:
         return Yield(unknown(entry, "fetch", str(error)))
     fetched = Check("fetch", Outcome.PASS, "", round(time.monotonic() - begun, 2))
-    dwarf, dwarf_export = read_dwarf(image.vmlinux) if image.vmlinux else (None, None)
+    dwarf, dwarf_export = read_dwarf(image.vmlinux, image.judge) if image.vmlinux else (None, None)
     if dwarf and image.layout:
         dwarf = dwarf.corrected(offsetof.load(image.layout))
     progress("compile", "")
@@ -123,7 +124,17 @@ def check_kernel(entry: Kind, limits: Limits, log: Path, progress: Progress) -> 
     result = _described(entry, image, run, (fetched, *checks))
     result = replace(result, fields=fields, build_id=build_id(run), steps_s=steps_s,
                      notes=(*result.notes, *ahead.notes, *_left_out(entry)))
+    if image.judge == JUDGE:
+        # A judge, and no source: a database is not told of it.
+        dwarf_export = None
     return Yield(result, tuple(export for export in (exported(run), dwarf_export) if export), recorded(run, dwarf))
+
+
+def _judged(entry: Entry, image: Image, limits: Limits) -> Image:
+    """With a second judge beside BTF, or the only one: Ubuntu's debug packages are not in its archive."""
+    if entry.distribution == "ubuntu":
+        return with_headers(entry, image, cache_dir())
+    return with_dwarf(entry, image, cache_dir()) if limits.dwarf else image
 
 
 def _left_out(kernel: Kind) -> Iterator[str]:

@@ -16,7 +16,7 @@ from elftools.elf.elffile import ELFFile
 
 Layout: TypeAlias = dict[str, tuple[int, int] | None]
 """(offset, size) in bytes of each field; None where the struct has no such member."""
-_HEADERS = ("linux/fdtable.h", "linux/fs.h", "linux/net.h", "linux/sched.h", "linux/skbuff.h", "linux/socket.h",
+HEADERS = ("linux/fdtable.h", "linux/fs.h", "linux/net.h", "linux/sched.h", "linux/skbuff.h", "linux/socket.h",
             "linux/tcp.h", "linux/uio.h", "net/flow.h", "net/inet_sock.h", "net/net_namespace.h",
             "net/netfilter/nf_conntrack.h", "net/netfilter/nf_conntrack_tuple.h", "net/sock.h")
 # Goes into the key of the kernels that are asked: to be raised when the answer becomes another.
@@ -78,7 +78,7 @@ def _command(said: str) -> str:
 
 def _source(asked: Sequence[tuple[str, str]]) -> str:
     """A line for each question, so that the number of a line with an error is the question's."""
-    lines = [f"#include <{header}>" for header in _HEADERS]
+    lines = [f"#include <{header}>" for header in HEADERS]
     lines += [f"const unsigned int {_SYMBOL}[][2] = {{", '#line 1 "layout.c"']
     for name, path in asked:
         of = f"struct {name.partition('.')[0]}"

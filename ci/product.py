@@ -22,7 +22,7 @@ class ProductError(Exception):
     """The product did not do what it was asked for; the message is its own last line."""
 
 
-def read_dwarf(vmlinux: Path) -> tuple[Dwarf, str | None]:
+def read_dwarf(vmlinux: Path, judge: str = "dwarf") -> tuple[Dwarf, str | None]:
     """What DWARF says of a kernel, and the same as JSON Lines of an offset database."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kcompat-dwarf-") as directory:
@@ -33,19 +33,23 @@ def read_dwarf(vmlinux: Path) -> tuple[Dwarf, str | None]:
             said = kcompat(*database, *asked, status=(0, 1))
             exported = kcompat(*database, "db", "export")
         except ProductError as error:
-            return Dwarf(None, str(error), time.monotonic() - begun), None
-    return Dwarf(json.loads(said), "", time.monotonic() - begun), exported
+            return Dwarf(None, str(error), time.monotonic() - begun, name=judge), None
+    return Dwarf(json.loads(said), "", time.monotonic() - begun, name=judge), exported
 
 
 def catalogue() -> dict[str, list[str]]:
     """``STRUCT.MEMBER`` of every field, and the paths that lead to it in C, newest first. Raises ProductError."""
     code = "import json; from kcompat.fields import CATALOGUE; print(json.dumps({f.name: f.paths for f in CATALOGUE}))"
-    done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          check=False, timeout=DEADLINE_S)
-    if done.returncode:
-        raise ProductError(next(iter(last_lines(done.stderr, 1)), "it said nothing"))
-    paths: dict[str, list[str]] = json.loads(done.stdout)
+    paths: dict[str, list[str]] = json.loads(_python(code))
     return paths
+
+
+def identity(vmlinuz: Path) -> dict[str, str | None]:
+    """Which kernel a boot image is of, as ``kcompat info --json`` has it. Raises ProductError."""
+    code = ("import json, pathlib, sys; from offset_db.harvest_file import kernel_within; "
+            "print(json.dumps(kernel_within(pathlib.Path(sys.argv[1])).as_json()))")
+    kernel: dict[str, str | None] = json.loads(_python(code, str(vmlinuz)))
+    return kernel
 
 
 def remember(database: Path, exports: Iterable[str]) -> None:
@@ -58,6 +62,14 @@ def remember(database: Path, exports: Iterable[str]) -> None:
         if files:
             database.parent.mkdir(parents=True, exist_ok=True)
             kcompat("--db", str(database), "db", "import", *map(str, files))
+
+
+def _python(code: str, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code, *arguments], stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, check=False, timeout=DEADLINE_S)
+    if done.returncode:
+        raise ProductError(next(iter(last_lines(done.stderr, 1)), "it said nothing"))
+    return done.stdout
 
 
 def kcompat(*arguments: str, status: Iterable[int] = (0,), environment: Mapping[str, str] | None = None) -> str:

@@ -10,8 +10,9 @@ from ci.verdict import Outcome
 
 FORMAT = 1
 # In the order they are shown. One that is missing was not asked: "btf" of a kernel without BTF, "dwarf" of one without
-# DWARF. What was asked and got no answer, because the kernel was lost, is there and could not be told.
-CHECKS = ("fetch", "boot", "info", "guess", "btf", "dwarf", "tests", "collect", "shutdown")
+# DWARF, "headers" of one not judged by them. What was asked and got no answer, because the kernel was lost, is there
+# and could not be told.
+CHECKS = ("fetch", "boot", "info", "guess", "btf", "dwarf", "headers", "tests", "collect", "shutdown")
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Check:
 class FieldResult:
     """One field on one kernel: offsets in bytes, None where that source does not know it or it is not there.
 
-    `verdict` is the guess's own (ok, ambiguous, absent, unverified); `judges` holds what each other authority
-    ("btf", "dwarf") says: {"state": "known"|"absent"|"unknown", "offset": int|None}. `outcome` compares them.
+    `verdict` is the guess's own (ok, ambiguous, absent, unverified); `judges` holds what each other authority ("btf",
+    "dwarf", "headers") says: {"state": "known"|"absent"|"unknown", "offset": int|None}. `outcome` compares them.
     """
 
     name: str

@@ -12,6 +12,7 @@ from typing import BinaryIO
 from kcompat.btf_sections import MAGICS as BTF_MAGICS
 from kcompat.elf import MAGIC as ELF_MAGIC
 from kcompat.errors import BadInput, KcompatError
+from kcompat.kernel import Kernel
 from offset_db import harvest_images as images
 from offset_db.harvest_archives import (
     RPM_MAGIC,
@@ -66,6 +67,18 @@ def read(path: Path) -> Report:
     except OSError as error:
         fault = error.strerror or str(error)
     return Report(path, (), (*faults, fault), fingerprint=mark)
+
+
+def kernel_within(path: Path) -> Kernel:
+    """Which kernel a boot image is of, whether anything is known of it or not. Raises BadInput."""
+    with path.open("rb") as file:
+        for start in images.payloads(file.read(_MAX_IMAGE)):
+            file.seek(start)
+            kernel = _payload(file, str(path))
+            if kernel[:4] == ELF_MAGIC:
+                with _spooled(kernel, _Again(b"", None), str(path), len(kernel)) as inner:
+                    return Kernel.from_vmlinux(inner)
+    raise BadInput(path, "no boot image with a kernel in it")
 
 
 def _fault(error: BadInput) -> str:

@@ -49,7 +49,7 @@ def judged(found, verdict=PASSED, dwarf=None):
 
 def test_a_guest_where_all_is_right_passes(found):
     checks, fields = judged(found)
-    assert list(checks) == [name for name in CHECKS if name not in ("fetch", "dwarf")]
+    assert list(checks) == [name for name in CHECKS if name not in ("fetch", "dwarf", "headers")]
     assert worst(check.outcome for check in checks.values()) is Outcome.PASS
     assert {field.outcome for field in fields.values()} == {Outcome.PASS}
     assert checks["btf"].reason == "2 fields equal"
@@ -99,6 +99,14 @@ def test_without_btf_dwarf_judges(found):
     found["btf"] = {"there": False}
     checks, _ = judged(found, dwarf=Dwarf({"fields": FIELDS}, "", 2.0))
     assert ("btf" in checks, checks["dwarf"].outcome, checks["dwarf"].seconds) == (False, Outcome.PASS, 2.0)
+
+
+def test_headers_judge_under_their_own_name(found):
+    found["btf"] = {"there": False}
+    wrong = [FIELDS[0], answer("sk_mark", 488)]
+    checks, fields = judged(found, dwarf=Dwarf({"fields": wrong}, "", 2.0, name="headers"))
+    assert ("btf" in checks, "dwarf" in checks, checks["headers"].outcome) == (False, False, Outcome.FAIL)
+    assert "headers says 488" in fields["sock.sk_mark"].reason
 
 
 def test_without_any_judge_nothing_is_told(found):

@@ -18,7 +18,7 @@ CATALOGUE = {"file.f_inode": ["f_inode"], "net.ns.inum": ["ns.inum", "proc_inum"
 @pytest.fixture
 def output(tmp_path):
     """Where a kernel was built, as far as the question goes; its structs are those of one header."""
-    for header in offsetof._HEADERS:
+    for header in offsetof.HEADERS:
         (tmp_path / "include" / header).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "include" / header).write_text("")
     (tmp_path / "include/net/sock.h").write_text("""

@@ -13,14 +13,16 @@ import zstandard
 
 from kcompat.btf import RUNNING, BtfResolver
 from kcompat.elf import Elf
+from kcompat.errors import BadInput
 from kcompat.fields import CATALOGUE, find
 from kcompat.kernel import Kernel
 from kcompat.offsets import State
-from offset_db.harvest_file import read
+from offset_db.harvest_file import kernel_within, read
 from tests.kcompat.btf_builder import BtfBuilder
 from tests.kcompat.c_sample import SHARED, compiled, need, run
-from tests.kcompat.elf_builder import note
+from tests.kcompat.elf_builder import elf, note
 from tests.offset_db.harvest_samples import (
+    BANNER,
     BUILD_ID,
     C_KERNEL,
     C_MODULE,
@@ -63,6 +65,16 @@ def is_sample(path, dport=40, release="6.1.0-test", machine="x86_64"):
                                   lambda data: lzma.compress(data, lzma.FORMAT_ALONE)])
 def test_a_boot_image_gives_its_kernel(tmp_path, pack):
     assert is_sample(written(tmp_path, bzimage(pack(vmlinux()))))
+
+
+def test_which_kernel_a_boot_image_is_of_is_told_without_anything_known_of_it(tmp_path):
+    bare = elf([(".notes", 7, 2, note(BUILD_ID)), (".rodata", 1, 2, BANNER)], machine=62)
+    path = written(tmp_path, bzimage(gzip.compress(bare)))
+    kernel = kernel_within(path)
+    assert (kernel.build_id, kernel.release, kernel.machine) == (BUILD_ID.hex(), "6.1.0-test", "x86_64")
+    path.write_bytes(b"no image")
+    with pytest.raises(BadInput, match="no boot image with a kernel in it"):
+        kernel_within(path)
 
 
 def test_a_payload_the_header_does_not_tell_of_is_searched_for(tmp_path):
