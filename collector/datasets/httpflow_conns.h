@@ -240,6 +240,7 @@ static __always_inline struct conn *find_conn(void *ctx, struct conn_key *key, i
 	struct conn *conn = conns.lookup(key);
 	union scratch scratch;
 
+	VALUE_OR_ZERO(conn);
 	if (may_miss && conn && is_another(conn, key)) {
 		forget(ctx, &scratch, conn, key);
 		conn = 0;

@@ -47,6 +47,7 @@ static __always_inline void begin(void *sk, void *message)
 
 	key.sk = (u64)sk;
 	conn = conns.lookup(&key);
+	VALUE_OR_ZERO(conn);
 	inside_tls(sk, conn);
 	if (conn && conn->kind == OVER && !is_another(conn, &key)) {
 		/* Of a call whose end was missed. */

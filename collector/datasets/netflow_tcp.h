@@ -15,8 +15,10 @@ static __always_inline void own_sock(struct tcp_state *state)
 static __always_inline struct tcp_state *find(void *sk)
 {
 	u64 key = (u64)sk;
+	struct tcp_state *state = socks.lookup(&key);
 
-	return socks.lookup(&key);
+	VALUE_OR_ZERO(state);
+	return state;
 }
 
 /* What of a struct tcp_sock is looked at with every event. */

@@ -10,6 +10,13 @@
 
 enum { UNKNOWN, INCOMING, OUTGOING };
 
+/*
+ * What a lookup gave: a map value, or a 0 that is known to be one. From 4.10 to 4.13 a lookup that failed gives any
+ * number, which when it is asked about once more may be an address; before 4.10 only the very register that is compared
+ * with 0 is a map value afterwards, so that the compiler must not compare a copy.
+ */
+#define VALUE_OR_ZERO(pointer) asm volatile("if %0 != 0 goto +1\n\t%0 = 0" : "+r"(pointer))
+
 struct address {
 	u32 word[4];
 };
