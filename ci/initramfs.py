@@ -51,7 +51,8 @@ mkdir /written/upper /written/work
 # The guest's own files before those of the root that all guests of its machine share.
 mount -t overlay -o lowerdir=/own:/base,upperdir=/written/upper,workdir=/written/work root /root ||
     no_root "lay one over the other"
-for directory in proc sys dev; do
+# The layers by the names the overlay has them by: before 4.19 uprobes are set in these.
+for directory in proc sys dev own base written; do
     mkdir -p "/root/$directory"
     mount -o move "/$directory" "/root/$directory"
 done

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from kcompat import overlay
 from kcompat.errors import Missing
 from kcompat.sysbpf import link_create, perf_event_open, raw_tracepoint_open
 
@@ -114,15 +115,30 @@ def uprobe(program: int, path: str, offset: int, *, at_return: bool = False) -> 
 
     Through the uprobe PMU (4.17 on), else through tracefs. The file is looked up once: another one under the same
     name is another file. Raises OSError, EINVAL where no instruction begins; Missing when the only way is tracefs and
-    it is not mounted.
+    it is not mounted, or when the file's place in an overlay cannot be found.
     """
-    where = f"{path}:{offset:#x}"
-    name = f"{'uretprobe' if at_return else 'uprobe'}:{where}"
+    try:
+        return _uprobe(program, path, offset, at_return=at_return)
+    except OSError as error:
+        # Before 4.19 (kernel commit f0a2aa5a2a40) an overlay's own inode is taken, whose pages nobody can read.
+        if error.errno != errno.EIO or (file := overlay.beneath(path)) is None:
+            raise
+        return _uprobe(program, file, offset, at_return=at_return)
+
+
+def _uprobe(program: int, path: str, offset: int, *, at_return: bool) -> Attachment:
+    name = f"{'uretprobe' if at_return else 'uprobe'}:{path}:{offset:#x}"
     if _UPROBE_PMU.is_dir():
         path_name = ctypes.create_string_buffer(os.fsencode(path))
         return _attach_event(program, name, int((_UPROBE_PMU / "type").read_text()),
                              _retprobe_bit(_UPROBE_PMU) if at_return else 0, ctypes.addressof(path_name), offset)
-    return _through_tracefs(program, "uprobe", "r" if at_return else "p", where, name)
+    # Not by its name: that may have what tracefs takes for separators in it.
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        where = f"/proc/self/fd/{fd}:{offset:#x}"
+        return _through_tracefs(program, "uprobe", "r" if at_return else "p", where, name)
+    finally:
+        os.close(fd)
 
 
 def _retprobe_bit(pmu: Path = _KPROBE_PMU) -> int:
