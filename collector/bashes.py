@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from collector.mapped_files import PROC, FileId, file_id, mapped, pattern, pids
+from collector.mapped_files import PROC, FileId, Mapped, file_id, hooked_id, mapped, pattern, pids
 from kcompat.elf import Elf, open_file
 from kcompat.errors import KcompatError
 from kcompat.symbols import function_offset
@@ -67,12 +67,12 @@ def target(pid: int, proc: Path = PROC) -> Target:
     Raises KcompatError when it does so nowhere that can be found, OSError when the process has ended.
     """
     program = f"{proc}/{pid}/exe"
-    file = file_id(program)
+    found = Mapped(file_id(program), program)
     if (offset := _offset(program)) is not None:
-        return Target(file, program, offset)
+        return Target(hooked_id(found), program, offset)
     for library in mapped(pid, _LIBREADLINE, proc):
         if (offset := _offset(library.path)) is not None:
-            return Target(*library, offset)
+            return Target(hooked_id(library), library.path, offset)
     raise KcompatError(f"{program_of(pid, proc)} of process {pid} has no {FUNCTION}(), nor a libreadline that has")
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from kcompat import overlay
+from kcompat.errors import Missing
 
 PROC = Path("/proc")
 # Device and inode: what a file is, whatever it is called now and whoever still has it open.
@@ -24,6 +28,14 @@ def file_id(path: str) -> FileId:
     """Raises OSError."""
     found = Path(path).stat()
     return found.st_dev, found.st_ino
+
+
+def hooked_id(found: Mapped) -> FileId:
+    """What a file is to uprobes: of an overlay, the file of a layer, which those of several containers may share."""
+    with suppress(Missing, OSError):
+        if beneath := overlay.beneath(found.path):
+            return file_id(beneath)
+    return found.file
 
 
 def pids(proc: Path = PROC) -> Iterator[int]:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from collector.exec_events import ExecEvents
-from collector.mapped_files import PROC, FileId, Mapped, file_id, mapped, mapped_pages, pattern, pids
+from collector.mapped_files import PROC, FileId, Mapped, file_id, hooked_id, mapped, mapped_pages, pattern, pids
 from kcompat.attach import Attachment
 from kcompat.elf import Elf, open_file
 from kcompat.errors import KcompatError
@@ -59,6 +59,8 @@ class TlsLibraries:
         self._proc = proc
         # Every file that was looked at, as long as it is used; nothing is attached to one that is no TLS library.
         self._files: dict[FileId, list[Attachment]] = {}
+        # What overlays show, and which of these files it is.
+        self._shown: dict[FileId, FileId] = {}
         # When to look at a process that has just begun.
         self._young: dict[int, list[float]] = {}
         self._installed: set[FileId] = set()
@@ -85,7 +87,7 @@ class TlsLibraries:
 
     def has(self, file: FileId) -> bool:
         """Whether that file is hooked."""
-        return bool(self._files.get(file))
+        return bool(self._files.get(self._shown.get(file, file)))
 
     def close(self) -> None:
         self._stop.set()
@@ -155,6 +157,7 @@ class TlsLibraries:
         begun_s = time.thread_time()
         for file in self._files.keys() - used:
             _close(self._files.pop(file))
+        self._shown = {shown: file for shown, file in self._shown.items() if file in used}
         self._hooking_s += time.thread_time() - begun_s
 
     def _sweep(self) -> None:
@@ -179,12 +182,15 @@ class TlsLibraries:
         return used
 
     def _meet(self, found: Mapped) -> FileId:
-        if found.file not in self._files and len(self._files) < _MAX_LIBRARIES << 4:
+        if found.file not in self._shown:
+            self._shown[found.file] = hooked_id(found)
+        file = self._shown[found.file]
+        if file not in self._files and len(self._files) < _MAX_LIBRARIES << 4:
             begun_s = time.thread_time()
             with suppress(FileNotFoundError):
-                self._files[found.file] = self._hook(found.path)
+                self._files[file] = self._hook(found.path)
             self._hooking_s += time.thread_time() - begun_s
-        return found.file
+        return file
 
     def _hook(self, path: str) -> list[Attachment]:
         """Nothing where it is no TLS library. Raises FileNotFoundError when it is gone with its process."""
