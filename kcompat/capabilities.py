@@ -75,7 +75,7 @@ _TRIALS: tuple[tuple[str, Callable[[], str], str], ...] = (
     ("bpf", probe.bpf_syscall, "a kernel with CONFIG_BPF_SYSCALL; in a container: CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN"),
     ("kprobe", probe.kprobe, "a kernel with CONFIG_KPROBE_EVENTS, or mount tracefs; raw tracepoints do without"),
     ("raw_tracepoint", probe.raw_tracepoint, "Linux 4.17 or later; kprobes do without"),
-    ("tracepoint", probe.tracepoint, "mount -t tracefs nodev /sys/kernel/tracing"),
+    ("tracepoint", probe.tracepoint, "Linux 4.7 or later; kprobes do without"),
     ("uprobe", probe.uprobe, "a kernel with CONFIG_UPROBE_EVENTS"),
     ("perf_buffer", probe.perf_buffer, "a kernel with CONFIG_PERF_EVENTS"),
     ("ring_buffer", probe.ring_buffer, "Linux 5.8 or later; perf buffers do without"),

@@ -72,9 +72,9 @@ def raw_tracepoint() -> str:
 
 
 def tracepoint() -> str:
-    """Raises Missing where tracefs is not mounted."""
-    where = attach.tracefs()
+    """Raises Missing where nothing lacks but tracefs, which is not mounted."""
     with _program(ProgType.TRACEPOINT) as program:
+        where = attach.tracefs()
         attach.tracepoint(program, "sched", "sched_process_exec").close()
         return f"tracefs is at {where}"
 
