@@ -1,5 +1,6 @@
 """Everything here needs root and a kernel that loads BPF: else skipped, or failed where a kernel is required."""
 
+import errno
 import json
 import os
 import random
@@ -46,6 +47,16 @@ def cannot(reason):
     if REQUIRED:
         pytest.fail(f"required here (KCOMPAT_REQUIRE_KERNEL=1), but {reason}")
     pytest.skip(reason)
+
+
+def needs(trial):
+    """Skips where the kernel knows no such thing, as one of `probe` finds it: that is EINVAL, all else is a fault."""
+    try:
+        trial()
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        pytest.skip(f"this kernel has nothing of the kind: {trial.__name__}")
 
 
 def wires_and(*programs):

@@ -114,7 +114,7 @@ int set_state(struct bpf_raw_tracepoint_args *ctx)
 		out[8] = BPF_CORE_READ(net, ns.inum);
 	out[9] = BPF_CORE_READ(sk, sk_mark);
 	out[10] = BPF_CORE_READ(sk, sk_rcvbuf);
-	out[11] = BPF_CORE_READ(sk, sk_type);
+	out[11] = BPF_CORE_READ_BITFIELD_PROBED(sk, sk_type); /* one before 5.6 (kernel commit bf9765145b85) */
 	out[12] = BPF_CORE_READ((struct inet_sock *)sk, inet_saddr);
 	out[13] = BPF_CORE_READ((struct inet_sock *)sk, inet_sport);
 	out[14] = BPF_CORE_READ(tp, srtt_us);

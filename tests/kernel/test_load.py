@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from kcompat import attach
+from kcompat import attach, probe
 from kcompat.bpf import Object, ObjectProgram, compile_cached
 from kcompat.errors import KcompatError, Missing
 from kcompat.load import Loaded
 from kcompat.maps import MapSpec
-from tests.kernel.conftest import cannot, version_code
+from tests.kernel.conftest import cannot, needs, version_code
 
 # Counts how often a system call nobody makes is made: sched_get_priority_min.
 SOURCE = """
@@ -110,7 +110,7 @@ def test_a_function_that_is_not_there_leaves_no_event(loaded, monkeypatch):
 def test_an_event_whose_program_is_refused_is_taken_away(loaded, monkeypatch):
     needs_tracefs()
     monkeypatch.setattr(attach, "_KPROBE_PMU", Path("/nonexistent"))
-    wrong = loaded.load("rawtp__seen")
+    wrong = loaded.maps["count"].fd
     for function in FUNCTIONS:
         with pytest.raises(OSError):
             attach.kprobe(wrong, function)
@@ -125,6 +125,7 @@ def test_without_pmu_and_tracefs_the_mount_command_is_named(loaded, monkeypatch)
 
 
 def test_a_raw_tracepoint_fires_and_ends(loaded):
+    needs(probe.raw_tracepoint)
     loaded.attach("rawtp__seen", "sys_enter")
     assert calls(loaded) >= 23
     loaded.detach()
@@ -133,6 +134,7 @@ def test_a_raw_tracepoint_fires_and_ends(loaded):
 
 def test_a_tracepoint_fires_and_ends(loaded):
     needs_tracefs()
+    needs(probe.tracepoint)
     loaded.attach("tp__seen", "raw_syscalls:sys_enter")
     assert calls(loaded) >= 23
     loaded.detach()
@@ -140,6 +142,7 @@ def test_a_tracepoint_fires_and_ends(loaded):
 
 
 def test_a_hook_that_is_not_there_lets_the_next_be_tried(loaded):
+    needs(probe.raw_tracepoint)
     with pytest.raises(OSError) as caught:
         loaded.attach("rawtp__seen", "no_such_tracepoint")
     assert caught.value.errno == errno.ENOENT
@@ -147,6 +150,7 @@ def test_a_hook_that_is_not_there_lets_the_next_be_tried(loaded):
 
 
 def test_closing_frees_every_descriptor():
+    needs(probe.raw_tracepoint)
     compiled, _ = compile_cached(SOURCE)
     before = descriptors()
     with Loaded(compiled, version_code()) as live:
@@ -156,18 +160,18 @@ def test_closing_frees_every_descriptor():
 
 
 def test_a_program_the_verifier_refuses_is_one_line_with_its_word():
-    endless = Object((ObjectProgram("rawtp__endless", MOV_R0_0, ()),), (), "GPL")
+    endless = Object((ObjectProgram("kprobe__endless", MOV_R0_0, ()),), (), "GPL")
     with Loaded(endless, version_code()) as live, pytest.raises(KcompatError, match="refused program") as caught:
-        live.load("rawtp__endless")
-    assert "rawtp__endless" in str(caught.value)
+        live.load("kprobe__endless")
+    assert "kprobe__endless" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not str(caught.value).endswith("the verifier said nothing")
 
 
 def test_a_program_is_loaded_once():
-    tiny = Object((ObjectProgram("rawtp__tiny", MOV_R0_0 + EXIT, ()),), (), "GPL")
+    tiny = Object((ObjectProgram("kprobe__tiny", MOV_R0_0 + EXIT, ()),), (), "GPL")
     with Loaded(tiny, version_code()) as live:
-        assert live.load("rawtp__tiny") == live.load("rawtp__tiny")
+        assert live.load("kprobe__tiny") == live.load("kprobe__tiny")
 
 
 def test_a_program_that_is_not_in_the_object_is_named():

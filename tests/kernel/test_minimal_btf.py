@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kcompat import probe
 from kcompat.btf import RUNNING, BtfResolver
 from kcompat.fields import CATALOGUE, find
 from kcompat.kernel import Kernel
@@ -17,7 +18,7 @@ from offset_db.exchange_btf import render
 from offset_db.rows import Remembered, Stored
 from tests.kernel import signs
 from tests.kernel.built import DEADLINE_S, minimal_btf, run
-from tests.kernel.conftest import cannot
+from tests.kernel.conftest import cannot, needs
 
 # What minimal_btf.bpf.c writes, in its order.
 NAMES = ("skc_num", "skc_daddr", "skc_rcv_saddr", "skc_dport", "skc_family", "skc_state", "skc_bound_dev_if",
@@ -33,7 +34,8 @@ def host(packed):
 
 @pytest.fixture(scope="module")
 def built():
-    """(the loader, the object)."""
+    """(the loader, the object): its programs are on raw tracepoints."""
+    needs(probe.raw_tracepoint)
     try:
         return minimal_btf()
     except FileNotFoundError as error:
