@@ -23,6 +23,7 @@ _PERF_TYPE_TRACEPOINT = 2
 _IOC_ENABLE = 0x2400
 _IOC_SET_BPF = 0x40042408
 _ATTR_SIZE = 112
+_RETURNS = 1024
 _serial = itertools.count()
 _CGROUP_NAMESPACE = Path("/proc/self/ns/cgroup")
 _FIRST_CGROUP_NAMESPACE = 0xEFFF_FFFB  # PROC_CGROUP_INIT_INO
@@ -147,7 +148,16 @@ def _retprobe_bit(pmu: Path = _KPROBE_PMU) -> int:
 
 
 def _kprobe_through_tracefs(program: int, function: str, kind: str) -> Attachment:
-    return _through_tracefs(program, "kprobe", "r" if kind == "kretprobe" else "p", function, f"{kind}:{function}")
+    letter = _many_returns() if kind == "kretprobe" else "p"
+    return _through_tracefs(program, "kprobe", letter, function, f"{kind}:{function}")
+
+
+def _many_returns() -> str:
+    """A call that waits in a function keeps what sees its return, and there are no more of these than processors.
+
+    From 4.12 on (kernel commit 696ced4fb1d7) one may ask for more; before, the number is taken for part of a name.
+    """
+    return f"r{_RETURNS}" if "r[maxactive]" in (tracefs() / "README").read_text() else "r"
 
 
 def _through_tracefs(program: int, what: str, letter: str, where: str, name: str) -> Attachment:

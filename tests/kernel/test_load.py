@@ -2,7 +2,10 @@
 
 import errno
 import os
+import socket
 import struct
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,6 +100,30 @@ def test_two_on_one_function_through_tracefs_have_events_of_their_own(loaded, mo
     monkeypatch.setattr(attach, "_KPROBE_PMU", Path("/nonexistent"))
     assert loaded.attach_first("kprobe__seen", FUNCTIONS) == loaded.attach_first("kprobe__seen", FUNCTIONS)
     assert calls(loaded) == 46
+
+
+def test_returns_are_seen_of_more_calls_at_a_time_than_there_are_processors(loaded, monkeypatch):
+    """Each call that waits keeps something of a kretprobe; from 4.12 on there can be enough of it."""
+    needs_tracefs()
+    if "r[maxactive]" not in (attach.tracefs() / "README").read_text():
+        pytest.skip("this kernel has as many as processors")
+    monkeypatch.setattr(attach, "_KPROBE_PMU", Path("/nonexistent"))
+    waiting = 2 * os.cpu_count() + 20
+    sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(waiting)]
+    threads = [threading.Thread(target=one.recv, args=(1,), daemon=True) for one in sockets]
+    loaded.attach("kretprobe__seen", "udp_recvmsg")
+    for one, thread in zip(sockets, threads, strict=True):
+        one.bind(("127.0.0.1", 0))
+        thread.start()
+    time.sleep(2)
+    before = counted(loaded)
+    for one in sockets:
+        one.sendto(b"x", one.getsockname())
+    for thread in threads:
+        thread.join(30)
+    for one in sockets:
+        one.close()
+    assert counted(loaded) - before == waiting
 
 
 def test_a_function_that_is_not_there_leaves_no_event(loaded, monkeypatch):
