@@ -2,86 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import repeat
+import struct
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping
 
-from collector.addresses import text_and_type
+from collector.addresses import V4_MAPPED, text_and_type
 from collector.packed_flows import (
-    HEAD,
-    KEY,
-    LOCAL,
     MEASUREMENT,
-    REMOTE,
-    SOURCE,
     EndTags,
     PackedFlows,
+    Told,
     dst_tags,
     fields_of,
     head_tags,
     src_tags,
 )
-from collector.tag_layout import Gap, Pieces, TagLayout
+from collector.record import escaped
 
-# So many spelled ends are kept: the next flows often share them.
-_KEPT = 1 << 16
+# So much that is spelled is kept of a kind: the next flows often share it.
+_KEPT = 1 << 14
 _NOTHING = (0,) * 8
-_ANY = bytes(16)
-_SRC, _DST, _ENDS = range(1, 4)
+# A KEY taken apart otherwise: what tells IPv4 destinations apart but for the second half of the address (port, target,
+# first half), that half, and the source.
+_ROW = struct.Struct("<20sBBI")
+_ALIKE = struct.Struct("<HI14s")
+_OCTETS = [str(number) for number in range(256)]
+# Behind the address, tags of a destination come in three pieces: others may be between, those of both ends for one, and
+# what begins with e. The bounds are the first and the last name of what nothing comes between.
+_KIND, _WHERE, _FAMILY = ("dst_ip_type",), ("dst_nat_ip", "dst_nat_port", "dst_port"), ("family",)
+_BOUNDS = ("dst_domain", *_KIND, _WHERE[0], _WHERE[-1], *_FAMILY, *_FAMILY)
 
-
-# Tags of a destination are in so many pieces at most: between them come those of both ends, and what begins with e.
-_DST_PIECES = 3
-_PLACE = "\0"  # no text of a line has one
 # What comes before, between and behind the pieces of a destination, and whether the flow is TCP's.
 _Frame = tuple[str, str, str, str, bool]
+# The first half of an IPv4 address, or all of another; whether it is a half; the pieces behind the address.
+_Dst = tuple[str, bool, str, str, str]
 
 
 class FlowLines:
-    """Spells flows, also for several threads. Raises ValueError if a common tag has the name of one of their own."""
+    """Spells flows, also for several threads. Raises ValueError where a common tag would be amid a destination's."""
 
-    def __init__(self, flows: PackedFlows, common: Mapping[str, str], ends: Sequence[EndTags | None] | None) -> None:
-        self._flows, self._common, self._ends = flows, common, ends
+    def __init__(self, flows: PackedFlows, common: Mapping[str, str], told: Told | None) -> None:
+        self._flows, self._common, self._told = flows, common, told
+        _split(common)
         self._rests = {
             transport: f" {','.join(f'{name}=%di' for name in fields_of(transport, _NOTHING))} {flows.time_ns}"
             for transport in ("tcp", "udp")}
-        names = {name: "" for head in flows.heads for name in head_tags("", head)}
-        self._layout = TagLayout([
-            (*common, *names), tuple(src_tags(_ANY, 1)), tuple(dst_tags(_ANY, 1, (_ANY, 1), "any")),
-            tuple({name: "" for one in {*(ends or ())} if one for name in one.tags})])
-        self._line_up = self._layout.line_up()
-        self._dst_places = (_PLACE,) * len(self._layout.pieces(_DST, {}))
-        self._dst_missing = ("",) * (_DST_PIECES - len(self._dst_places))
-        if len(self._dst_places) > _DST_PIECES:
-            raise ValueError(f"common tags between those of a destination: {common}")
-        # What a line is but for its destination: with the tags of its head, its source, and what is said of both ends.
-        self._frames: dict[EndTags | None, dict[bytes, _Frame]] = {None: {}}
-        self._heads: dict[bytes, str] = {}
-        self._srcs: dict[bytes, Pieces] = {}
-        self._dsts: dict[str | None, dict[bytes, Pieces]] = {}
-        self._kept = 0
-        # Addresses may be as many as flows: what else is said of them is spelled once for all that are alike.
-        self._src_gaps: dict[tuple[str, int], Gap] = {}
-        self._dst_gaps: dict[tuple[bool, str, int, int, str | None], Gap] = {}
+        # What a line is but for its destination: by the source, or by that and what is said of the flow's ends.
+        self._frames: dict[int | tuple[int, EndTags], _Frame] = {}
+        self._dsts: dict[bytes, _Dst] = {}
+        self._pieces: dict[tuple[int, int, str, bool], tuple[str, str, str]] = {}
+        self._named: dict[str | None, str] = {}
 
     def lines(self, numbers: range) -> list[str]:
         """Sums of more than 64 bits have no spelling here: flows that are `wide` come out wrong."""
-        flows, begin, end = self._flows, numbers.start, numbers.stop
-        frames, dsts, tcp, udp = self._frames, self._dsts, self._rests["tcp"], self._rests["udp"]
-        if self._kept > _KEPT:
-            self._kept = 0
-            frames.clear()
-            dsts.clear()
+        flows, tcp, udp, octets = self._flows, self._rests["tcp"], self._rests["udp"], _OCTETS
+        frames, dsts, named = self._frames, self._dsts, self._named
+        for kept in (frames, dsts, named, self._pieces):
+            if len(kept) > _KEPT:
+                kept.clear()
+        told = self._told.of_flows if self._told else {}
         lines: list[str] = []
         append = lines.append
-        for key, name, ends, (read, written, retransmits, established, closed, rtt, rtt_var, samples) in zip(
-                flows.keys[begin:end], flows.names[begin:end], self._ends[begin:end] if self._ends else repeat(None),
-                flows.sums_of(numbers), strict=False):
-            alike, there = frames.get(ends), dsts.get(name)
-            frame = alike.get(key[SOURCE]) if alike is not None else None
-            dst = there.get(key[REMOTE]) if there is not None else None
-            first, second, third, last, is_tcp = frame if frame is not None else self._frame(key, ends)
-            ip, nat, family = dst if dst is not None else self._dst(key, name)
-            line = f"{first}{ip}{second}{nat}{third}{family}{last}"
+        for number, (alike, third, fourth, source), name, (
+                read, written, retransmits, established, closed, rtt, rtt_var, samples) in zip(
+                numbers, flows.rows(numbers, _ROW), flows.names[numbers.start:numbers.stop], flows.sums_of(numbers),
+                strict=True):
+            ends = source if number not in told else (source, told[number])
+            before, between, behind, last, is_tcp = frames.get(ends) or self._frame(source, number, ends)
+            address, is_half, kind, where, family = dsts.get(alike) or self._dst(alike, third, fourth)
+            if is_half:
+                address = f"{address}.{octets[third]}.{octets[fourth]}"
+            domain = named.get(name) or self._name(name)
+            line = f"{before}{domain}{address}{kind}{between}{where}{behind}{family}{last}"
             if is_tcp:
                 if samples > 1:
                     rtt //= samples
@@ -93,46 +85,47 @@ class FlowLines:
                 append(line + udp % (read, written))
         return lines
 
-    def _frame(self, key: bytes, ends: EndTags | None) -> _Frame:
-        head = self._flows.heads[KEY.unpack(key)[5]]
-        tags = self._heads.get(key[HEAD])
-        if tags is None:
-            tags = self._heads[key[HEAD]] = self._layout.template(
-                MEASUREMENT, {**self._common, **head_tags(self._flows.host, head)})
-        src = self._srcs.get(key[LOCAL]) or self._src(key)
-        told = self._layout.pieces(_ENDS, ends.tags if ends else {})
-        text = (tags % self._line_up((*src, *self._dst_places, *told))).split(_PLACE)
-        first, second, third, last = *text, *[""] * (_DST_PIECES + 1 - len(text))
-        made = first, second, third, last, head.transport == "tcp"
-        self._frames.setdefault(ends, {})[key[SOURCE]] = made
-        self._kept += 1
+    def _frame(self, source: int, number: int, key: int | tuple[int, EndTags]) -> _Frame:
+        local, port, head_number = self._flows.sources[source]
+        head = self._flows.heads[head_number]
+        ends = self._told.of(number, source) if self._told else None
+        before, between, behind, last = _split({**self._common, **head_tags(self._flows.host, head),
+                                                **src_tags(local, port), **(ends.tags if ends else {})})
+        made = self._frames[key] = MEASUREMENT + before, between, behind, last, head.transport == "tcp"
         return made
 
-    def _src(self, key: bytes) -> Pieces:
-        _, _, _, local, port, _ = KEY.unpack(key)
-        text, kind = text_and_type(local)
-        like = kind, port
-        gap = self._src_gaps.get(like)
-        if gap is None:
-            gap = self._src_gaps[like] = self._layout.gap(_SRC, src_tags(local, port), "src_ip")
-        head, before, after, tail = gap
-        if len(self._srcs) > _KEPT:
-            self._srcs.clear()
-        made = self._srcs[key[LOCAL]] = (*head, f"{before}{text}{after}", *tail)
+    def _dst(self, alike: bytes, third: int, fourth: int) -> _Dst:
+        port, target, half = _ALIKE.unpack(alike)
+        address = half + bytes((third, fourth))
+        text, kind = text_and_type(address)
+        is_v4 = address.startswith(V4_MAPPED)
+        like = port, target, kind, is_v4
+        pieces = self._pieces.get(like)
+        if pieces is None:
+            tags = dst_tags(address, port, self._flows.targets[target], None)
+            pieces = self._pieces[like] = _spelled(_KIND, tags), _spelled(_WHERE, tags), _spelled(_FAMILY, tags)
+        if not is_v4:
+            return text, False, *pieces
+        made = self._dsts[alike] = f"{half[12]}.{half[13]}", True, *pieces
         return made
 
-    def _dst(self, key: bytes, name: str | None) -> Pieces:
-        remote, port, target, _, _, _ = KEY.unpack(key)
-        text, kind = text_and_type(remote)
-        like = ":" in text, kind, port, target, name
-        gap = self._dst_gaps.get(like)
-        if gap is None:
-            if len(self._dst_gaps) > _KEPT:
-                self._dst_gaps.clear()
-            gap = self._dst_gaps[like] = self._layout.gap(
-                _DST, dst_tags(remote, port, self._flows.targets[target], name), "dst_ip")
-        head, before, after, tail = gap
-        self._kept += 1
-        made = self._dsts.setdefault(name, {})[key[REMOTE]] = (*head, f"{before}{text}{after}", *tail,
-                                                               *self._dst_missing)
+    def _name(self, name: str | None) -> str:
+        """All there is before an address."""
+        made = self._named[name] = _spelled(("dst_domain",), {"dst_domain": name or ""}) + ",dst_ip="
         return made
+
+
+def _split(tags: Mapping[str, str]) -> list[str]:
+    """Spelled: what comes before the pieces of a destination, twice between them, and behind."""
+    parts: list[list[str]] = [[] for _ in range(4)]
+    for name in sorted(tags):
+        at = bisect_left(_BOUNDS, name)
+        if at % 2 or at != bisect_right(_BOUNDS, name):
+            raise ValueError(f"a tag {name!r} amid those of a destination")
+        parts[at // 2].append(name)
+    return [_spelled(part, tags) for part in parts]
+
+
+def _spelled(names: Iterable[str], tags: Mapping[str, str]) -> str:
+    """Without those that have no name or no value when they are spelled."""
+    return "".join([f",{key}={value}" for name in names if (key := escaped(name)) and (value := escaped(tags[name]))])

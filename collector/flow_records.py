@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from copy import copy
 from typing import overload
 
 from collector.flow_lines import FlowLines
 from collector.packed_flows import (
-    KEY,
     MEASUREMENT,
-    EndTags,
     PackedFlows,
     Sums,
+    Told,
     dst_tags,
     fields_of,
     head_tags,
@@ -28,14 +27,14 @@ _ORDER = ("host", "source", "direction", "src_ip", "src_port", "src_ip_type", "d
 class FlowRecords(Records):
     """The records of some flows, in their order; slices share what they are made of.
 
-    `common` are tags of all records, none of which replaces one of their own; ends[n] is said of flow number n.
+    `common` are tags of all records, none of which replaces one of their own; `told` is what is known of their ends.
     """
 
     def __init__(self, flows: PackedFlows, common: Mapping[str, str] | None = None,
-                 ends: Sequence[EndTags | None] | None = None) -> None:
+                 told: Told | None = None) -> None:
         self.flows = flows
-        self.numbers = range(len(flows.keys))
-        self._common, self._ends = common or {}, ends
+        self.numbers = range(len(flows.names))
+        self._common, self._told = common or {}, told
         self._spelled: list[FlowLines | None] = []
 
     def __len__(self) -> int:
@@ -54,17 +53,17 @@ class FlowRecords(Records):
             made.numbers = self.numbers[at]
             return made
         number = self.numbers[at]
-        return self._record(number, next(self.flows.sums_of(range(number, number + 1))))
+        return next(iter(self[number - self.numbers.start:number - self.numbers.start + 1]))
 
     def __iter__(self) -> Iterator[Record]:
-        return map(self._record, self.numbers, self.flows.sums_of(self.numbers))
+        return map(self._record, self.numbers, self.flows.rows(self.numbers), self.flows.sums_of(self.numbers))
 
     def tagged(self, tags: Mapping[str, str]) -> FlowRecords:
-        return FlowRecords(self.flows, {**tags, **self._common}, self._ends)[self.numbers.start:self.numbers.stop]
+        return FlowRecords(self.flows, {**tags, **self._common}, self._told)[self.numbers.start:self.numbers.stop]
 
-    def told(self, ends: Sequence[EndTags | None]) -> FlowRecords:
+    def told(self, told: Told) -> FlowRecords:
         """The same with what is known of the ends of every flow there is, also of those not in this slice."""
-        return FlowRecords(self.flows, self._common, ends)[self.numbers.start:self.numbers.stop]
+        return FlowRecords(self.flows, self._common, told)[self.numbers.start:self.numbers.stop]
 
     def lines(self) -> list[str]:
         if not self.numbers:
@@ -72,7 +71,7 @@ class FlowRecords(Records):
         if not self._spelled:
             # What is spelled for one slice serves the next.
             try:
-                self._spelled.append(FlowLines(self.flows, self._common, self._ends))
+                self._spelled.append(FlowLines(self.flows, self._common, self._told))
             except ValueError:
                 self._spelled.append(None)
         if (spelled := self._spelled[0]) is None:
@@ -82,9 +81,9 @@ class FlowRecords(Records):
             lines[number - self.numbers.start] = to_line_protocol(self[number - self.numbers.start])
         return lines
 
-    def _record(self, number: int, sums: Sums) -> Record:
-        flows = self.flows
-        remote, remote_port, target, local, local_port, number_of_head = KEY.unpack(flows.keys[number])
+    def _record(self, number: int, row: tuple[int, int, bytes, int], sums: Sums) -> Record:
+        flows, (remote_port, target, remote, source) = self.flows, row
+        local, local_port, number_of_head = flows.sources[source]
         head = flows.heads[number_of_head]
         own = {**head_tags(flows.host, head), **src_tags(local, local_port),
                **dst_tags(remote, remote_port, flows.targets[target], flows.names[number])}
@@ -92,6 +91,6 @@ class FlowRecords(Records):
         if "dst_domain" in own:
             tags["dst_domain"] = own["dst_domain"]
         tags |= head.more
-        if self._ends and (ends := self._ends[number]):
+        if self._told and (ends := self._told.of(number, source)):
             tags |= ends.tags
         return Record(MEASUREMENT, tags, fields_of(head.transport, sums), flows.time_ns)

@@ -10,11 +10,13 @@ from typing import NamedTuple
 from collector.addresses import V4_MAPPED, address_type, reduce_mapped
 from collector.config import Options
 from collector.flow_records import FlowRecords
-from collector.packed_flows import KEY, SUMS, Head, PackedFlows, Target
+from collector.packed_flows import KEY, SUMS, Head, PackedFlows, Source, Target
 
-# So many addresses are kept while deltas are gone through: the next ones often share them.
-_KEPT = 1 << 16
-# IPv4 addresses that begin so are looked at: 0.0.0.0 and 127/8 are none of a flow.
+# So much is kept of a kind while deltas are gone through: the next ones often share it.
+_KEPT = 1 << 14
+# So many bytes say of nearly every address that nothing is wrong with it: IPv4's but for 0.0.0.0 and 127/8, IPv6's but
+# for those that begin with zeros.
+_BEGINNING = len(V4_MAPPED) + 1
 _ODD = (0, 127)
 # The tags only an enricher can know; until one does, they are absent (`dst_nat_*` and `process_name` are N/A instead).
 ENRICHER_TAGS = (
@@ -72,10 +74,13 @@ def aggregate(deltas: Iterable[FlowDelta], options: Options, time_ns: int,
     """
     lost: Counter[str] = Counter() if dropped is None else dropped
     flows = PackedFlows(options.host, time_ns)
-    ends, names = _Faults(options), _Names(name_of or _nameless)
+    faults = _Faults(options)
+    beginning = faults.beginning
     heads, targets = _Heads(flows, options, process_of), _Targets(flows)
+    sources = _Sources(faults, heads)
     ports, ephemeral_port, max_flows = options.exclude.ports, options.ephemeral_port, options.max_flows
     numbers: dict[bytes, int] = {}
+    count, number_of = 0, numbers.setdefault
     sums, append_name = flows.sums, flows.names.append
     pack_key, pack_sums = KEY.pack, SUMS.pack
     for (local, local_port, remote, remote_port, transport, netns, pid, comm, direction,
@@ -88,71 +93,95 @@ def aggregate(deltas: Iterable[FlowDelta], options: Options, time_ns: int,
         if not local_port or not remote_port:
             lost["port"] += 1
             continue
-        fault = ends[local] or ends[remote]
-        if fault:
+        if faults[remote[beginning]] and (fault := faults.of(local) or faults.of(remote)):
             lost[fault] += 1
             continue
-        head = heads[netns, transport, direction, pid, comm]
-        if head < 0 or (ports and (local_port in ports or remote_port in ports)):
-            lost["excluded"] += 1
+        src_port, dst_port = local_port, remote_port
+        if direction == "outgoing":
+            if local_port >= ephemeral_port:
+                src_port = 0
+        elif remote_port >= ephemeral_port:
+            dst_port = 0
+        source = sources[transport, direction, netns, pid, comm, local, src_port]
+        if source < 0 or (ports and (local_port in ports or remote_port in ports)):
+            lost[faults.of(local) or "excluded"] += 1
             continue
         target = 0
-        if direction == "outgoing":
-            if target_of and (found := target_of(netns, transport, local, local_port, remote, remote_port)):
-                target = targets[found]
-            if local_port >= ephemeral_port:
-                local_port = 0
-        elif remote_port >= ephemeral_port:
-            remote_port = 0
-        key = pack_key(remote, remote_port, target, local, local_port, head)
-        number = numbers.get(key)
-        if number is None:
-            if len(numbers) >= max_flows:
+        if (target_of and direction == "outgoing"
+                and (found := target_of(netns, transport, local, local_port, remote, remote_port))):
+            target = targets[found]
+        number = number_of(key := pack_key(dst_port, target, remote, source), count)
+        if number == count:
+            if count >= max_flows:
+                del numbers[key]
                 lost["overflow"] += 1
                 continue
-            numbers[key] = len(numbers)
-            append_name(names[netns][remote])
+            count += 1
+            append_name(name_of(netns, remote) if name_of else None)
             try:
                 sums += pack_sums(read, written, retransmits, established, closed, rtt_us, rtt_var_us, rtt_samples)
+                continue
             except struct.error:
                 sums += bytes(SUMS.size)
-                number = len(numbers) - 1
-        if number is not None:
-            flows.add(number, (read, written, retransmits, established, closed, rtt_us, rtt_var_us, rtt_samples))
-    flows.keys = [*numbers]
+        flows.add(number, (read, written, retransmits, established, closed, rtt_us, rtt_var_us, rtt_samples))
+    flows.keys = b"".join(numbers)
+    flows.sources = [*sources.numbers]
     heads.complete()
     return FlowRecords(flows)
 
 
-def _nameless(netns: int, address: bytes) -> None:
-    """Nobody knows a name."""
-
-
 class _Faults(dict[bytes, str]):
-    """Address to why flows with it are left out, "" if they are not; worked out once each, as long as few are kept."""
+    """How an address begins to why flows with it may be left out: `of` tells; "" if none that begins so is."""
 
     def __init__(self, options: Options) -> None:
         super().__init__()
         self._options, self._cidrs = options, options.exclude.cidrs
+        # Where networks are excluded the whole address is asked for, else what most can be told by.
+        self.beginning = slice(16 if self._cidrs else _BEGINNING)
 
-    def __missing__(self, raw: bytes) -> str:
+    def __missing__(self, beginning: bytes) -> str:
         if len(self) >= _KEPT:
             self.clear()
-        # Nearly all are such: nothing that takes a call is asked of them.
-        if not self._cidrs and raw.startswith(V4_MAPPED) and raw[12] not in _ODD:
-            self[raw] = ""
-            return ""
-        packed = reduce_mapped(raw)
-        fault = ""
-        if not any(packed):
-            fault = "address"
-        elif not self._options.loopback and address_type(packed) == "loopback":
-            fault = "loopback"
-        elif (any(cidr.holds(raw) for cidr in self._cidrs)
-              or (len(packed) != 4 and not self._options.ipv6)):
-            fault = "excluded"
-        self[raw] = fault
+        if len(beginning) > _BEGINNING:
+            fault = self.of(beginning)
+        elif beginning.startswith(V4_MAPPED):
+            fault = "address or loopback" if beginning[-1] in _ODD else ""
+        else:
+            fault = "excluded" if not self._options.ipv6 else "" if any(beginning) else "address or loopback"
+        self[beginning] = fault
         return fault
+
+    def of(self, raw: bytes) -> str:
+        packed = reduce_mapped(raw)
+        if not any(packed):
+            return "address"
+        if not self._options.loopback and address_type(packed) == "loopback":
+            return "loopback"
+        if any(cidr.holds(raw) for cidr in self._cidrs) or (len(packed) != 4 and not self._options.ipv6):
+            return "excluded"
+        return ""
+
+
+class _Sources(dict[tuple[str, str, int, int, str, bytes, int], int]):
+    """(transport, direction, netns, pid, comm, local, port) to the number of that source; -1 if its flows are left out.
+
+    Forgotten when there are many, for only `numbers` must last.
+    """
+
+    def __init__(self, faults: _Faults, heads: _Heads) -> None:
+        super().__init__()
+        self._faults, self._heads = faults, heads
+        self.numbers: dict[Source, int] = {}
+
+    def __missing__(self, key: tuple[str, str, int, int, str, bytes, int]) -> int:
+        if len(self) >= _KEPT:
+            self.clear()
+        transport, direction, netns, pid, comm, local, port = key
+        number = -1
+        if not self._faults.of(local) and (head := self._heads[netns, transport, direction, pid, comm]) >= 0:
+            number = self.numbers.setdefault(Source(local, port, head), len(self.numbers))
+        self[key] = number
+        return number
 
 
 class _Heads(dict[tuple[int, str, str, int, str], int]):
@@ -202,29 +231,3 @@ class _Targets(dict[Target, int]):
         self[target] = number = len(self._flows.targets)
         self._flows.targets.append(target)
         return number
-
-
-class _Names(dict[int, "dict[bytes, str | None]"]):
-    """A namespace to names of addresses in it."""
-
-    def __init__(self, name_of: NameOf) -> None:
-        super().__init__()
-        self._name_of = name_of
-
-    def __missing__(self, netns: int) -> _NamesThere:
-        self[netns] = made = _NamesThere(netns, self._name_of)
-        return made
-
-
-class _NamesThere(dict[bytes, "str | None"]):
-    """An address to its name, asked for once each, as long as few are kept."""
-
-    def __init__(self, netns: int, name_of: NameOf) -> None:
-        super().__init__()
-        self._netns, self._name_of = netns, name_of
-
-    def __missing__(self, remote: bytes) -> str | None:
-        if len(self) >= _KEPT:
-            self.clear()
-        self[remote] = name = self._name_of(self._netns, remote)
-        return name

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import operator
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from collector.addresses import describe
 
 MEASUREMENT = "netflow"
 NOT_KNOWN = "N/A"
 
-# The key of a flow: its remote address and port (0 where starred), the number of its `Target`, its local address and
-# port, and the number of its `Head`. Bytes, for the garbage collector walks over 200,000 tuples again and again.
-KEY = struct.Struct("<16sHI16sHI")
-# Parts of it: of all that is said of an end, and of a source what depends on its process.
-REMOTE, LOCAL, HEAD, SOURCE = slice(0, 22), slice(22, 40), slice(40, 44), slice(22, 44)
-REMOTE_ADDRESS, TARGET, LOCAL_ADDRESS = slice(0, 16), slice(18, 22), slice(22, 38)
+# The key of a flow: its remote port (0 where starred), the number of its `Target`, its remote address, and the number
+# of its `Source`. Bytes, for the garbage collector walks over 200,000 tuples again and again.
+KEY = struct.Struct("<HI16sI")
 # Sums of one flow: read, written, retransmits, established, closed, rtt, rtt_var, sockets with an rtt sample.
 SUMS = struct.Struct("<8q")
 Sums = tuple[int, int, int, int, int, int, int, int]
@@ -39,6 +36,14 @@ class Head(NamedTuple):
     """Tags of the process."""
 
 
+class Source(NamedTuple):
+    """The near end of flows: address, port (0 where starred), and the number of the `Head`."""
+
+    local: bytes
+    port: int
+    head: int
+
+
 class EndTags:
     """What is known of the two ends of a flow beside the flow itself. Told apart by identity: flows share them."""
 
@@ -48,28 +53,43 @@ class EndTags:
         self.tags = tags
 
 
+class Told(NamedTuple):
+    """What is known of ends: by the number of a flow where that of its far end is known, else by that of its source."""
+
+    of_flows: Mapping[int, EndTags]
+    of_sources: Sequence[EndTags | None]
+
+    def of(self, number: int, source: int) -> EndTags | None:
+        return self.of_flows.get(number) or self.of_sources[source]
+
+
 @dataclass(slots=True)
 class PackedFlows:
-    """Flow number n has keys[n], names[n] of its remote end, and its SUMS in `sums`: wide[n] if they do not fit."""
+    """Flow number n has the nth KEY, names[n] of its remote end, and the nth SUMS: wide[n] if they do not fit."""
 
     host: str
     time_ns: int
-    keys: list[bytes] = field(default_factory=list)
+    keys: bytes = b""
     names: list[str | None] = field(default_factory=list)
     sums: bytearray = field(default_factory=bytearray)
     wide: dict[int, Sums] = field(default_factory=dict)
     heads: list[Head] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
     targets: list[Target | None] = field(default_factory=lambda: [None])
 
     def add(self, number: int, counts: Sums) -> None:
-        place = slice(number * SUMS.size, (number + 1) * SUMS.size)
-        before = self.wide.get(number) or SUMS.unpack(self.sums[place])
+        place = number * SUMS.size
+        before = self.wide.get(number) or SUMS.unpack_from(self.sums, place)
         sums: Sums = tuple(map(operator.add, before, counts))
         try:
-            self.sums[place] = SUMS.pack(*sums)
+            self.sums[place:place + SUMS.size] = SUMS.pack(*sums)
             self.wide.pop(number, None)
         except struct.error:
             self.wide[number] = sums
+
+    def rows(self, numbers: range, row: struct.Struct = KEY) -> Iterator[tuple[Any, ...]]:
+        """Keys, taken apart as the `row` says, which is as long as a KEY."""
+        return row.iter_unpack(memoryview(self.keys)[numbers.start * KEY.size:numbers.stop * KEY.size])
 
     def sums_of(self, numbers: range) -> Iterator[Sums]:
         found: Iterator[Sums] = SUMS.iter_unpack(

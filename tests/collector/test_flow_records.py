@@ -17,7 +17,8 @@ from tests.collector import plain_flows
 from tests.collector.wire import packed
 
 POD, HOSTED, OTHER = "10.0.0.1", "10.0.0.9", "2001:db8::7"
-ADDRESSES = [POD, "10.0.0.2", HOSTED, OTHER, "127.0.0.1", "0.0.0.0", "8.8.8.8", "::1", "10.96.0.1", "224.0.0.1"]
+ADDRESSES = [POD, "10.0.0.2", HOSTED, OTHER, "127.0.0.1", "0.0.0.0", "0.0.0.7", "8.8.8.8", "8.8.4.4", "::1", "::2",
+             "::", "2001:db8::1:7", "10.96.0.1", "224.0.0.1"]
 CONTAINER = "c" * 64
 addresses = st.sampled_from(ADDRESSES).map(packed)
 ports = st.sampled_from([0, 22, 53, 443, 32768, 40000])
@@ -32,8 +33,8 @@ options = st.builds(
     max_flows=st.sampled_from([3, 1000]), loopback=st.booleans(), ipv6=st.booleans(),
     ephemeral_port=st.sampled_from([0, 32768]))
 # Among them names that fall between others, names of tags that records have or may have, and some of no spelling.
-tags = st.dictionaries(st.sampled_from(["a", "dst_ipx", "src_k", "z z", "dst_domain", "pid", "source_%s", ""]),
-                       st.sampled_from(["v", "%d v", "", "\\"]), max_size=3)
+tags = st.dictionaries(st.sampled_from(["a", "dst_ipx", "dst_host", "env", "src_k", "z z", "dst_domain", "pid",
+                                        "source_%s", ""]), st.sampled_from(["v", "%d v", "", "\\"]), max_size=3)
 
 
 def name_of(netns, address):
