@@ -81,7 +81,7 @@ def aggregate(deltas: Iterable[FlowDelta], options: Options, time_ns: int,
     ports, ephemeral_port, max_flows = options.exclude.ports, options.ephemeral_port, options.max_flows
     numbers: dict[bytes, int] = {}
     count, number_of = 0, numbers.setdefault
-    sums, append_name = flows.sums, flows.names.append
+    keys, sums, append_name = flows.keys, flows.sums, flows.names.append
     pack_key, pack_sums = KEY.pack, SUMS.pack
     for (local, local_port, remote, remote_port, transport, netns, pid, comm, direction,
          read, written, retransmits, rtt_us, rtt_var_us, rtt_samples, established, closed) in deltas:
@@ -117,6 +117,7 @@ def aggregate(deltas: Iterable[FlowDelta], options: Options, time_ns: int,
                 lost["overflow"] += 1
                 continue
             count += 1
+            keys += key
             append_name(name_of(netns, remote) if name_of else None)
             try:
                 sums += pack_sums(read, written, retransmits, established, closed, rtt_us, rtt_var_us, rtt_samples)
@@ -124,7 +125,6 @@ def aggregate(deltas: Iterable[FlowDelta], options: Options, time_ns: int,
             except struct.error:
                 sums += bytes(SUMS.size)
         flows.add(number, (read, written, retransmits, established, closed, rtt_us, rtt_var_us, rtt_samples))
-    flows.keys = b"".join(numbers)
     flows.sources = [*sources.numbers]
     heads.complete()
     return FlowRecords(flows)

@@ -69,7 +69,7 @@ class PackedFlows:
 
     host: str
     time_ns: int
-    keys: bytes = b""
+    keys: bytearray = field(default_factory=bytearray)
     names: list[str | None] = field(default_factory=list)
     sums: bytearray = field(default_factory=bytearray)
     wide: dict[int, Sums] = field(default_factory=dict)
