@@ -70,7 +70,7 @@ class NetflowRunning:
         # Afterwards: what a connection that is told of was translated to is known by then.
         if self._translations:
             self._translations.settle()
-        return aggregate(deltas, self._setup.options, time_ns, self.left_out, self._setup.domains.name,
+        return aggregate(deltas, self._setup.options, time_ns, self.left_out, self._setup.domains.names(),
                          self._target if self._translations and self._translations.has_any else None, self._process)
 
     def close(self) -> None:

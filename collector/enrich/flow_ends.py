@@ -11,8 +11,8 @@ from collector.enrich.kubernetes import Kubernetes
 from collector.enrich.kubernetes_cluster import End, Workload
 from collector.packed_flows import NOT_KNOWN, EndTags, PackedFlows, Source, Told
 
-# A KEY without its port: target, remote address, source.
-_ROW = struct.Struct("<2xI16sI")
+# Of a KEY what tells whether anything may be known: target and remote address.
+_ROW = struct.Struct("<2xI16s4x")
 
 
 class FlowEnds:
@@ -30,7 +30,7 @@ class FlowEnds:
     def all(self) -> Told:
         sources = [*map(self._source, self._flows.sources)]
         addresses, everyone = self._addresses, range(len(self._flows.names))
-        found = [number for number, (target, remote, _) in enumerate(self._flows.rows(everyone, _ROW))
+        found = [number for number, (target, remote) in enumerate(self._flows.rows(everyone, _ROW))
                  if target or remote in addresses]
         destination = cache(self._destination)
         of_flows = {}

@@ -19,6 +19,18 @@ def test_a_name_is_known_in_its_namespace_only():
     assert domains.name(8, ONE, 1) is None and domains.name(7, TWO, 1) is None
 
 
+def test_many_questions_are_answered_as_one_is():
+    domains = Domains()
+    domains.learn(7, question("example.org"), [(ONE, 3600)])
+    domains.say(7, TWO, "said.example", Said.SNI)
+    name = domains.names()
+
+    for netns in (7, 8):
+        assert [name(netns, address) for address in (ONE, TWO, bytes(16))] == [
+            domains.name(netns, address) for address in (ONE, TWO, bytes(16))]
+    assert name(7, TWO) == "said.example"
+
+
 def test_ttls_are_kept_between_a_minute_and_an_hour():
     domains = Domains()
     for ttl_s, kept_s in ((0, SHORTEST_S), (300, 300), (2**32 - 1, LONGEST_S)):
