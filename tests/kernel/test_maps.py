@@ -62,6 +62,18 @@ def test_five_thousand_entries_come_out_once_each(filled, batches):
     assert sorted(filled.items()) == sorted((u32(n), u64(n * n)) for n in range(MANY))
 
 
+@pytest.mark.parametrize("batches", [True, False], ids=["batches", "one by one"])
+def test_what_is_taken_comes_out_once_and_what_came_meanwhile_stays(filled, batches):
+    filled._batches = batches
+    taken = filled.take()
+    filled.set(u32(MANY), u64(7))
+    # One of them has gone already: those behind it in its batch go all the same.
+    filled.delete(u32(MANY // 2))
+
+    assert sorted(taken) == sorted((u32(n), u64(n * n)) for n in range(MANY))
+    assert filled.items() == [(u32(MANY), u64(7))]
+
+
 @pytest.mark.parametrize("code", [errno.EINVAL, maps._ENOTSUPP, errno.ENOSPC])
 def test_a_kernel_without_batches_or_with_crowded_buckets_is_read_one_by_one(filled, monkeypatch, code):
     """EINVAL: before 5.6. ENOTSUPP: not for this kind of map. ENOSPC: a bucket longer than the buffer."""
