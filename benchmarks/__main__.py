@@ -53,7 +53,7 @@ _IF_AT_HAND = frozenset(("btf", "delivery", "dwarf", "harvest", "http_overhead",
 @click.option("--patience", type=click.FloatRange(min=0), default=3.0, show_default=True,
               help="Seconds to wait, before each repetition, for a moment in which nobody else is at work.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output, samples included.")
-@click.option("--write-docs", is_flag=True, help=f"Write {report.DOCS.name} too; runs all benchmarks.")
+@click.option("--write-docs", is_flag=True, help=f"Write {report.DOCS.name} too, or of it the sections of each NAME.")
 def main(names: tuple[str, ...], only_list: bool, repetitions: int, patience: float, as_json: bool,
          write_docs: bool) -> None:
     """Measure kcompat beside its rivals on this kernel, as root. NAME: one of --list; default: all.
@@ -66,14 +66,13 @@ def main(names: tuple[str, ...], only_list: bool, repetitions: int, patience: fl
       sudo .venv/bin/python -m benchmarks
       sudo .venv/bin/python -m benchmarks guess -n 30
       sudo .venv/bin/python -m benchmarks --write-docs
+      .venv/bin/python -m benchmarks delivery --write-docs
       sudo .venv/bin/python -m benchmarks resolve --json | jq '.benchmarks.resolve.lines[0]'
     """
     if only_list:
         for name, (title, _) in BENCHMARKS.items():
             click.echo(f"{name}\t{title}")
         return
-    if write_docs and names:
-        raise click.UsageError("--write-docs writes the whole page: name no benchmark")
     try:
         results = [_run(name, Repetitions(repetitions, patience), asked=name in names) for name in names or BENCHMARKS]
     except KcompatError as error:
@@ -82,7 +81,8 @@ def main(names: tuple[str, ...], only_list: bool, repetitions: int, patience: fl
     if write_docs:
         try:
             report.DOCS.parent.mkdir(exist_ok=True)
-            report.DOCS.write_text(report.markdown(results, repetitions))
+            report.DOCS.write_text(report.renewed(report.DOCS.read_text(), results, repetitions) if names
+                                   else report.markdown(results, repetitions))
         except OSError as error:
             failed = Missing(f"{report.DOCS}: {error.strerror}")
             click.echo(f"benchmarks: {failed}", err=True)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import measure, report
@@ -42,14 +43,21 @@ def _lines(repetitions: Repetitions, flows: int, *pods: str) -> list[Line]:
         *([of(f"{name}: told", each("told_s"))] if pods else []),
         of(f"{name}: spelled", each("spelled_s"), note=f"{first['text_mib']:.0f} MiB of text"),
         of(f"{name}: all of it", whole, target=Target(1000)),
-        of(f"{name}: a million flows", [seconds * _MILLION / flows for seconds in whole], unit="s"),
         of(f"{name}: gzip besides", each("packed_s"), note=f"{first['sent_mib']:.1f} MiB are sent"),
+        of(f"{name}: a million connections", _a_million(each("aggregated_s", "told_s", "spelled_s", "packed_s"), flows),
+           unit="s", note="a flow each, gzip too"),
+        *([] if pods else [of("a million connections, added up", _a_million(each("merged_s"), flows), unit="s",
+                              note=f"of {first['merged_flows']} flows")]),
         of(f"{name}: peak memory", [one["peak_mib"] for one in ours], unit="MiB", target=Target(150),
            note=f"{first['before_mib']:.0f} MiB before"),
         of(f"{name}: influxdb-client, spelling alone", [one["spelled_s"] for one in rival]),
         of(f"{name}: influxdb-client's spelling / all of ours",
            [_seconds(theirs) / seconds for theirs, seconds in zip(rival, whole, strict=True)], unit="x"),
     ]
+
+
+def _a_million(seconds: Sequence[float], connections: int) -> list[float]:
+    return [one * _MILLION / connections for one in seconds]
 
 
 def _seconds(measured: dict[str, Any]) -> float:

@@ -70,6 +70,10 @@ known; its own end is one of 5,000 processes, with Kubernetes in a pod each, whi
 what each socket did to one point per flow; told: which pods and services are at its ends; spelled: line protocol, in
 requests of 512. influxdb-client spells the same points, made already (20,000 of them, times ten), and nothing else.
 Memory is the whole process's, its interpreter and the text of a request among it. Times are of the processor.
+
+A million connections of which each is a flow take what the table says, compressed requests included. Those that share
+flows are only added up, and those that come and go within an interval the kernel adds up itself: all that look alike
+are one row. What it takes to read the rows from the kernel's maps comes on top (`docs/netflow.md`).
 """
 
 _RELIABILITY = """\
@@ -152,16 +156,29 @@ def text(results: Iterable[Result]) -> str:
 
 
 def markdown(results: Sequence[Result], repetitions: int) -> str:
-    parts = [_HEAD.format(date=time.strftime("%Y-%m-%d"), kernel=os.uname().release, machine=machine(),
-                          repetitions=repetitions)]
+    head = _HEAD.format(date=time.strftime("%Y-%m-%d"), kernel=os.uname().release, machine=machine(),
+                        repetitions=repetitions)
+    return head + "".join(map(_section, results))
+
+
+def renewed(page: str, results: Iterable[Result], repetitions: int) -> str:
+    """The page with these sections anew, or behind all others; each says when it was measured, unlike the head."""
+    date = time.strftime("%Y-%m-%d")
+    when = f"Measured by itself on {date}, kernel {os.uname().release}, {repetitions} repetitions. "
     for result in results:
-        if not result.lines:
-            parts += [f"\n## {result.title}\n\n", *(f"- {remark}\n" for remark in result.remarks)]
-            continue
-        parts += [f"\n## {result.title}\n\nLoad {_load(result)}.\n\n", _row(HEADINGS), _row("---" for _ in HEADINGS),
-                  *(_row(line.cells()) for line in result.lines), "\n"]
-        parts += [*(f"- {remark}\n" for remark in result.remarks), "\n"] if result.remarks else []
-        parts.append(_TEXTS[result.name].format(**_figures(result)))
+        begin = page.find(f"\n## {result.title}\n")
+        end = page.find("\n## ", begin + 1) if begin >= 0 else -1
+        page = (page if begin < 0 else page[:begin]) + _section(result, when) + (page[end:] if end >= 0 else "")
+    return page
+
+
+def _section(result: Result, when: str = "") -> str:
+    if not result.lines:
+        return "".join([f"\n## {result.title}\n\n", *(f"- {remark}\n" for remark in result.remarks)])
+    parts = [f"\n## {result.title}\n\n{when}Load {_load(result)}.\n\n", _row(HEADINGS), _row("---" for _ in HEADINGS),
+             *(_row(line.cells()) for line in result.lines), "\n"]
+    parts += [*(f"- {remark}\n" for remark in result.remarks), "\n"] if result.remarks else []
+    parts.append(_TEXTS[result.name].format(**_figures(result)))
     return "".join(parts)
 
 
