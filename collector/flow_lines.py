@@ -27,10 +27,11 @@ _NOTHING = (0,) * 8
 _ROW = struct.Struct("<20sBBI")
 _ALIKE = struct.Struct("<HI14s")
 _OCTETS = [str(number) for number in range(256)]
-# Behind the address, tags of a destination come in three pieces: others may be between, those of both ends for one, and
-# what begins with e. The bounds are the first and the last name of what nothing comes between.
+# Behind the address, tags of a destination come in three pieces, and those of a source in two: others may be between,
+# those of both ends for one, and what begins with e. The bounds are the first and the last name of each piece.
 _KIND, _WHERE, _FAMILY = ("dst_ip_type",), ("dst_nat_ip", "dst_nat_port", "dst_port"), ("family",)
-_BOUNDS = ("dst_domain", *_KIND, _WHERE[0], _WHERE[-1], *_FAMILY, *_FAMILY)
+_SRC, _SRC_PORT = ("src_ip", "src_ip_type"), ("src_port",)
+_BOUNDS = ("dst_domain", *_KIND, _WHERE[0], _WHERE[-1], *_FAMILY, *_FAMILY, *_SRC, *_SRC_PORT, *_SRC_PORT)
 
 # What comes before, between and behind the pieces of a destination, and whether the flow is TCP's.
 _Frame = tuple[str, str, str, str, bool]
@@ -39,7 +40,7 @@ _Dst = tuple[str, bool, str, str, str]
 
 
 class FlowLines:
-    """Spells flows, also for several threads. Raises ValueError where a common tag would be amid a destination's."""
+    """Spells flows, also for several threads. Raises ValueError where a common tag would be amid those of an end."""
 
     def __init__(self, flows: PackedFlows, common: Mapping[str, str], told: Told | None) -> None:
         self._flows, self._common, self._told = flows, common, told
@@ -49,6 +50,7 @@ class FlowLines:
             for transport in ("tcp", "udp")}
         # What a line is but for its destination: by the source, or by that and what is said of the flow's ends.
         self._frames: dict[int | tuple[int, EndTags], _Frame] = {}
+        self._heads: dict[tuple[int, EndTags | None], list[str]] = {}
         self._dsts: dict[bytes, _Dst] = {}
         self._pieces: dict[tuple[int, int, str, bool], tuple[str, str, str]] = {}
         self._named: dict[str | None, str] = {}
@@ -57,7 +59,7 @@ class FlowLines:
         """Sums of more than 64 bits have no spelling here: flows that are `wide` come out wrong."""
         flows, tcp, udp, octets = self._flows, self._rests["tcp"], self._rests["udp"], _OCTETS
         frames, dsts, named = self._frames, self._dsts, self._named
-        for kept in (frames, dsts, named, self._pieces):
+        for kept in (frames, dsts, named, self._heads, self._pieces):
             if len(kept) > _KEPT:
                 kept.clear()
         told = self._told.of_flows if self._told else {}
@@ -86,12 +88,17 @@ class FlowLines:
         return lines
 
     def _frame(self, source: int, number: int, key: int | tuple[int, EndTags]) -> _Frame:
-        local, port, head_number = self._flows.sources[source]
-        head = self._flows.heads[head_number]
-        ends = self._told.of(number, source) if self._told else None
-        before, between, behind, last = _split({**self._common, **head_tags(self._flows.host, head),
-                                                **src_tags(local, port), **(ends.tags if ends else {})})
-        made = self._frames[key] = MEASUREMENT + before, between, behind, last, head.transport == "tcp"
+        local, port, head_number = self._flows.source(source)
+        head, ends = self._flows.heads[head_number], self._told.of(number, source) if self._told else None
+        parts = self._heads.get((head_number, ends))
+        if parts is None:
+            parts = self._heads[head_number, ends] = _split({
+                **self._common, **head_tags(self._flows.host, head), **(ends.tags if ends else {})})
+        before, between, behind, *last = parts
+        tags = src_tags(local, port)
+        made = self._frames[key] = (
+            MEASUREMENT + before, between, behind,
+            f"{last[0]}{_spelled(_SRC, tags)}{last[1]}{_spelled(_SRC_PORT, tags)}{last[2]}", head.transport == "tcp")
         return made
 
     def _dst(self, alike: bytes, third: int, fourth: int) -> _Dst:
@@ -116,12 +123,12 @@ class FlowLines:
 
 
 def _split(tags: Mapping[str, str]) -> list[str]:
-    """Spelled: what comes before the pieces of a destination, twice between them, and behind."""
-    parts: list[list[str]] = [[] for _ in range(4)]
+    """Spelled: what comes before, between and behind the pieces of a destination and of a source."""
+    parts: list[list[str]] = [[] for _ in range(len(_BOUNDS) // 2 + 1)]
     for name in sorted(tags):
         at = bisect_left(_BOUNDS, name)
         if at % 2 or at != bisect_right(_BOUNDS, name):
-            raise ValueError(f"a tag {name!r} amid those of a destination")
+            raise ValueError(f"a tag {name!r} amid those of an end")
         parts[at // 2].append(name)
     return [_spelled(part, tags) for part in parts]
 

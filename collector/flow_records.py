@@ -83,7 +83,7 @@ class FlowRecords(Records):
 
     def _record(self, number: int, row: tuple[int, int, bytes, int], sums: Sums) -> Record:
         flows, (remote_port, target, remote, source) = self.flows, row
-        local, local_port, number_of_head = flows.sources[source]
+        local, local_port, number_of_head = flows.source(source)
         head = flows.heads[number_of_head]
         own = {**head_tags(flows.host, head), **src_tags(local, local_port),
                **dst_tags(remote, remote_port, flows.targets[target], flows.names[number])}

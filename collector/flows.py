@@ -10,7 +10,7 @@ from typing import NamedTuple
 from collector.addresses import V4_MAPPED, address_type, reduce_mapped
 from collector.config import Options
 from collector.flow_records import FlowRecords
-from collector.packed_flows import KEY, SUMS, Head, PackedFlows, Source, Target
+from collector.packed_flows import KEY, SOURCE, SUMS, Head, PackedFlows, Target
 
 # So much is kept of a kind while deltas are gone through: the next ones often share it.
 _KEPT = 1 << 14
@@ -77,7 +77,7 @@ def aggregate(deltas: Iterable[FlowDelta], options: Options, time_ns: int,
     faults = _Faults(options)
     beginning = faults.beginning
     heads, targets = _Heads(flows, options, process_of), _Targets(flows)
-    sources = _Sources(faults, heads)
+    sources = _Sources(flows, faults, heads)
     ports, ephemeral_port, max_flows = options.exclude.ports, options.ephemeral_port, options.max_flows
     numbers: dict[bytes, int] = {}
     count, number_of = 0, numbers.setdefault
@@ -125,13 +125,12 @@ def aggregate(deltas: Iterable[FlowDelta], options: Options, time_ns: int,
             except struct.error:
                 sums += bytes(SUMS.size)
         flows.add(number, (read, written, retransmits, established, closed, rtt_us, rtt_var_us, rtt_samples))
-    flows.sources = [*sources.numbers]
     heads.complete()
     return FlowRecords(flows)
 
 
 class _Faults(dict[bytes, str]):
-    """How an address begins to why flows with it may be left out: `of` tells; "" if none that begins so is."""
+    """How an address begins to why flows with it may be left out, which `of` tells; "" if none that begins so is."""
 
     def __init__(self, options: Options) -> None:
         super().__init__()
@@ -143,7 +142,7 @@ class _Faults(dict[bytes, str]):
         if len(self) >= _KEPT:
             self.clear()
         if len(beginning) > _BEGINNING:
-            fault = self.of(beginning)
+            fault = self._look(beginning)
         elif beginning.startswith(V4_MAPPED):
             fault = "address or loopback" if beginning[-1] in _ODD else ""
         else:
@@ -152,6 +151,9 @@ class _Faults(dict[bytes, str]):
         return fault
 
     def of(self, raw: bytes) -> str:
+        return self[raw[self.beginning]] and self._look(raw)
+
+    def _look(self, raw: bytes) -> str:
         packed = reduce_mapped(raw)
         if not any(packed):
             return "address"
@@ -165,13 +167,13 @@ class _Faults(dict[bytes, str]):
 class _Sources(dict[tuple[str, str, int, int, str, bytes, int], int]):
     """(transport, direction, netns, pid, comm, local, port) to the number of that source; -1 if its flows are left out.
 
-    Forgotten when there are many, for only `numbers` must last.
+    Forgotten when there are many: they are found again by what they are.
     """
 
-    def __init__(self, faults: _Faults, heads: _Heads) -> None:
+    def __init__(self, flows: PackedFlows, faults: _Faults, heads: _Heads) -> None:
         super().__init__()
-        self._faults, self._heads = faults, heads
-        self.numbers: dict[Source, int] = {}
+        self._flows, self._faults, self._heads = flows, faults, heads
+        self._numbers: dict[bytes, int] = {}
 
     def __missing__(self, key: tuple[str, str, int, int, str, bytes, int]) -> int:
         if len(self) >= _KEPT:
@@ -179,7 +181,10 @@ class _Sources(dict[tuple[str, str, int, int, str, bytes, int], int]):
         transport, direction, netns, pid, comm, local, port = key
         number = -1
         if not self._faults.of(local) and (head := self._heads[netns, transport, direction, pid, comm]) >= 0:
-            number = self.numbers.setdefault(Source(local, port, head), len(self.numbers))
+            source, count = SOURCE.pack(local, port, head), len(self._numbers)
+            number = self._numbers.setdefault(source, count)
+            if number == count:
+                self._flows.sources += source
         self[key] = number
         return number
 

@@ -16,6 +16,9 @@ NOT_KNOWN = "N/A"
 # The key of a flow: its remote port (0 where starred), the number of its `Target`, its remote address, and the number
 # of its `Source`. Bytes, for the garbage collector walks over 200,000 tuples again and again.
 KEY = struct.Struct("<HI16sI")
+# The near end of flows: address, port (0 where starred), and the number of the `Head`.
+SOURCE = struct.Struct("<16sHI")
+Source = tuple[bytes, int, int]
 # Sums of one flow: read, written, retransmits, established, closed, rtt, rtt_var, sockets with an rtt sample.
 SUMS = struct.Struct("<8q")
 Sums = tuple[int, int, int, int, int, int, int, int]
@@ -34,14 +37,6 @@ class Head(NamedTuple):
     process_name: str
     more: Mapping[str, str]
     """Tags of the process."""
-
-
-class Source(NamedTuple):
-    """The near end of flows: address, port (0 where starred), and the number of the `Head`."""
-
-    local: bytes
-    port: int
-    head: int
 
 
 class EndTags:
@@ -74,7 +69,7 @@ class PackedFlows:
     sums: bytearray = field(default_factory=bytearray)
     wide: dict[int, Sums] = field(default_factory=dict)
     heads: list[Head] = field(default_factory=list)
-    sources: list[Source] = field(default_factory=list)
+    sources: bytearray = field(default_factory=bytearray)
     targets: list[Target | None] = field(default_factory=lambda: [None])
 
     def add(self, number: int, counts: Sums) -> None:
@@ -90,6 +85,10 @@ class PackedFlows:
     def rows(self, numbers: range, row: struct.Struct = KEY) -> Iterator[tuple[Any, ...]]:
         """Keys, taken apart as the `row` says, which is as long as a KEY."""
         return row.iter_unpack(memoryview(self.keys)[numbers.start * KEY.size:numbers.stop * KEY.size])
+
+    def source(self, number: int) -> Source:
+        found: Source = SOURCE.unpack_from(self.sources, number * SOURCE.size)
+        return found
 
     def sums_of(self, numbers: range) -> Iterator[Sums]:
         found: Iterator[Sums] = SUMS.iter_unpack(

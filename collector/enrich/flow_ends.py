@@ -9,7 +9,7 @@ from functools import cache
 from collector.addresses import describe
 from collector.enrich.kubernetes import Kubernetes
 from collector.enrich.kubernetes_cluster import End, Workload
-from collector.packed_flows import NOT_KNOWN, EndTags, PackedFlows, Source, Told
+from collector.packed_flows import NOT_KNOWN, SOURCE, EndTags, PackedFlows, Told
 
 # Of a KEY what tells whether anything may be known: target and remote address.
 _ROW = struct.Struct("<2xI16s4x")
@@ -28,7 +28,7 @@ class FlowEnds:
         self._both: dict[tuple[int, int], EndTags] = {}
 
     def all(self) -> Told:
-        sources = [*map(self._source, self._flows.sources)]
+        sources = [self._source(*source) for source in SOURCE.iter_unpack(self._flows.sources)]
         addresses, everyone = self._addresses, range(len(self._flows.names))
         found = [number for number, (target, remote) in enumerate(self._flows.rows(everyone, _ROW))
                  if target or remote in addresses]
@@ -36,7 +36,7 @@ class FlowEnds:
         of_flows = {}
         for number in found:
             port, target, remote, source = next(self._flows.rows(range(number, number + 1)))
-            transport = self._flows.heads[self._flows.sources[source].head].transport
+            transport = self._flows.heads[self._flows.source(source)[2]].transport
             if dst := destination(remote, port, target, transport):
                 of_flows[number] = self._tagged(sources[source], dst)
         return Told(of_flows, [self._tagged(src, None) if src else None for src in sources])
@@ -48,8 +48,7 @@ class FlowEnds:
             told = self._both[pair] = EndTags(self._tags(src, dst))
         return told
 
-    def _source(self, source: Source) -> Workload | None:
-        local, port, head = source
+    def _source(self, local: bytes, port: int, head: int) -> Workload | None:
         if not self._containers[head] and local not in self._addresses:
             return None
         end = End(describe(local).text, port, self._flows.heads[head].transport)
