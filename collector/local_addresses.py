@@ -22,36 +22,45 @@ class LocalAddresses:
     """Answers (namespace, peer) with a local address and remembers it; bounded, the least used goes first."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[int, bytes], bytes | None] = OrderedDict()
+        self._known: OrderedDict[tuple[int, bytes], bytes] = OrderedDict()
+        self._gone: set[int] = set()
+
+    def begin(self) -> None:
+        """A flush begins. The number of a namespace that was gone at the last one may be another's by now."""
+        self._gone.clear()
 
     def towards(self, netns: int, pid: int, remote: bytes) -> bytes | None:
         """The 16-byte local address for `remote` in that namespace; None when it cannot be told any more.
 
-        `pid` is a way into the namespace: a process that was in it a moment ago.
+        `pid` is a way into the namespace: a process that was in it a moment ago. That none is left is found out once
+        a flush, for it takes a look at every process.
         """
         key = (netns, remote)
-        if key not in self._known:
-            self._known[key] = _ask(netns, pid, remote)
+        local = self._known.get(key)
+        if local is None and netns not in self._gone:
+            local = self._ask(netns, pid, remote)
+        if local is not None:
+            self._known[key] = local
+            self._known.move_to_end(key)
             if len(self._known) > _BOUND:
                 self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return self._known[key]
+        return local
 
-
-def _ask(netns: int, pid: int, remote: bytes) -> bytes | None:
-    if netns == 0 or (_HERE.exists() and _HERE.stat().st_ino == netns):
-        return _route(remote)
-    for door in _doors(netns, pid):
-        try:
-            fd = os.open(door, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            if os.fstat(fd).st_ino == netns:
-                return in_own_thread(partial(_route_in, fd, remote))
-        finally:
-            os.close(fd)
-    return None
+    def _ask(self, netns: int, pid: int, remote: bytes) -> bytes | None:
+        if netns == 0 or (_HERE.exists() and _HERE.stat().st_ino == netns):
+            return _route(remote)
+        for door in _doors(netns, pid):
+            try:
+                fd = os.open(door, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                if os.fstat(fd).st_ino == netns:
+                    return in_own_thread(partial(_route_in, fd, remote))
+            finally:
+                os.close(fd)
+        self._gone.add(netns)
+        return None
 
 
 def _doors(netns: int, pid: int) -> Iterator[Path]:

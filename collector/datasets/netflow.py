@@ -218,6 +218,7 @@ class Netflow:
 
     def _of_udp(self, table: Map, entries: Iterable[tuple[bytes, bytes]], now: int) -> Iterator[FlowDelta]:
         seen: dict[bytes, bytes] = {}
+        self._locals.begin()
         for key, value in entries:
             (birth, read, written, last, local, remote, local_port, remote_port, netns, pid, comm,
              direction) = _UDP.unpack(value)
