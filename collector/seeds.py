@@ -17,6 +17,8 @@ from collector.namespaces import doors, visit
 log = logging.getLogger(__name__)
 
 _BOUND = 1 << 18
+# Of these nothing more is counted: of one that waits for its time to pass nobody even says when it has.
+_NOT_OLD = frozenset((sock_diag.SYN_SENT, sock_diag.SYN_RECV, sock_diag.TIME_WAIT, sock_diag.CLOSE))
 # Whose sockets they are is found in the descriptors of every process; where there are too many, some stay unknown.
 _OWNERS_S = 2.0
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -71,7 +73,7 @@ def _add(found: Seeds, inodes: dict[Ends, int], netns: int, tcp: list[sock_diag.
     for one in tcp:
         if one.state == sock_diag.LISTEN:
             found.listeners.add((netns, one.local_port))
-        elif one.state not in (sock_diag.SYN_SENT, sock_diag.SYN_RECV, sock_diag.CLOSE) and len(inodes) < _BOUND:
+        elif one.state not in _NOT_OLD and len(inodes) < _BOUND:
             inodes[netns, one.local, one.local_port, one.remote, one.remote_port] = one.inode
     first_ephemeral = ephemeral()
     # A client that is bound to nothing gets a port of this range; a server's has a number it is known by.

@@ -19,7 +19,7 @@ _REQUEST_DUMP, _DONE, _ERROR = 0x301, 3, 2
 _MESSAGE = struct.Struct(">BB2xHH16s16s28x4s")
 _MAPPED = bytes(10) + b"\xff\xff"
 _PATIENCE_S = 5.0
-ESTABLISHED, SYN_SENT, SYN_RECV, CLOSE, LISTEN = 1, 2, 3, 7, 10
+ESTABLISHED, SYN_SENT, SYN_RECV, TIME_WAIT, CLOSE, LISTEN = 1, 2, 3, 6, 7, 10
 
 
 class Sock(NamedTuple):

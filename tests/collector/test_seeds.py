@@ -52,6 +52,19 @@ def test_old_connections_have_a_direction_and_an_owner(connection):
         assert old == (direction, os.getpid())
 
 
+def test_a_connection_that_only_waits_for_its_time_to_pass_is_none():
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        accepted, _ = server.accept()
+        with accepted:
+            ends = client.getsockname()[1], accepted.getsockname()[1]
+            client.close()
+            assert not accepted.recv(1)
+    waiting = [(one.local_port, one.remote_port) for one in sock_diag.sockets(socket.IPPROTO_TCP)
+               if one.state == sock_diag.TIME_WAIT]
+    assert ends in waiting
+    assert ends not in {(local_port, remote_port) for _, _, local_port, _, remote_port in seeds().old}
+
+
 def test_a_datagram_server_is_bound_to_a_port_it_is_known_by():
     netns = Path("/proc/self/ns/net").stat().st_ino
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server, \
