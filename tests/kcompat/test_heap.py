@@ -29,3 +29,28 @@ print(before - resident_kb() if hasattr(libc, "malloc_trim") else 1 << 20)
 def test_pages_that_nothing_is_in_are_given_back():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60)
     assert int(done.stdout) > 40_000
+
+
+LARGE = """
+import ctypes
+from kcompat.heap import few_arenas
+
+class Mallinfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "free", "fast", "mapped", "mapped_bytes", "rest1",
+                                                    "rest2", "used", "unused", "top")]
+
+few_arenas()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+libc.mallinfo2.restype = Mallinfo
+libc.free(libc.malloc(16 << 20))
+before = libc.mallinfo2().mapped_bytes
+libc.malloc(4 << 20)
+print(libc.mallinfo2().mapped_bytes - before)
+"""
+
+
+def test_large_blocks_are_apart_also_after_a_larger_one_was_freed():
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) >= 4 << 20
