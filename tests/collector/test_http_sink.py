@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 import subprocess
 import time
 
@@ -31,6 +32,15 @@ def test_points_arrive_in_order_in_gzipped_batches_of_512(server):
     assert path == "/v1/write/network?input=ebpf-net&token=tkn_secret"
     assert headers["Content-Encoding"] == "gzip"
     assert (sink.written, sink.dropped, sink.waiting) == (1025, 0, 0)
+
+
+def test_whom_the_world_trusts_is_read_in_only_where_there_is_tls(server, monkeypatch):
+    read, original = [], ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", lambda **options: read.append(options) or original(**options))
+
+    for kind, times in (("datakit", 0), ("datakit+https", 1)):
+        open_sink(f"{kind}://{server.address}").close(0)
+        assert len(read) == times
 
 
 def test_datakit_keeps_flows_and_command_lines_apart_and_in_order(server):
