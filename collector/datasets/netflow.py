@@ -128,9 +128,8 @@ class Netflow:
         self._generation += 1
         self.loaded.maps["generation"].set(bytes(4), struct.pack("<I", self._generation))
         time.sleep(_GRACE_S)
-        listeners = {struct.unpack("<II", key) for key, _ in self.loaded.maps["listeners"].items()}
         self._count_losses()
-        flows = chain(self._merged(listeners), self._tcp(listeners), self._udp())
+        flows = chain(self._merged(), self._tcp(), self._udp())
         self._forget_routes()
         return flows
 
@@ -142,46 +141,47 @@ class Netflow:
             for thread, _ in found:
                 table.delete(thread)
 
-    def _merged(self, listeners: set[tuple[int, int]]) -> Iterator[FlowDelta]:
+    def _merged(self) -> Iterator[FlowDelta]:
         """Connections that came and went within the generation that has just ended."""
-        return self._of_merged(self.loaded.maps[f"flows{self._generation - 1 & 1}"].take(), listeners)
+        return self._of_merged(self.loaded.maps[f"flows{self._generation - 1 & 1}"].take())
 
-    def _of_merged(self, entries: Iterable[tuple[bytes, bytes]],
-                   listeners: set[tuple[int, int]]) -> Iterator[FlowDelta]:
+    def _of_merged(self, entries: Iterable[tuple[bytes, bytes]]) -> Iterator[FlowDelta]:
         for key, value in entries:
             local, remote, local_port, remote_port, netns, pid, comm, direction = _FLOW_KEY.unpack(key)
             read, written, rtt, rtt_var, samples, retransmits, established, closed = _FLOW.unpack(value)
             way = _DIRECTIONS[direction]
             if not direction:
-                way, pid = self._of_old((netns, local, local_port, remote, remote_port), pid, listeners, last=True)
+                way, pid = self._of_old((netns, local, local_port, remote, remote_port), pid, last=True)
             yield FlowDelta(local, local_port, remote, remote_port, "tcp", netns, pid, _text(comm), way, read, written,
                             retransmits, rtt, rtt_var, samples, established, closed)
 
-    def _of_old(self, ends: Ends, pid: int, listeners: set[tuple[int, int]], *, last: bool) -> tuple[str, int]:
+    def _of_old(self, ends: Ends, pid: int, *, last: bool) -> tuple[str, int]:
         """The direction and the owner of a connection whose beginning was not seen."""
         old = self._seeds.old.pop(ends, None) if last else self._seeds.old.get(ends)
         if old is None:
-            old = Old("incoming" if ends[0:3:2] in listeners else "outgoing", 0)
+            # Asked for one by one: the map has every port that was ever listened on, and few connections are so old.
+            listens = self.loaded.maps["listeners"].get(struct.pack("<II", *ends[0:3:2]))
+            old = Old("incoming" if listens else "outgoing", 0)
         return old.direction, pid or old.pid
 
-    def _tcp(self, listeners: set[tuple[int, int]]) -> Iterator[FlowDelta]:
+    def _tcp(self) -> Iterator[FlowDelta]:
         """Sockets that were already there at an earlier flush, or still are: first the dead, then the living.
 
         In this order a socket that dies between the two is seen next time, whole.
         """
-        return self._of_tcp(self.loaded.maps["dead"].take(), self.loaded.maps["socks"].read(), listeners)
+        return self._of_tcp(self.loaded.maps["dead"].take(), self.loaded.maps["socks"].read())
 
-    def _of_tcp(self, dead: Iterable[tuple[bytes, bytes]], living: Iterable[tuple[bytes, bytes]],
-                listeners: set[tuple[int, int]]) -> Iterator[FlowDelta]:
+    def _of_tcp(self, dead: Iterable[tuple[bytes, bytes]],
+                living: Iterable[tuple[bytes, bytes]]) -> Iterator[FlowDelta]:
         for name, value in dead:
-            yield self._tcp_delta(name, _TCP.unpack(value), listeners, last=True)
+            yield self._tcp_delta(name, _TCP.unpack(value), last=True)
         for key, value in living:
             state = _TCP.unpack(value)
             if state[18] == self._generation:
                 continue
             name = key + value[:8]
             if _is_whole(state) and (name in self._reported or self._is_still(key, state)):
-                yield self._tcp_delta(name, state, listeners, last=False)
+                yield self._tcp_delta(name, state, last=False)
 
     def _is_still(self, key: bytes, state: tuple[Any, ...]) -> bool:
         """Whether a second look shows the same socket: the first may have been half at its predecessor in the map.
@@ -194,8 +194,7 @@ class Netflow:
         again = _TCP.unpack(value)
         return _is_whole(again) and [again[i] for i in _LASTING] == [state[i] for i in _LASTING]
 
-    def _tcp_delta(self, name: bytes, state: tuple[Any, ...], listeners: set[tuple[int, int]], *,
-                   last: bool) -> FlowDelta:
+    def _tcp_delta(self, name: bytes, state: tuple[Any, ...], *, last: bool) -> FlowDelta:
         (_, written_to, written_from, read_to, read_from, local, remote, local_port, remote_port, netns, pid, comm,
          retransmits, srtt, mdev, established, closed, _, _, direction, _, _) = state
         read, written = read_to - read_from, written_to - written_from
@@ -206,7 +205,7 @@ class Netflow:
             self._reported[name] = _COUNTS.pack(read, written, retransmits, established, closed)
         way = _DIRECTIONS[direction]
         if not direction:
-            way, pid = self._of_old((netns, local, local_port, remote, remote_port), pid, listeners, last=last)
+            way, pid = self._of_old((netns, local, local_port, remote, remote_port), pid, last=last)
         return FlowDelta(local, local_port, remote, remote_port, "tcp", netns, pid, _text(comm), way,
                          read - read_before, written - written_before, retransmits - retransmits_before,
                          srtt >> 3, mdev >> 2 if srtt else 0, 1 if srtt else 0,

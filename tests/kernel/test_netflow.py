@@ -251,6 +251,13 @@ def tcp_info(sock):
     return {"rtt": rtt, "rttvar": rttvar, "total_retrans": struct.unpack_from("<I", raw, 100)[0]}
 
 
+def test_a_flush_does_not_go_through_every_port_that_was_ever_listened_on(netflow, monkeypatch):
+    read = []
+    monkeypatch.setattr(netflow.loaded.maps["listeners"], "read", lambda: read.append(None) or iter(()))
+    netflow.flush()
+    assert not read
+
+
 def test_a_connection_older_than_the_collector_is_counted_from_then_on(offsets, request):
     def traffic():
         client, server = pair()
