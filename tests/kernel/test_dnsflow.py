@@ -9,6 +9,7 @@ from collections import Counter
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -359,6 +360,18 @@ def test_namespaces_are_joined_as_they_come_and_left_as_they_go():
             late.run(traffic)
             assert counts(running.flush(1))[5] >= 1
         wait_until(lambda: late.number not in running._namespaces)
+
+
+def resident_of_files_mb():
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile")]
+    return int(line.split()[1]) / 1024
+
+
+def test_rings_take_16_mb_of_memory_and_give_it_back(ends):
+    before = resident_of_files_mb()
+    with dnsflow(*ends):
+        assert resident_of_files_mb() - before < 18
+    assert resident_of_files_mb() - before < 2
 
 
 def wait_until(holds, patience_s=20):
