@@ -57,14 +57,20 @@ class Trouble:
     def __init__(self, name: str, period_s: float, work: Callable[[int], None]) -> None:
         self.name, self.times, self.fault = name, 0, ""
         self._period_s, self._work = period_s, work
-        self._stop, self._idle, self._paused = threading.Event(), threading.Lock(), False
+        self._stop, self._idle, self._runs = threading.Event(), threading.Lock(), threading.Event()
+        self._runs.set()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        with self._idle:
-            yield
+        # A lock alone is not handed over: who lets go of it and wants it at once has it again.
+        self._runs.clear()
+        try:
+            with self._idle:
+                yield
+        finally:
+            self._runs.set()
 
     def end(self) -> None:
         self._stop.set()
@@ -74,6 +80,7 @@ class Trouble:
         due = time.monotonic()
         while not self._stop.wait(max(0.0, due - time.monotonic())):
             due = max(due + self._period_s, time.monotonic())
+            self._runs.wait()
             with self._idle:
                 try:
                     self._work(self.times)

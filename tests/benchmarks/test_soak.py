@@ -1,10 +1,13 @@
 """What a soak counts against what it reads back: no difference is overlooked, no step of memory is taken for a leak."""
 
 import json
+import threading
+import time
 from collections import Counter
 
 import pytest
 
+from benchmarks.soak import Trouble
 from benchmarks.soak_books import TLS_PORT, Books, Sample, Written, differences, slope_mb_per_hour
 from benchmarks.soak_trouble import FailingSink, replace
 from benchmarks.soak_watch import until
@@ -94,3 +97,24 @@ def test_who_waits_in_vain_says_for_what():
     assert until(lambda: 7, "seven") == 7
     with pytest.raises(KcompatError, match="for Godot"):
         until(lambda: False, "Godot", 0)
+
+
+def test_a_trouble_that_is_always_at_work_can_be_paused():
+    begun, may_end, paused_after = [], threading.Event(), []
+
+    def work(number):
+        begun.append(number)
+        may_end.wait(5)
+        time.sleep(0.01)
+
+    def pause():
+        with trouble.paused():
+            paused_after.append(len(begun))
+
+    trouble, pausing = Trouble("always", 0, work), threading.Thread(target=pause)
+    pausing.start()
+    time.sleep(0.5)
+    may_end.set()
+    pausing.join()
+    trouble.end()
+    assert paused_after == [1]
