@@ -7,8 +7,10 @@ import errno
 import fcntl
 import itertools
 import os
+import re
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,8 @@ _IOC_SET_BPF = 0x40042408
 _ATTR_SIZE = 112
 _RETURNS = 1024
 _serial = itertools.count()
+_OURS = re.compile(r"^\w+:(\w+/kcompat_(\d+)_\d+) ", re.MULTILINE)
+_tidied: set[str] = set()
 _CGROUP_NAMESPACE = Path("/proc/self/ns/cgroup")
 _FIRST_CGROUP_NAMESPACE = 0xEFFF_FFFB  # PROC_CGROUP_INIT_INO
 CGROUP_HOOKS = {"udp4_recvmsg": 19, "udp6_recvmsg": 20}
@@ -95,11 +99,19 @@ def _cgroup_root() -> str:
 def kprobe(program: int, function: str, *, at_return: bool = False) -> Attachment:
     """On entry to a kernel function, or on its return.
 
-    Through the kprobe PMU (4.17 on), which cannot leave anything behind, else through tracefs.
+    Through the kprobe PMU (4.17 on), which cannot leave anything behind, else through tracefs. Returns through tracefs
+    where it can be asked for more of them at a time: a call that waits in a function keeps what sees its return, of
+    which the PMU has as many as processors, and does not tell of those it had none for.
     Raises OSError: ENOENT or EINVAL when the function cannot be probed; Missing when the only way is tracefs and it
     is not mounted.
     """
     kind = "kretprobe" if at_return else "kprobe"
+    if at_return and _has_many_returns():
+        try:
+            return _kprobe_through_tracefs(program, function, kind)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
     if _KPROBE_PMU.is_dir():
         name = ctypes.create_string_buffer(function.encode())
         return _attach_event(program, f"{kind}:{function}", int((_KPROBE_PMU / "type").read_text()),
@@ -148,21 +160,24 @@ def _retprobe_bit(pmu: Path = _KPROBE_PMU) -> int:
 
 
 def _kprobe_through_tracefs(program: int, function: str, kind: str) -> Attachment:
-    letter = _many_returns() if kind == "kretprobe" else "p"
+    letter = "p" if kind == "kprobe" else f"r{_RETURNS}" if _has_many_returns() else "r"
     return _through_tracefs(program, "kprobe", letter, function, f"{kind}:{function}")
 
 
-def _many_returns() -> str:
-    """A call that waits in a function keeps what sees its return, and there are no more of these than processors.
-
-    From 4.12 on (kernel commit 696ced4fb1d7) one may ask for more; before, the number is taken for part of a name.
-    """
-    return f"r{_RETURNS}" if "r[maxactive]" in (tracefs() / "README").read_text() else "r"
+def _has_many_returns() -> bool:
+    """From 4.12 on (kernel commit 696ced4fb1d7); before, the number is taken for part of a name."""
+    try:
+        return "r[maxactive]" in (tracefs() / "README").read_text()
+    except (Missing, OSError):
+        return False
 
 
 def _through_tracefs(program: int, what: str, letter: str, where: str, name: str) -> Attachment:
     """An event of our own, made in ``kprobe_events`` or ``uprobe_events`` and taken away again when it is closed."""
     root = tracefs()
+    if what not in _tidied:
+        _tidied.add(what)
+        _take_away_orphans(root / f"{what}_events")
     event = f"kcompat_{os.getpid()}_{next(_serial)}"
     _append(root / f"{what}_events", f"{letter}:{what}s/{event} {where}\n")
     try:
@@ -177,6 +192,14 @@ def _through_tracefs(program: int, what: str, letter: str, where: str, name: str
         _append(root / f"{what}_events", f"-:{what}s/{event}\n")
 
     return Attachment(name, undo)
+
+
+def _take_away_orphans(events: Path) -> None:
+    """Who was killed left events, to which nothing is attached any more. One that is in use cannot be taken away."""
+    for group, pid in _OURS.findall(events.read_text()):
+        if not Path(f"/proc/{pid}").exists():
+            with suppress(OSError):
+                _append(events, f"-:{group}\n")
 
 
 def _append(path: Path, line: str) -> None:

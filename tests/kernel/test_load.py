@@ -102,12 +102,11 @@ def test_two_on_one_function_through_tracefs_have_events_of_their_own(loaded, mo
     assert calls(loaded) == 46
 
 
-def test_returns_are_seen_of_more_calls_at_a_time_than_there_are_processors(loaded, monkeypatch):
+def test_returns_are_seen_of_more_calls_at_a_time_than_there_are_processors(loaded):
     """Each call that waits keeps something of a kretprobe; from 4.12 on there can be enough of it."""
     needs_tracefs()
     if "r[maxactive]" not in (attach.tracefs() / "README").read_text():
         pytest.skip("this kernel has as many as processors")
-    monkeypatch.setattr(attach, "_KPROBE_PMU", Path("/nonexistent"))
     waiting = 2 * os.cpu_count() + 20
     sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(waiting)]
     threads = [threading.Thread(target=one.recv, args=(1,), daemon=True) for one in sockets]
@@ -124,6 +123,20 @@ def test_returns_are_seen_of_more_calls_at_a_time_than_there_are_processors(load
     for one in sockets:
         one.close()
     assert counted(loaded) - before == waiting
+
+
+def test_what_one_that_was_killed_left_is_taken_away_and_nothing_else(loaded, monkeypatch):
+    needs_tracefs()
+    monkeypatch.setattr(attach, "_KPROBE_PMU", Path("/nonexistent"))
+    monkeypatch.setattr(attach, "_tidied", set())
+    ours, nobodys = f"kcompat_{os.getpid()}_x", "kcompat_4194305_0"  # no process has that number: PID_MAX_LIMIT
+    for event in (ours, nobodys):
+        attach._append(attach.tracefs() / "kprobe_events", f"p:kprobes/{event} udp_recvmsg\n")
+    try:
+        assert loaded.attach_first("kprobe__seen", FUNCTIONS)
+        assert [e for e in events() if nobodys in e] == [] and len([e for e in events() if ours in e]) == 1
+    finally:
+        attach._append(attach.tracefs() / "kprobe_events", f"-:kprobes/{ours}\n")
 
 
 def test_a_function_that_is_not_there_leaves_no_event(loaded, monkeypatch):
