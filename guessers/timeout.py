@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from guessers.conntrack import Tracked
 from guessers.search import Found
@@ -12,6 +12,7 @@ from kcompat.fields import find
 _SLACK_S = 1.0  # jiffies run behind while the processor that counts them sleeps, or is not let run by its host
 _CLOCK_MONOTONIC_COARSE = 6
 _TIMER = 40  # from timer_list.expires to its end, at the most
+_LATE = 1 / 256  # of its time a timer may expire later, so that many do at once: up to 4.7, apply_slack() of the kernel
 
 
 def search_timeout(tracked: Sequence[Tracked], hz: int) -> Found:
@@ -28,7 +29,8 @@ def search_timeout(tracked: Sequence[Tracked], hz: int) -> Found:
     end = min(t.sample.end for t in tracked)
     places = [at for at in range(0, end - 3, 4) if _ends_at(tracked, chosen, at, hz)]
     exchanged = [at for at in range(0, end - 3, 4) if _ends_at(tracked, chosen[1:] + chosen[:1], at, hz)]
-    timers = [at for at in places if _in_timer(tracked, at)]
+    timers = [at for at in range(0, end - 3, 4)
+              if _ends_at(tracked, chosen, at, hz, late=_LATE) and _in_timer(tracked, at)]
     first, last = tracked[0].entry, tracked[-1].entry
     window = hz * (2 * _SLACK_S + last.ended - first.begun)
     why = ("this kernel has a timer in its place, and no number: what the timer expires at stands at "
@@ -50,16 +52,16 @@ def _in_timer(tracked: Sequence[Tracked], at: int) -> bool:
                for here in range(at // 8 * 8 + 8, at + _TIMER, 8))
 
 
-def _ends_at(tracked: Sequence[Tracked], chosen: Iterable[int], at: int, hz: int) -> bool:
-    """Whether the 32 bits at `at` fit all timeouts."""
+def _ends_at(tracked: Sequence[Tracked], chosen: Sequence[int], at: int, hz: int, *, late: float = 0.0) -> bool:
+    """Whether the 32 bits at `at` fit all timeouts, or are later by no more than that share of each."""
     first = tracked[0].entry
     base = None
     for one, timeout_s in zip(tracked, chosen, strict=True):
         begun = (int.from_bytes(one.sample.window[at:at + 4], "little") - timeout_s * hz) & 0xFFFF_FFFF
         base = begun if base is None else base
         passed = ((begun - base + (1 << 31)) & 0xFFFF_FFFF) - (1 << 31)
-        if not (one.entry.begun - first.ended - _SLACK_S <= passed / hz
-                <= one.entry.ended - first.begun + _SLACK_S):
+        if not (one.entry.begun - first.ended - _SLACK_S - late * chosen[0] <= passed / hz
+                <= one.entry.ended - first.begun + _SLACK_S + late * timeout_s):
             return False
     return True
 
