@@ -23,6 +23,7 @@ from guessers.tape import Tape
 
 _TASK_SIZE = 16384  # struct task_struct, with every debug option
 _STATUS = Path("/proc/thread-self/status")
+_LISTENERS = 8  # a struct socket before 5.3 has six places for a pointer: each sock tells little
 _limit_lock = threading.Lock()
 _limits = (0, 0)
 _guesses = 0
@@ -119,11 +120,11 @@ def _walk(memory: KernelMemory, lowest: int, name: bytes, sockets: dict[int, int
 
 
 def _open(sampler: Sampler, rng: random.Random, families: Sequence[int], stack: ExitStack) -> list[End]:
-    """Two sockets of each family and type."""
+    """Two sockets of each family and type; of those whose sock alone is told, enough to find it in its socket."""
     ends = []
     for family in families:
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW):
-            for _ in range(2):
+            for _ in range(_LISTENERS if kind == socket.SOCK_STREAM and not sampler.direct else 2):
                 protocol = rng.choice(UNASSIGNED) if kind == socket.SOCK_RAW else 0
                 with suppress(OSError):
                     ends.append(sampler.stimulus.open(family, kind, protocol))
