@@ -24,7 +24,8 @@ _NEEDS = {
 }
 # What tells a field's value, where that is younger than the field. The field may be there all the same.
 _TOLD_BY = {
-    find("skc_cookie"): "getsockopt(SO_COOKIE), which is there since 4.12",
+    find("skc_cookie"): "getsockopt(SO_COOKIE), which is there since 4.12, and by sock_diag, where the kernel "
+                        "has inet_diag",
     find("bytes_acked"): "a longer TCP_INFO, which is there since 4.1",
     find("bytes_received"): "a longer TCP_INFO, which is there since 4.1",
     find("segs_in"): "a longer TCP_INFO, which is there since 4.2",

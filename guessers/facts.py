@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
+from guessers import sockdiag
 from guessers.search import Encodings
 from kcompat.fields import Field, find
 
@@ -43,8 +44,8 @@ def facts(sock: socket.socket, *, bound_dev_if: int) -> dict[Field, Encodings]:
     }
     if mark := sock.getsockopt(socket.SOL_SOCKET, SO_MARK) & 0xFFFF_FFFF:
         known[find("sk_mark")] = exact(mark, 4)
-    with suppress(OSError):  # SO_COOKIE is there since 4.12
-        known[find("skc_cookie")] = (sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8),)
+    with suppress(OSError):
+        known[find("skc_cookie")] = (_cookie(sock, bound_dev_if),)
     if sock.family == socket.AF_UNIX:
         return known
     if sock.type == socket.SOCK_RAW:
@@ -56,6 +57,17 @@ def facts(sock: socket.socket, *, bound_dev_if: int) -> dict[Field, Encodings]:
         state = TCP_ESTABLISHED if _peer(sock) else TCP_CLOSE
         known[find("skc_state")] = exact(state, 1)
     return known
+
+
+def _cookie(sock: socket.socket, bound_dev_if: int) -> bytes:
+    """From the socket itself, which tells it since 4.12; before that sock_diag does, of TCP. Raises OSError."""
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
+    except OSError:
+        if (sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM
+                or not sockdiag.answers()):
+            raise
+    return sockdiag.cookie(sock, bound_dev_if=bound_dev_if)
 
 
 def settled(read_facts: Callable[[], dict[Field, Encodings]], window: Callable[[], bytes]) -> tuple[bytes, Facts]:

@@ -114,7 +114,7 @@ CATALOGUE: tuple[Field, ...] = (
     _sock_common("skc_net", "struct net *", 8, "skc_net.net", "skc_net", optional=True),
     _sock_common("skc_v6_daddr", "struct in6_addr", 16, net=True, optional=True, note="CONFIG_IPV6"),
     _sock_common("skc_v6_rcv_saddr", "struct in6_addr", 16, net=True, optional=True, note="CONFIG_IPV6"),
-    # atomic64_t since 4.3 (kernel commit 33cf7c90fe2f); not there before.
+    # atomic64_t since 4.1 (kernel commit 33cf7c90fe2f); not there before.
     _sock_common("skc_cookie", "atomic64_t", 8, optional=True),
     _sock_common("skc_bound_dev_if", "int", 4, signed=True),
     _sock("sk_type", "u16", 2, note="a bitfield before 5.6 (kernel commit bf9765145b85)"),

@@ -79,7 +79,7 @@ def test_a_proc_that_is_not_mounted_proves_nothing_about_namespaces(monkeypatch,
 
 
 @pytest.mark.parametrize(("name", "word"), [
-    ("skc_cookie", "SO_COOKIE"), ("segs_in", "TCP_INFO"), ("bytes_acked", "TCP_INFO")])
+    ("skc_cookie", "SO_COOKIE"), ("skc_cookie", "sock_diag"), ("segs_in", "TCP_INFO"), ("bytes_acked", "TCP_INFO")])
 def test_what_an_old_kernel_does_not_tell_has_the_reason(name, word):
     assert word in why_untold(find(name))
 
