@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from guessers.absence import has_ipv6
 from guessers.conclusions import DEVICE, NAMESPACE, OWNER, SOCKET, follow_now
 from guessers.descriptors import collect_files
-from guessers.facts import TCP_CLOSE, TCP_SYN_RECV
+from guessers.facts import TCP_CLOSE, TCP_SYN_RECV, plant_numbers
 from guessers.haul import Haul
 from guessers.memory import KernelMemory
 from guessers.namespace import NETNS, Netns
@@ -68,6 +68,7 @@ def _collect_here(memory: KernelMemory, rng: random.Random, haul: Haul, private:
     try:
         for family in families:
             collect_tcp(sampler, rng, family, _CONNECTIONS)
+            collect_closed(sampler, rng, family)
             if follow:
                 collect_udp(sampler, family)
             collect_raw(sampler, family)
@@ -134,6 +135,17 @@ def _sample_connection(sampler: Sampler, rng: random.Random, family: int) -> Non
 def _entering(states: list[tuple[int, ...]], old: int) -> int | None:
     """The sock of the first transition out of state `old`: ``inet_sock_set_state(sk, oldstate, newstate)``."""
     return next((sk for sk, oldstate, *_ in states if oldstate == old), None)
+
+
+def collect_closed(sampler: Sampler, rng: random.Random, family: int, turns: int = 2) -> None:
+    """Sockets that never connect and have sequence numbers all the same: those alone are not equal to others."""
+    for _ in range(turns if sampler.direct else 0):  # no transition names a socket that makes none
+        with _tolerant(sampler.haul, "a socket in repair"):
+            stimulus = sampler.stimulus
+            end = stimulus.bind(stimulus.open(family, socket.SOCK_STREAM), stimulus.addresses.local(family))
+            plant_numbers(end.sock, (rng.randrange(1 << 24, 1 << 32), rng.randrange(1 << 24, 1 << 32)))
+            end.label += " closed"
+            sampler.take(end)
 
 
 def collect_udp(sampler: Sampler, family: int, turns: int = 3) -> None:

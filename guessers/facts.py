@@ -130,10 +130,24 @@ def tcp_facts(sock: socket.socket) -> dict[Field, Encodings]:
         segs_out, segs_in = struct.unpack_from("<II", info, 136)
         known[find("segs_out")] = exact(segs_out, 4)
         known[find("segs_in")] = exact(segs_in, 4)
-    if info[0] == TCP_ESTABLISHED:
-        with suppress(OSError):  # TCP_REPAIR asks for CAP_NET_ADMIN over the namespace
+    with suppress(OSError):  # TCP_REPAIR asks for CAP_NET_ADMIN over the namespace
+        if info[0] == TCP_ESTABLISHED:
             known |= _sequence_numbers(sock)
+        elif info[0] == TCP_CLOSE:
+            known |= _planted_numbers(sock)
     return known
+
+
+def plant_numbers(sock: socket.socket, numbers: tuple[int, int]) -> None:
+    """Gives a closed socket rcv_nxt and write_seq, and nothing that is equal to them. Raises OSError.
+
+    In a connection a copy can stay equal all the time: rcv_wup, what the last acknowledgment said, where data is
+    acknowledged at once or by a timer long since, and nothing sets it apart, as before 4.8.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+    for queue, number in zip((_RECV_QUEUE, _SEND_QUEUE), numbers, strict=True):
+        sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR_QUEUE, queue)
+        sock.setsockopt(socket.IPPROTO_TCP, TCP_QUEUE_SEQ, struct.pack("<I", number))
 
 
 def _sequence_numbers(sock: socket.socket) -> dict[Field, Encodings]:
@@ -142,11 +156,7 @@ def _sequence_numbers(sock: socket.socket) -> dict[Field, Encodings]:
     The socket stays in repair mode: it sends nothing more, which keeps the values still.
     """
     sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
-    ends = []
-    for queue in (_RECV_QUEUE, _SEND_QUEUE):
-        sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR_QUEUE, queue)
-        ends.append(sock.getsockopt(socket.IPPROTO_TCP, TCP_QUEUE_SEQ) & 0xFFFF_FFFF)
-    rcv_nxt, write_seq = ends
+    rcv_nxt, write_seq = _queue_ends(sock)
     with suppress(OSError):  # TCP_REPAIR_WINDOW is there since 4.8
         _leave_behind(sock, (rcv_nxt - _BEHIND) & 0xFFFF_FFFF)
     unread, unacked, unsent = (_queued(sock, request) for request in (_SIOCINQ, _SIOCOUTQ, _SIOCOUTQNSD))
@@ -157,6 +167,21 @@ def _sequence_numbers(sock: socket.socket) -> dict[Field, Encodings]:
         find("snd_una"): exact((write_seq - unacked) & 0xFFFF_FFFF, 4),
         find("snd_nxt"): exact((write_seq - unsent) & 0xFFFF_FFFF, 4),
     }
+
+
+def _planted_numbers(sock: socket.socket) -> dict[Field, Encodings]:
+    """What `plant_numbers` gave this closed socket; OSError where it gave nothing, for then it is not in repair."""
+    rcv_nxt, write_seq = _queue_ends(sock)
+    return {find("rcv_nxt"): exact(rcv_nxt, 4), find("write_seq"): exact(write_seq, 4)}
+
+
+def _queue_ends(sock: socket.socket) -> tuple[int, int]:
+    """rcv_nxt and write_seq of a socket in repair mode."""
+    ends = []
+    for queue in (_RECV_QUEUE, _SEND_QUEUE):
+        sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR_QUEUE, queue)
+        ends.append(sock.getsockopt(socket.IPPROTO_TCP, TCP_QUEUE_SEQ) & 0xFFFF_FFFF)
+    return ends[0], ends[1]
 
 
 def _leave_behind(sock: socket.socket, rcv_wup: int) -> None:

@@ -5,7 +5,17 @@ import struct
 import pytest
 
 from guessers import facts as told
-from guessers.facts import TCP_ESTABLISHED, TCP_LISTEN, exact, facts, settled, shifted, tcp_facts
+from guessers.facts import (
+    TCP_CLOSE,
+    TCP_ESTABLISHED,
+    TCP_LISTEN,
+    exact,
+    facts,
+    plant_numbers,
+    settled,
+    shifted,
+    tcp_facts,
+)
 from guessers.sampling import _is_his
 from kcompat.fields import find
 
@@ -72,6 +82,17 @@ def test_a_short_tcp_info_tells_less_and_nothing_false(pair, monkeypatch, size):
     assert (find("bytes_acked") in known) is (size >= 136)
     assert (find("segs_in") in known) is (size >= 144)
     assert find("total_retrans") in known
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="TCP_REPAIR needs CAP_NET_ADMIN")
+def test_a_closed_socket_has_the_numbers_it_was_given():
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        assert find("rcv_nxt") not in tcp_facts(sock)
+        plant_numbers(sock, (0x8765_4321, 0x9876_5432))
+        known = tcp_facts(sock)
+    assert (number(known, "rcv_nxt"), number(known, "write_seq")) == (0x8765_4321, 0x9876_5432)
+    assert number(known, "skc_state") == TCP_CLOSE
+    assert not {find("snd_nxt"), find("snd_una"), find("copied_seq")} & known.keys()
 
 
 def test_an_address_of_a_group_is_received_on_and_not_sent_from():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from guessers import facts
 from guessers.conclusions import FOLLOWED
 from guessers.guess import guess, replay
 from guessers.hooks import BACKENDS
@@ -111,6 +112,18 @@ def test_every_field_equals_btf_by_hooks_of_one_kind(backend, oracle):
         assert all(reason for _, reason in unsure.values())
         return
     assert not disagreements(found.offsets, oracle, (backend,))
+
+
+def test_what_came_is_told_from_what_was_acknowledged_where_they_are_equal(monkeypatch, oracle):
+    """As in every connection of a slow machine before 4.8: rcv_wup is rcv_nxt, and cannot be set apart from it."""
+    monkeypatch.setattr(facts, "_BEHIND", 0)
+    field = find("rcv_nxt")
+    if not sampled_directly():
+        pytest.skip("nothing here names a TCP socket that is closed")
+
+    found = guess().offsets[field]
+
+    assert found.same_place(oracle[field]), found.evidence
 
 
 @pytest.mark.thorough
