@@ -189,7 +189,8 @@ def _through_tracefs(program: int, what: str, letter: str, where: str, name: str
 
     def undo() -> None:
         attached.close()
-        _append(root / f"{what}_events", f"-:{what}s/{event}\n")
+        with suppress(OSError):  # a process that was forked meanwhile still holds it: the next start takes it away
+            _append(root / f"{what}_events", f"-:{what}s/{event}\n")
 
     return Attachment(name, undo)
 
