@@ -363,8 +363,10 @@ def test_namespaces_are_joined_as_they_come_and_left_as_they_go():
 
 
 def resident_of_files_mb():
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile")]
-    return int(line.split()[1]) / 1024
+    told = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile")]
+    if not told:
+        pytest.skip("the kernel does not tell them apart from other memory: it does from 4.5 on")
+    return int(told[0].split()[1]) / 1024
 
 
 def test_rings_take_16_mb_of_memory_and_give_it_back(ends):
