@@ -1,4 +1,4 @@
-"""A run as docs/kernel-matrix.md: what passed where, on which build, and how long it took."""
+"""A run as a page of docs, kernel-matrix.md: what passed where, on which build, and how long it took."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from ci.verdict import Outcome, printable
 _HEAD = """\
 # The kernel matrix
 
-Written by `python -m ci report --markdown docs/kernel-matrix.md --screenshot
-docs/kernel-matrix.png`; do not edit.
+Written by `python -m ci report --markdown FILE` of what `python -m ci run` found; do not edit.
 
 Run of {started}{revision}: {kernels} kernels in {minutes:.0f} minutes, {outcomes}.
 Of {fields} offsets judged {right} are right, {wrong} wrong, {ambiguous} ambiguous; {unknown} could not be told.

