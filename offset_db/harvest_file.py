@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -72,11 +72,9 @@ def read(path: Path) -> Report:
 def kernel_within(path: Path) -> Kernel:
     """Which kernel a boot image is of, whether anything is known of it or not. Raises BadInput."""
     with path.open("rb") as file:
-        for start in images.payloads(file.read(_MAX_IMAGE)):
-            file.seek(start)
-            kernel = _payload(file, str(path))
+        for kernel in _payloads(file, file.read(_MAX_IMAGE), str(path)):
             if kernel[:4] == ELF_MAGIC:
-                with _spooled(kernel, _Again(b"", None), str(path), len(kernel)) as inner:
+                with _whole(kernel, str(path)) as inner:
                     return Kernel.from_vmlinux(inner)
     raise BadInput(path, "no boot image with a kernel in it")
 
@@ -159,11 +157,9 @@ class _Reading:
             raise BadInput(self._where, f"a boot image of over {_MAX_IMAGE >> 20} MiB")
         with path.open("rb") as file:
             image = file.read()
-            for start in images.payloads(image):
-                file.seek(start)
-                kernel = _payload(file, self._where)
+            for kernel in _payloads(file, image, self._where):
                 if kernel[:4] == ELF_MAGIC:
-                    with _spooled(kernel, _Again(b"", None), self._where, len(kernel)) as inner:
+                    with _whole(kernel, self._where) as inner:
                         return found_in_elf(inner, name, self._faults)
                 if images.is_arm64_image(kernel):
                     image = kernel
@@ -173,8 +169,15 @@ class _Reading:
         btf = images.btf_within(image)
         if btf is None:
             raise Nothing(self._where, "a kernel without BTF in it")
-        with _spooled(btf, _Again(b"", None), self._where, len(btf)) as inner:
+        with _whole(btf, self._where) as inner:
             return found_in_bare(inner, image, name)
+
+
+def _payloads(file: BinaryIO, image: bytes, where: str) -> Iterator[bytes]:
+    """All that unpacks of a boot image."""
+    for start in images.payloads(image):
+        file.seek(start)
+        yield _payload(file, where)
 
 
 def _payload(file: BinaryIO, where: str) -> bytes:
@@ -218,6 +221,10 @@ def _at_least(stream: Readable, size: int) -> bytes:
     while len(data) < size and (more := stream.read(size - len(data))):
         data += more
     return data
+
+
+def _whole(data: bytes, where: str) -> AbstractContextManager[Path]:
+    return _spooled(data, _Again(b"", None), where, len(data))
 
 
 @contextmanager
