@@ -357,7 +357,10 @@ static __always_inline void count(struct conn *conn, const struct chunk *chunk)
 	}
 }
 
-/* Every byte that moves over a TCP socket, or inside its TLS, comes through here: in order, call by call. */
+/*
+ * Every byte that moves over a TCP socket, or inside its TLS, comes through here or, by probes, on_chunk_in_stages():
+ * in order, call by call.
+ */
 static __always_inline void on_chunk(void *ctx, struct chunk *chunk, struct conn *conn)
 {
 	union scratch scratch;

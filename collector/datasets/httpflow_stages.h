@@ -20,22 +20,21 @@ BPF_PROG_ARRAY(stages, 2);
 
 static __always_inline void on_chunk_in_stages(void *ctx, struct chunk *chunk, struct conn *conn)
 {
-	u64 thread = bpf_get_current_pid_tgid();
-	struct handed handed = {};
+	u64 text[2] = {};
 	int is_new = 0;
 	int like;
 
 	if (!conn || conn->kind == OVER)
 		return;
-	like = begin_chunk(handed.text, chunk, conn, &is_new);
+	like = begin_chunk(text, chunk, conn, &is_new);
 	if (conn->kind == NEW) {
 		strike(conn);
 	} else if (conn->kind == PLAIN && !is_new && like == NOTHING) {
 		passed(conn, chunk, is_asked(conn, chunk));
 	} else {
-		handed.chunk = *chunk;
-		handed.like = like;
-		handed.is_new = is_new;
+		u64 thread = bpf_get_current_pid_tgid();
+		struct handed handed = {.chunk = *chunk, .text = {text[0], text[1]}, .like = like, .is_new = is_new};
+
 		if (hands.update(&thread, &handed)) {
 			lose(LOST_CALL);
 			return;

@@ -158,20 +158,6 @@ int kprobe__udp_route6(struct pt_regs *ctx)
 	return 0;
 }
 
-/* A datagram that this thread has received, and whose sender it did not ask for. */
-static __always_inline void count_unasked(void)
-{
-	u64 thread = bpf_get_current_pid_tgid();
-	struct pending *pending = pendings.lookup(&thread);
-	struct pending found;
-
-	if (!pending)
-		return;
-	found = *pending;
-	pendings.delete(&thread);
-	count_received((void *)found.sk, found.bytes, 0);
-}
-
 /*
  * udp_recvmsg(sk, msg, len, noblock, flags, addr_len): `noblock` went with 5.19 (kernel commit ec095263a965), and
  * addr_len later. Which register has the flags is found out by user space, with receives of its own.
@@ -200,7 +186,7 @@ int kprobe__udp_recvmsg(struct pt_regs *ctx)
 	}
 	flags = calibration->argument == 4 ? (int)fourth : (int)fifth;
 	/* Nobody asked for the sender of the last one, and no end of a system call told us so. */
-	count_unasked();
+	count_pending(0);
 	forget_sender();
 	begin_call((void *)((flags & (MSG_PEEK | MSG_ERRQUEUE)) ? 0 : PT_REGS_PARM1(ctx)));
 	return 0;
@@ -221,21 +207,13 @@ int kretprobe__udp_recvmsg(struct pt_regs *ctx)
 /* (struct sockaddr_storage *kaddr, ...): the sender's address, on its way to user space. */
 int kprobe__move_addr_to_user(struct pt_regs *ctx)
 {
-	u64 thread = bpf_get_current_pid_tgid();
-	struct pending *pending = pendings.lookup(&thread);
-	struct pending found;
-
-	if (!pending)
-		return 0;
-	found = *pending;
-	pendings.delete(&thread);
-	count_received((void *)found.sk, found.bytes, (const void *)PT_REGS_PARM1(ctx));
+	count_pending((const void *)PT_REGS_PARM1(ctx));
 	return 0;
 }
 
 /* The end of a system call that receives, where no raw tracepoint tells of ends: before 4.17. */
 int kretprobe__receive(struct pt_regs *ctx)
 {
-	count_unasked();
+	count_pending(0);
 	return 0;
 }

@@ -239,3 +239,17 @@ static __always_inline void count_received(void *sk, u64 bytes, const void *sock
 	read_tuple(sk, &ends);
 	count_received_by(sk, &ends, bytes, sockaddr);
 }
+
+/* The datagram this thread has received and that is not counted yet, from `sockaddr`; 0 where nobody asked. */
+static __always_inline void count_pending(const void *sockaddr)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	struct pending *pending = pendings.lookup(&thread);
+	struct pending found;
+
+	if (!pending)
+		return;
+	found = *pending;
+	pendings.delete(&thread);
+	count_received((void *)found.sk, found.bytes, sockaddr);
+}
