@@ -106,18 +106,19 @@ def kprobe(program: int, function: str, *, at_return: bool = False) -> Attachmen
     is not mounted.
     """
     kind = "kretprobe" if at_return else "kprobe"
+    name = f"{kind}:{function}"
     if at_return and _has_many_returns():
         try:
-            return _kprobe_through_tracefs(program, function, kind)
+            return _through_tracefs(program, "kprobe", f"r{_RETURNS}", function, name)
         except OSError as error:
             if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise
     if _KPROBE_PMU.is_dir():
-        name = ctypes.create_string_buffer(function.encode())
-        return _attach_event(program, f"{kind}:{function}", int((_KPROBE_PMU / "type").read_text()),
-                             _retprobe_bit() if at_return else 0, ctypes.addressof(name))
+        function_name = ctypes.create_string_buffer(function.encode())
+        return _attach_event(program, name, int((_KPROBE_PMU / "type").read_text()),
+                             _retprobe_bit() if at_return else 0, ctypes.addressof(function_name))
     try:
-        return _kprobe_through_tracefs(program, function, kind)
+        return _through_tracefs(program, "kprobe", "r" if at_return else "p", function, name)
     except Missing as error:
         raise Missing(f"{kind} {function}: the kernel shows no kprobe PMU (none before 4.17, none without "
                       f"CONFIG_KPROBES), and {error}") from error
@@ -157,11 +158,6 @@ def _uprobe(program: int, path: str, offset: int, *, at_return: bool) -> Attachm
 def _retprobe_bit(pmu: Path = _KPROBE_PMU) -> int:
     """The config bit that asks the PMU for a return probe: its format file says ``config:0``."""
     return 1 << int((pmu / "format" / "retprobe").read_text().strip().partition(":")[2])
-
-
-def _kprobe_through_tracefs(program: int, function: str, kind: str) -> Attachment:
-    letter = "p" if kind == "kprobe" else f"r{_RETURNS}" if _has_many_returns() else "r"
-    return _through_tracefs(program, "kprobe", letter, function, f"{kind}:{function}")
 
 
 def _has_many_returns() -> bool:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from kcompat.bpf import Object, ObjectProgram
 from kcompat.dialect_paths import Paths, paths
-from kcompat.dialect_walk import STACK, Rules, Walk, walk
+from kcompat.dialect_walk import Rules, Walk, walk
 from kcompat.errors import KcompatError
+from kcompat.instructions import STACK
 from kcompat.load import KINDS
 from kcompat.sysbpf import MapType, ProgType
 
@@ -51,8 +52,9 @@ _FUNCTIONS: Release = (4, 16)  # cc8b0b92a169
 _SHORT_JUMPS: Release = (5, 1)  # 092ed0968bb6
 _ATOMICS: Release = (5, 12)  # 91c960b00566; a plain atomic add is as old as eBPF
 _MOVED_VALUES: Release = (4, 9)  # 484611357c19
-_PRUNED: Release = (4, 7)  # 07016151a446: before, numbers that nobody looks at again keep the ways to a place apart
-_FRESH_STACK: Release = (4, 7)  # 074f528eed40: helpers fill what was not written before
+# Before, numbers that nobody looks at again keep the ways to a place apart (07016151a446), and helpers fill only stack
+# that was written before (074f528eed40).
+_LENIENT: Release = (4, 7)
 _COPIES_OF_LOOKUPS: Release = (4, 10)  # 57a09bf0a416
 _MEMORY_IN_VALUES: Release = (4, 11)  # 5722569bb9c3
 _KEYS_IN_VALUES: Release = (4, 18)  # d71962f3e627
@@ -101,11 +103,10 @@ def _fitting(program: ObjectProgram, kinds: dict[str, int], release: Release) ->
     walked = walk(program, Rules(release >= _MOVED_VALUES, release >= _COPIES_OF_LOOKUPS,
                                  release >= _MEMORY_IN_VALUES, release >= _KEYS_IN_VALUES))
     of_its_kind = tuple(_of_kind(program, release))
-    strictly = release < _PRUNED and not (of_its_kind or walked.loops or walked.faults)
+    strictly = release < _LENIENT and not (of_its_kind or walked.loops or walked.faults)
     gone = paths(program) if strictly else Paths(walked.visited, ())
     names = tuple(_HELPERS.get(number, (f"helper {number}", release))[0] for number in sorted(walked.helpers))
-    refusals = (*of_its_kind, *_of_maps(program, kinds, release),
-                *_of_code(program, walked, gone, release))
+    refusals = (*of_its_kind, *_of_maps(program, kinds, release), *_of_code(program, walked, gone, release))
     return Fitting(program.name, program.size, walked.stack, names, gone.visited, refusals)
 
 
@@ -143,9 +144,8 @@ def _of_code(program: ObjectProgram, walked: Walk, gone: Paths, release: Release
     most = next(limit for since, limit in reversed(_VISITS) if release >= since)
     if gone.visited > most:
         yield f"some {gone.visited} instructions on all paths; the verifier gives up after {most}"
-    if release < _FRESH_STACK:
-        for at, helper in gone.unwritten:
-            yield f"instruction {at} hands {_HELPERS[helper][0]} bytes of the stack that nobody wrote"
+    for at, helper in gone.unwritten:
+        yield f"instruction {at} hands {_HELPERS[helper][0]} bytes of the stack that nobody wrote"
     for at, fault in walked.faults:
         yield f"instruction {at} {fault}"
 

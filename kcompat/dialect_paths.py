@@ -1,4 +1,4 @@
-"""How many instructions the verifiers of 4.4 to 4.13 go through, and what of the stack they find unwritten."""
+"""How many instructions the verifiers before 4.7 go through, and what of the stack they find unwritten."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ from kcompat.instructions import (
     JMP,
     JNE,
     LDX,
+    LOOKUP,
     MOV,
     REGISTERS,
     ST,
+    STACK,
     STX,
     XADD,
     Instruction,
     decode,
 )
 
-STACK = 512
-_LOOKUP = 1
 _MOST_VISITS = 200_000
-_SIZES = {0x00: 4, 0x08: 2, 0x10: 1, 0x18: 8}
 # Helpers' arguments (their numbers: bpf.h): a buffer on the stack and the register with its size; what of it is only
 # written has been free to be anything since 4.7 (kernel commit 074f528eed40).
 _WRITTEN = {4: (1, 2), 16: (1, 2)}
@@ -129,7 +128,7 @@ def _jump(i: Instruction, at: int, state: _State) -> tuple[int, tuple[int, _Stat
     there, held = at + 1 + i.offset, state.registers[i.dst]
     if i.operation == JA:
         return there, None
-    equality = i.operation in (JEQ, JNE) and not i.code & 8
+    equality = i.operation in (JEQ, JNE) and not i.by_register
     if equality and held == Held("CONST_IMM", i.immediate):
         return (there if i.operation == JEQ else at + 1), None
     other = state.copy()
@@ -144,7 +143,7 @@ def _jump(i: Instruction, at: int, state: _State) -> tuple[int, tuple[int, _Stat
 
 def _call(helper: int, at: int, state: _State) -> None:
     asked = state.registers[1].what
-    state.registers[0] = Held("PTR_TO_MAP_VALUE_OR_NULL", asked) if helper == _LOOKUP else _UNKNOWN
+    state.registers[0] = Held("PTR_TO_MAP_VALUE_OR_NULL", asked) if helper == LOOKUP else _UNKNOWN
     state.registers[1:6] = [_UNSET] * 5
 
 
@@ -171,7 +170,7 @@ def _plain(i: Instruction, state: _State, loads: str | None) -> None:
 
 
 def _loaded(i: Instruction, state: _State) -> Held:
-    if (start := _on_stack(i.offset, state.registers[i.src])) is None or start & 7 or _SIZES[i.code & 0x18] != 8:
+    if (start := _on_stack(i.offset, state.registers[i.src])) is None or start & 7 or i.size != 8:
         return _UNKNOWN
     return state.spilled.get(start >> 3, _UNKNOWN)
 
@@ -179,7 +178,7 @@ def _loaded(i: Instruction, state: _State) -> Held:
 def _store(i: Instruction, state: _State) -> None:
     if (start := _on_stack(i.offset, state.registers[i.dst])) is None or i.code & 0xE0 == XADD:
         return
-    size = _SIZES[i.code & 0x18]
+    size = i.size
     wrote = ((1 << size) - 1) << start
     held = state.registers[i.src] if i.group == STX else _UNKNOWN
     state.spilled.pop(start >> 3, None)
@@ -200,9 +199,9 @@ def _on_stack(offset: int, base: Held) -> int | None:
 
 def _computed(i: Instruction, registers: list[Held]) -> Held:
     if i.operation == MOV:
-        if not i.code & 8:
+        if not i.by_register:
             return Held("CONST_IMM", i.immediate)
         return registers[i.src] if i.group == ALU64 else _UNKNOWN
-    if i.group == ALU64 and i.operation == ADD and not i.code & 8 and registers[i.dst].kind == "FRAME_PTR":
+    if i.group == ALU64 and i.operation == ADD and not i.by_register and registers[i.dst].kind == "FRAME_PTR":
         return Held("PTR_TO_STACK", i.immediate)
     return _UNKNOWN

@@ -22,6 +22,7 @@ from kcompat.instructions import (
     JMP32,
     JNE,
     LDX,
+    LOOKUP,
     MOV,
     REGISTERS,
     ST,
@@ -34,9 +35,6 @@ from kcompat.instructions import (
     helpers_of,
     malformed,
 )
-
-STACK = 512
-_SIZES = {0x00: 4, 0x08: 2, 0x10: 1, 0x18: 8}
 
 
 class Kind(Enum):
@@ -91,7 +89,6 @@ class Walk:
 # The arguments of helpers (their numbers: bpf.h) that point to memory: keys and values of maps, and plain buffers.
 _KEYS = {1: (2,), 2: (2, 3), 3: (2,)}
 _BUFFERS = {4: (1,), 16: (1,), 25: (4,), 45: (1,), 112: (1,), 113: (1,), 114: (1,), 115: (1,)}
-_LOOKUP = 1
 _MOST_VISITS = 1_000_000  # the limit of 5.2 and later; older ones stopped far earlier
 
 State = tuple[tuple[Held, ...], frozenset[tuple[int, Held]]]
@@ -180,13 +177,13 @@ class _Step:
 
     def _decided(self) -> bool:
         i = self.i
-        return (i.group == JMP and i.operation in (JEQ, JNE) and not i.code & 8 and i.immediate == 0
+        return (i.group == JMP and i.operation in (JEQ, JNE) and not i.by_register and i.immediate == 0
                 and self.registers[i.dst].kind is Kind.ZERO)
 
     def _after_test(self, is_null: bool) -> State:
         """A lookup's answer compared with 0 is NULL on one way and a map value on the other."""
         held = self.registers[self.i.dst]
-        plain = self.i.operation in (JEQ, JNE) and not self.i.code & 8 and self.i.immediate == 0
+        plain = self.i.operation in (JEQ, JNE) and not self.i.by_register and self.i.immediate == 0
         if held.kind is not Kind.MAYBE or not plain:
             return self._state()
         now = Held(Kind.ZERO) if is_null else Held(Kind.VALUE)
@@ -209,11 +206,11 @@ class _Step:
             self.registers[i.dst] = self._computed()
         elif i.operation == CALL:
             self.registers[1:6] = [_UNSET] * 5
-            self.registers[0] = Held(Kind.MAYBE, self.at) if i.immediate == _LOOKUP else _SCALAR
+            self.registers[0] = Held(Kind.MAYBE, self.at) if i.immediate == LOOKUP else _SCALAR
 
     def _loaded(self) -> Held:
         base = self.registers[self.i.src]
-        if base.kind is Kind.FRAME and _SIZES[self.i.code & 0x18] == 8:
+        if base.kind is Kind.FRAME and self.i.size == 8:
             return self.slots.get(base.offset + self.i.offset, _SCALAR)
         return _SCALAR
 
@@ -221,7 +218,7 @@ class _Step:
         base = self.registers[self.i.dst]
         if base.kind is not Kind.FRAME:
             return
-        start, size = base.offset + self.i.offset, _SIZES[self.i.code & 0x18]
+        start, size = base.offset + self.i.offset, self.i.size
         for slot in [s for s in self.slots if s < start + size and start < s + 8]:
             del self.slots[slot]
         held = self.registers[self.i.src] if self.i.group == STX else _SCALAR
@@ -230,12 +227,11 @@ class _Step:
 
     def _computed(self) -> Held:
         i, dst = self.i, self.registers[self.i.dst]
-        by_register = bool(i.code & 8)
         if i.operation == MOV:
-            if by_register:
+            if i.by_register:
                 return self.registers[i.src] if i.group == ALU64 else _SCALAR
             return _SCALAR if i.immediate else Held(Kind.ZERO)
-        if i.group == ALU64 and i.operation in (ADD, SUB) and not by_register:
+        if i.group == ALU64 and i.operation in (ADD, SUB) and not i.by_register:
             moved = i.immediate if i.operation == ADD else -i.immediate
             if dst.kind is Kind.FRAME:
                 return Held(Kind.FRAME, dst.offset + moved)

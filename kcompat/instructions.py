@@ -13,6 +13,9 @@ from kcompat.bpf import ObjectProgram
 FRAME, REGISTERS = 10, 11
 LD, LDX, ST, STX, ALU, JMP, JMP32, ALU64 = range(8)
 IMM64, XADD, PSEUDO_CALL = 0x18, 0xC0, 1
+LOOKUP = 1  # bpf_map_lookup_elem
+STACK = 512
+_SIZES = {0x00: 4, 0x08: 2, 0x10: 1, 0x18: 8}
 MOV, ADD, SUB = 0xB0, 0x00, 0x10
 JA, JEQ, JNE, CALL, EXIT = 0x00, 0x10, 0x50, 0x80, 0x90
 
@@ -31,6 +34,16 @@ class Instruction(NamedTuple):
     @property
     def operation(self) -> int:
         return self.code & 0xF0
+
+    @property
+    def size(self) -> int:
+        """Bytes that are loaded or stored."""
+        return _SIZES[self.code & 0x18]
+
+    @property
+    def by_register(self) -> bool:
+        """Of arithmetic and jumps: the other operand is `src`, not `immediate`."""
+        return bool(self.code & 8)
 
 
 def decode(program: ObjectProgram) -> list[Instruction]:
