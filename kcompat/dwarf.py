@@ -112,8 +112,8 @@ class _Search:
         self._left = _MAX_WALKED
 
     def structs(self, names: Iterable[str]) -> dict[str, Struct]:
-        # The longest name is likely the rarest, and a unit that defines it defines many of the others too.
-        missing = sorted(names, key=lambda name: (-len(name), name))
+        # From the last: the catalogue has a struct after those it is made of, and a unit that defines it has them all.
+        missing = [*dict.fromkeys(names)][::-1]
         for name in missing:
             if name not in self._found:
                 self._look(name, self._names.likely(name.encode()), missing)
