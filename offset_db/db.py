@@ -172,8 +172,9 @@ class Database:
             raise KcompatError(f"{self.path}: holds no answer from {source!r} for {field} of {kernel.release}")
 
     def _stored(self, kernel: Kernel) -> Sequence[Stored]:
-        found = self._select(f'SELECT * FROM "offset" WHERE {_OF_KERNEL}', kernel.key)
-        return [stored for row in found if (stored := rows.stored_of(row))]
+        sql = f'SELECT {", ".join(rows.ANSWER)} FROM "offset" WHERE {_OF_KERNEL}'
+        found = self._connection.execute(sql, (kernel.key,))
+        return [stored for values in found if (stored := rows.stored_of(values))]
 
     def _select(self, sql: str, *parameters: object) -> list[Mapping[str, Any]]:
         cursor = self._connection.execute(sql, parameters)

@@ -69,7 +69,7 @@ def put_merged(connection: sqlite3.Connection, kernel: Kernel, answers: Iterable
 
 
 def _stored(answers: Iterable[Row]) -> Iterator[Stored]:
-    return (s for row in answers if (s := rows.stored_of(dict(zip(rows.ANSWER, row, strict=True)))))
+    return (s for row in answers if (s := rows.stored_of(row)))
 
 
 def put_windows(connection: sqlite3.Connection, kernel_id: int, windows: Iterable[Window]) -> None:

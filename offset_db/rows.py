@@ -130,20 +130,20 @@ def answer_row(stored: Stored) -> Row:
     )
 
 
-def stored_of(row: Mapping[str, Any]) -> Stored | None:
-    """The answer in an `offset` row; None for a field that is not in this kcompat's catalogue."""
+def stored_of(values: Row) -> Stored | None:
+    """The answer that these values of ANSWER are; None for a field that is not in this kcompat's catalogue."""
+    (name, source, module_build_id, offset, width, bit_offset, bit_size, state, verdict, confidence, candidates, reason,
+     evidence, recorded_at, verified_at, quarantined_at, quarantine_reason) = values
     try:
-        field = find(row["field"])
+        field = find(name)
     except KcompatError:
         return None
     try:
-        offset = Offset(field, _STATES[row["state"]], row["source"], row["value"], row["width"], row["bit_offset"],
-                        row["bit_size"], _VERDICTS[row["verdict"]], row["confidence"],
-                        _candidates(row["candidates"]), row["reason"], from_json(row["evidence"]))
+        answer = Offset(field, _STATES[state], source, offset, width, bit_offset, bit_size, _VERDICTS[verdict],
+                        confidence, _candidates(candidates), reason, from_json(evidence))
     except (KeyError, TypeError, ValueError) as error:
-        raise Unreadable(f"the row of {field.name} from {row['source']!r}: {error}") from error
-    return Stored(offset, row["recorded_at"], row["module_build_id"], row["verified_at"], row["quarantined_at"],
-                  row["quarantine_reason"])
+        raise Unreadable(f"the row of {field.name} from {source!r}: {error}") from error
+    return Stored(answer, recorded_at, module_build_id, verified_at, quarantined_at, quarantine_reason)
 
 
 @lru_cache(maxsize=4096)
