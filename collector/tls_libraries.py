@@ -16,26 +16,14 @@ from pathlib import Path
 
 from collector.exec_events import ExecEvents
 from collector.mapped_files import PROC, FileId, Mapped, file_id, hooked_id, mapped, mapped_pages, pattern, pids
+from collector.tls_hooks import PROGRAMS, hooks_in
 from kcompat.attach import Attachment
 from kcompat.elf import Elf, open_file
 from kcompat.errors import KcompatError
 from kcompat.load import Loaded
-from kcompat.symbols import exported_functions
 
 log = logging.getLogger(__name__)
 
-RETURN = "uretprobe__tls"
-# Each function and the program at its beginning; all but those in `_NO_RETURN` have RETURN at their end.
-FUNCTIONS = {
-    "SSL_write": "uprobe__tls_write", "SSL_write_ex": "uprobe__tls_write_ex",
-    "SSL_read": "uprobe__tls_read", "SSL_read_ex": "uprobe__tls_read_ex",
-    "SSL_do_handshake": "uprobe__tls_handshake", "SSL_free": "uprobe__tls_free",
-    "gnutls_record_send": "uprobe__tls_write", "gnutls_record_recv": "uprobe__tls_read",
-    "gnutls_deinit": "uprobe__tls_free",
-}
-_NO_RETURN = frozenset(("SSL_free", "gnutls_deinit"))
-# Without any of these it is no TLS library.
-_ESSENTIAL = frozenset(("SSL_write", "gnutls_record_send"))
 _NAMES = pattern(r"lib(?:ssl|gnutls)[^/\n]*\.so[^/\n]*")
 _INSTALLED = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib", "/usr/local/lib64")
 _POLL_S = 0.2
@@ -71,7 +59,7 @@ class TlsLibraries:
         self._hooking_s = 0.0
         self._stop = threading.Event()
         self._events: ExecEvents | None = None
-        for program in {RETURN, *FUNCTIONS.values()}:
+        for program in PROGRAMS:
             loaded.load(program)
         try:
             self._events = ExecEvents()
@@ -196,18 +184,13 @@ class TlsLibraries:
         """Nothing where it is no TLS library. Raises FileNotFoundError when it is gone with its process."""
         attached: list[Attachment] = []
         try:
-            functions = exported_functions(Elf(open_file(Path(path)), Path(path)), FUNCTIONS)
+            hooks = hooks_in(Elf(open_file(Path(path)), Path(path)))
             hooked = sum(bool(there) for there in self._files.values())
-            if not _ESSENTIAL & functions.keys() or hooked >= _MAX_LIBRARIES:
+            if not hooks or hooked >= _MAX_LIBRARIES:
                 return attached
-            # BoringSSL shakes hands from within SSL_read: of two calls in one another only the inner is known.
-            if "SSL_write_ex" not in functions:
-                functions.pop("SSL_do_handshake", None)
-            for name, offset in functions.items():
-                # The end first: no beginning is left waiting for it.
-                programs = (FUNCTIONS[name],) if name in _NO_RETURN else (RETURN, FUNCTIONS[name])
-                for program in programs:
-                    attached.append(self._loaded.attach(program, f"{path}:{offset:#x}"))
+            for hook in hooks:
+                for program in hook.programs:
+                    attached.append(self._loaded.attach(program, f"{path}:{hook.at:#x}"))
                     self._loaded.attachments.remove(attached[-1])
         except (KcompatError, OSError) as error:
             _close(attached)
@@ -216,7 +199,7 @@ class TlsLibraries:
                 raise FileNotFoundError(path) from error
             log.warning("TLS is not seen in %s: %s", path, error)
         else:
-            log.info("TLS is read in %s: %s", path, ", ".join(functions))
+            log.info("TLS is read in %s: %s", path, ", ".join(name for hook in hooks for name in hook.functions))
         return attached
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection
+from typing import NamedTuple
 
 from kcompat.elf import Elf, Section
 from kcompat.errors import BadInput
@@ -26,33 +27,41 @@ def function_offset(elf: Elf, name: str) -> int | None:
     return None
 
 
-def exported_functions(elf: Elf, names: Collection[str]) -> dict[str, int]:
-    """Those of these functions that the file lets others call, each with its place in the file. Raises BadInput."""
-    return {name: _in_file(elf, address) for table in elf.sections if table.kind == _DYNAMIC_SYMBOLS
-            for name, address in _addresses(elf, table, {name.encode() for name in names}).items()}
+class Function(NamedTuple):
+    """Where its first instruction lies in the file, and how many bytes it has; 0: not told."""
+
+    at: int
+    size: int
+
+
+def exported_functions(elf: Elf, names: Collection[str]) -> dict[str, Function]:
+    """Those of these functions that the file lets others call. Raises BadInput."""
+    return {name: Function(_in_file(elf, address), size) for table in elf.sections if table.kind == _DYNAMIC_SYMBOLS
+            for name, (address, size) in _symbols(elf, table, {name.encode() for name in names}).items()}
 
 
 def _address(elf: Elf, table: Section, name: bytes) -> int | None:
     """The value of the symbol, if it is a function defined here."""
-    return _addresses(elf, table, {name}).get(name.decode())
+    found = _symbols(elf, table, {name}).get(name.decode())
+    return found[0] if found else None
 
 
-def _addresses(elf: Elf, table: Section, wanted: Collection[bytes]) -> dict[str, int]:
-    """The values of those symbols that are functions defined here."""
+def _symbols(elf: Elf, table: Section, wanted: Collection[bytes]) -> dict[str, tuple[int, int]]:
+    """The values and sizes of those symbols that are functions defined here."""
     if table.link >= len(elf.sections):
         raise BadInput(elf.path, "a table of symbols without names")
     names, symbols = elf.read(elf.sections[table.link]), elf.read(table)
     # struct Elf64_Sym: name, info, other, section, value, size. Elf32_Sym has the middle last.
     entry = struct.Struct(elf.byte_order + ("IBBHQQ" if elf.bits == 64 else "IIIBBH"))
     end = len(symbols) // entry.size * entry.size
-    found: dict[str, int] = {}
+    found: dict[str, tuple[int, int]] = {}
     for values in entry.iter_unpack(symbols[:end]):
-        at, info, _, section, value, _ = values if elf.bits == 64 else (
+        at, info, _, section, value, size = values if elf.bits == 64 else (
             values[0], values[3], values[4], values[5], values[1], values[2])
         if info & 15 == _FUNCTION and section:
             name = names[at:names.find(b"\0", at)]
             if name in wanted:
-                found.setdefault(name.decode(), int(value))
+                found.setdefault(name.decode(), (int(value), int(size)))
     return found
 
 

@@ -90,6 +90,12 @@ int uprobe__tls_write_ex(struct pt_regs *ctx)
 	return begin_tls(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM4(ctx), 1);
 }
 
+/* (SSL *, const void *, size_t, uint64_t, size_t *): ssl_write_internal from OpenSSL 3.3 on */
+int uprobe__tls_write_flags(struct pt_regs *ctx)
+{
+	return begin_tls(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM5(ctx), 1);
+}
+
 int uprobe__tls_read(struct pt_regs *ctx)
 {
 	return begin_tls(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), 0, 0);

@@ -2,7 +2,7 @@
 
 import pytest
 
-from collector import tls_libraries
+from collector import tls_hooks
 from collector.config import Options
 from collector.datasets import bash, httpflow, httpflow_hooks, netflow
 from collector.datasets.netflow_hooks import HOOKS
@@ -51,8 +51,7 @@ def must_load(program, which, release):
 def test_every_program_is_hooked_somewhere(compiled):
     known = {h.program for h in hooks.HOOKS}.union(*(
         {h.program for h in table} for sets in SETS.values() for table in sets.values()))
-    triggers = {"rawtp__read", "kprobe__read", bash.PROGRAM, tls_libraries.RETURN, *httpflow_hooks.STAGES}
-    triggers |= set(tls_libraries.FUNCTIONS.values())
+    triggers = {"rawtp__read", "kprobe__read", bash.PROGRAM, *httpflow_hooks.STAGES} | tls_hooks.PROGRAMS
     assert {p.name for o in compiled.values() for p in o.programs} <= known | triggers
 
 

@@ -1,0 +1,73 @@
+"""Where the TLS libraries of this machine are hooked, beside what objdump says stands there."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from collector.tls_hooks import FUNCTIONS, PROGRAMS, RETURN, hooks_in
+from kcompat import probe_sites
+from kcompat.elf import Elf, open_file
+from kcompat.probe_sites import is_emulated
+from kcompat.symbols import exported_functions
+
+
+def library(name):
+    found = sorted(Path("/usr/lib").glob(f"*/{name}.so.*"))
+    if not found:
+        pytest.skip(f"no {name} here")
+    return Elf(open_file(found[0]), found[0])
+
+
+@pytest.fixture(params=["libssl", "libgnutls"])
+def elf(request):
+    return library(request.param)
+
+
+def test_every_function_of_a_library_is_seen_once(elf):
+    seen = [name for hook in hooks_in(elf) for name in hook.functions]
+
+    assert sorted(seen) == sorted(exported_functions(elf, FUNCTIONS))
+
+
+def test_beginnings_come_after_ends_and_all_are_programs(elf):
+    hooks = hooks_in(elf)
+
+    assert len({hook.at for hook in hooks}) == len(hooks)
+    assert {program for hook in hooks for program in hook.programs} <= PROGRAMS
+    assert all(hook.programs[-1] != RETURN for hook in hooks)
+
+
+def test_an_instruction_begins_wherever_a_hook_is(elf):
+    if elf.machine != probe_sites.MACHINE or not shutil.which("objdump"):
+        pytest.skip("no objdump, or another machine")
+    for hook in hooks_in(elf):
+        # In these libraries code lies in the file where it will in memory.
+        told = subprocess.run(["objdump", "-d", "-F", f"--start-address={hook.at:#x}",
+                               f"--stop-address={hook.at + 16:#x}", elf.path], check=True, capture_output=True,
+                              text=True, timeout=60).stdout
+        first = re.search(rf"^ +{hook.at:x}:\t((?:[0-9a-f]{{2}} )+)", told, re.MULTILINE)
+        assert first is not None
+        assert bytes.fromhex(first[1]) == elf.data[hook.at:hook.at + len(bytes.fromhex(first[1]))]
+
+
+def test_openssl_reads_and_writes_where_no_copy_is_stepped_through():
+    elf = library("libssl")
+    if elf.machine != probe_sites.MACHINE:
+        pytest.skip("another machine")
+    busy = [hook for hook in hooks_in(elf) if {"SSL_read", "SSL_write"} & set(hook.functions)]
+
+    assert len(busy) == 2
+    assert all(is_emulated(elf.data[hook.at:hook.at + 16]) for hook in busy)
+
+
+def test_what_is_no_tls_library_has_none(tmp_path):
+    if not shutil.which("gcc"):
+        pytest.skip("no gcc")
+    other = tmp_path / "other.so"
+    subprocess.run(["gcc", "-shared", "-x", "c", "-", "-o", other], input="int SSL_reader(void) { return 1; }",
+                   text=True, check=True, timeout=60)
+
+    assert hooks_in(Elf(open_file(other), other)) == []
