@@ -50,7 +50,8 @@ TABLE: tuple[Said, ...] = (
     _tag("process_name", _PROCESSES, "its name; `N/A`: not known"),
     _tag("dst_nat_ip", _PROCESSES, "where the connection tracker sends what is for dst_ip; `N/A`: not translated"),
     _tag("dst_nat_port", _PROCESSES, "its port; `N/A` likewise"),
-    _tag("dst_domain", FLOWS, "the name that was last resolved to dst_ip here; in httpflow else the Host header", True),
+    _tag("dst_domain", FLOWS, "the name that was last resolved to dst_ip here; else what a client of TLS asked for "
+         "(SNI) or the Host header, where httpflow runs", True),
     _tag("container_id", _PROCESSES, "the container of the process; with `containers`", True),
     _tag("cgroup", _PROCESSES, "the cgroup of the process; with `containers`", True),
     _tag("sub_source", FLOWS, "K8s where an end was found in the cluster; then all of the following are there", True),

@@ -74,7 +74,7 @@ class HttpFlows:
             self.left_out[fault] += count
             return
         # Whose name it is: of the other end only where that is the server.
-        host = _name_of_host(exchange.host) if ends.asks else ""
+        host = name_of_host(exchange.host) if ends.asks else ""
         key = _Key(way, host, exchange.method, self._path(exchange.path, count), exchange.truncated,
                    exchange.status_code, exchange.http_version, exchange.grpc_status)
         sums = self._sums.get(key)
@@ -169,7 +169,7 @@ def template_of(path: str) -> str:
     return _ID.sub("{id}", path)
 
 
-def _name_of_host(host: str) -> str:
+def name_of_host(host: str) -> str:
     """A Host header without its port; empty where it is an address, which is no name."""
     name, _, port = host.rpartition(":")
     if not name or not port.isdigit():

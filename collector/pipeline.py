@@ -225,7 +225,8 @@ class Pipeline:
 
     def _flush(self) -> None:
         summary, tags = self._summary, self.options.tags
-        for one in self._datasets.values():
+        # Names are learnt by the later ones, of answers and of greetings, before netflow asks for them.
+        for one in reversed(self._datasets.values()):
             records = tagged(self._stage.apply(one.flush(time.time_ns())), tags)
             summary.records += len(records)
             if records:

@@ -16,6 +16,7 @@ from collector.datasets.httpflow_hooks import HOOKS, STAGES
 from collector.datasets.httpflow_registers import find_registers
 from collector.http_exchanges import Ends, HttpConnections, Piece, Seen
 from collector.protocols.http1 import Exchange, path_of
+from collector.tls_greetings import Greetings
 from collector.tls_libraries import TlsLibraries
 from kcompat import probe, template
 from kcompat.bpf import compile_cached
@@ -48,7 +49,7 @@ _TOLD = struct.Struct("<16s16sHHII16s")
 _EXCHANGE_KEY = struct.Struct("<16s16sHHII16sHBBQ120s")
 _EXCHANGE = struct.Struct("<QQ")
 _PIECE = struct.Struct("<16sQQQQHHBBBx")
-_OPENED, _REQUESTED, _CLOSED = 1, 2, 3
+_OPENED, _REQUESTED, _CLOSED, _GREETED = 1, 2, 3, 4
 _CLIENT, _OUTGOING, _TLS = 1, 2, 1
 
 # Of a piece, what sorts it: when it moved.
@@ -68,15 +69,19 @@ def render(offsets: Offsets, options: Options) -> str:
 
 
 class Httpflow:
-    """The loaded programs, and a thread that empties their rings. Every exchange is given to `saw`, once."""
+    """The loaded programs, and a thread that empties their rings.
+
+    Every exchange is given to `saw`, once; whom a client of TLS asked for, to `greeted`.
+    """
 
     def __init__(self, offsets: Offsets, options: Options, version_code: int, saw: Callable[[Seen], None],
-                 backends: Sequence[Backend] = BACKENDS) -> None:
+                 backends: Sequence[Backend] = BACKENDS, greeted: Callable[[Ends, str], None] | None = None) -> None:
         compiled, _ = compile_cached(render(offsets, options))
         self.loaded = Loaded(compiled, version_code)
         self._saw = saw
         self._generation = 0
         self._connections = HttpConnections()
+        self._greetings, self._greeted = Greetings(), greeted
         self._waiting: list[_Raw] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -181,6 +186,12 @@ class Httpflow:
             self._connections.asked(name, text[:size].rstrip(b"\0"), time_ns)
         elif what == _CLOSED:
             self._connections.closed(name)
+        elif what == _GREETED:
+            self._greetings.began(name, _ends(_TOLD.unpack_from(text), True, _layer(key)))
+        elif name in self._greetings:
+            said = self._greetings.went_on(name, offset, text[lead:lead + size])
+            if said and self._greeted:
+                self._greeted(*said)
         else:
             for seen in self._connections.moved(Piece(name, time_ns, bool(written), offset, text[lead:lead + size],
                                                       other_ns)):

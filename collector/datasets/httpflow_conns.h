@@ -46,16 +46,19 @@ static __always_inline void tell(struct piece *piece, const struct conn_key *key
 		piece->other_ns = conn->written_ns;
 }
 
-/* From now on user space pairs; it is told of the request that waits. */
-static __always_inline void hand_over(void *ctx, struct piece *piece, struct conn *conn)
+/* From now on user space pairs; it is told of the request that waits. Of a greeting it only looks for a name. */
+static __always_inline void hand_over(void *ctx, struct piece *piece, struct conn *conn, int like)
 {
 	struct told_conn *told = (struct told_conn *)piece->text;
 
-	conn->kind = FOLLOWED;
+	piece->what = GREETED;
+	if (like != GREETING) {
+		conn->kind = FOLLOWED;
+		piece->what = OPENED;
+	}
 	/* User space goes by the time, and the request went by before what tells us that it is no plain one. */
 	if (conn->waiting)
 		piece->time_ns = conn->asked_ns;
-	piece->what = OPENED;
 	told->tuple = conn->tuple;
 	told->owner = conn->owner;
 	pieces.perf_submit(ctx, piece, sizeof(*piece));
@@ -254,19 +257,31 @@ static __always_inline int is_asked(const struct conn *conn, const struct chunk 
 	return (conn->role == CLIENT) == !!chunk->written;
 }
 
-/* What the bytes of a call begin like, `text` being the first 16; a new connection that begins with HTTP has begun. */
-static __always_inline int begin_chunk(u64 *text, struct chunk *chunk, struct conn *conn, int *is_new)
+/*
+ * What the bytes of a call begin like, `text` being the first 16; a new connection that begins with HTTP has begun.
+ * `may_greet` is known when this is compiled: whether it is something sent, and not within TLS.
+ */
+static __always_inline int begin_chunk(u64 *text, struct chunk *chunk, struct conn *conn, int *is_new, int may_greet)
 {
 	struct owner owner = {};
 	int like = NOTHING;
+	u64 otherwise;
 	int asked;
 
 	if (!chunk->source.left)
 		next_segment(&chunk->source);
 	if (!chunk->source.left)
 		next_segment(&chunk->source);
-	if (chunk->source.left && first_bytes(&chunk->source, chunk->size, text))
+	if (chunk->source.left && first_bytes(&chunk->source, chunk->size, text)) {
+		/* The first that is sent: one question, for each doubles the ways to what follows. */
+		if (may_greet) {
+			otherwise = ((text[0] & HELLO_MASK) ^ HELLO) | (conn->kind ^ NEW) | conn->strikes;
+			ALONE(otherwise);
+			if (!otherwise)
+				return GREETING;
+		}
 		like = begins_like(text[0], chunk->size < chunk->source.left ? chunk->size : chunk->source.left);
+	}
 	if (conn->kind == NEW && like != NOTHING) {
 		own(&owner);
 		conn->owner = owner;
@@ -299,7 +314,7 @@ static __always_inline void strike(struct conn *conn)
 		conn->kind = OVER;
 }
 
-/* Pieces of the call go to user space; with `is_new`, from now on. */
+/* Pieces of the call go to user space; with `is_new`, from now on; of a greeting this once. */
 static __always_inline void follow(void *ctx, struct piece *piece, struct chunk *chunk, struct conn *conn, int like,
                                    int is_new)
 {
@@ -315,7 +330,9 @@ static __always_inline void follow(void *ctx, struct piece *piece, struct chunk 
 		ALONE(offset);
 		ALONE(until);
 	}
-	if (like != NOTHING) {
+	if (like == GREETING) {
+		is_new = 1;
+	} else if (like != NOTHING) {
 		until = offset + HEAD;
 		if (chunk->written) {
 			conn->written_until = until;
@@ -330,7 +347,7 @@ static __always_inline void follow(void *ctx, struct piece *piece, struct chunk 
 	__builtin_memset(piece, 0, sizeof(*piece) - PIECE_TEXT);
 	tell(piece, &chunk->key, conn, chunk);
 	if (is_new)
-		hand_over(ctx, piece, conn);
+		hand_over(ctx, piece, conn, like);
 	piece->time_ns = chunk->time_ns;
 	piece->offset = offset;
 	hand_pieces(ctx, piece, &chunk->source, chunk->size);
@@ -361,7 +378,7 @@ static __always_inline void count(struct conn *conn, const struct chunk *chunk)
  * Every byte that moves over a TCP socket, or inside its TLS, comes through here or, by probes, on_chunk_in_stages():
  * in order, call by call.
  */
-static __always_inline void on_chunk(void *ctx, struct chunk *chunk, struct conn *conn)
+static __always_inline void on_chunk(void *ctx, struct chunk *chunk, struct conn *conn, int may_greet)
 {
 	union scratch scratch;
 	int is_new = 0;
@@ -370,12 +387,12 @@ static __always_inline void on_chunk(void *ctx, struct chunk *chunk, struct conn
 	if (!conn || conn->kind == OVER)
 		return;
 	__builtin_memset(&scratch, 0, sizeof(scratch));
-	like = begin_chunk(scratch.words.text, chunk, conn, &is_new);
+	like = begin_chunk(scratch.words.text, chunk, conn, &is_new, may_greet);
 	if (conn->kind == NEW)
 		strike(conn);
 	else if (conn->kind == PLAIN && !is_new && !pair(&scratch, conn, chunk, is_asked(conn, chunk), like))
 		is_new = 1;
-	if (conn->kind == FOLLOWED || is_new)
+	if (conn->kind == FOLLOWED || is_new || (may_greet && like == GREETING))
 		follow(ctx, &scratch.piece, chunk, conn, like, is_new);
 	count(conn, chunk);
 }

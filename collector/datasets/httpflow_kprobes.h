@@ -84,7 +84,7 @@ static __always_inline int end(struct pt_regs *ctx, int written)
 		return 0;
 	chunk.time_ns = bpf_ktime_get_ns();
 	chunk.written = written;
-	on_chunk_in_stages(ctx, &chunk, find_conn(ctx, &chunk.key, 1));
+	on_chunk_in_stages(ctx, &chunk, find_conn(ctx, &chunk.key, 1), written);
 	return 0;
 }
 

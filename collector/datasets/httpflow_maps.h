@@ -90,9 +90,12 @@ struct chunk {
 	struct source source;
 };
 
-/* Piece of a FOLLOWED connection, or news of it: `text` then holds a struct told_conn, or a struct request. */
+/*
+ * Piece of a FOLLOWED connection, or of a hello; or news of it: `text` then holds a struct told_conn, or a struct
+ * request.
+ */
 #define PIECE_TEXT 256
-enum { PIECE, OPENED, REQUESTED, CLOSED };
+enum { PIECE, OPENED, REQUESTED, CLOSED, GREETED };
 struct piece {
 	struct conn_key key;
 	u64 id;

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from collector.canary import Refuted
 from collector.dataset import Dataset, Setup
 from collector.datasets import httpflow
+from collector.enrich.domains import Said
 from collector.enrich.processes import Processes
 from collector.http_canary import prove
-from collector.http_exchanges import Seen
-from collector.http_flows import HttpFlows
+from collector.http_exchanges import Ends, Seen
+from collector.http_flows import HttpFlows, name_of_host
 from collector.packed_flows import Target
 from collector.record import Record
 from kcompat.fields import find
@@ -43,7 +44,7 @@ class HttpflowRunning:
         self._held: list[Seen] | None = []
         try:
             self._dataset = httpflow.Httpflow(setup.offsets, setup.options, setup.version_code, self._saw,
-                                              setup.backends)
+                                              setup.backends, self._greeted)
         except BaseException:
             setup.translations.give_back()
             raise
@@ -89,7 +90,12 @@ class HttpflowRunning:
         self._dataset.close()
         self._setup.translations.give_back()
 
+    def _greeted(self, ends: Ends, name: str) -> None:
+        self._setup.domains.say(ends.netns, ends.remote, name, Said.SNI)
+
     def _saw(self, seen: Seen) -> None:
+        if seen.ends.asks and (host := name_of_host(seen.exchange.host)):
+            self._setup.domains.say(seen.ends.netns, seen.ends.remote, host, Said.HOST)
         with self._lock:
             if self._held is None:
                 self._flows.add(seen)

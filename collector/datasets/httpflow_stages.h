@@ -18,7 +18,7 @@ struct handed {
 BPF_HASH(hands, u64, struct handed, 4096);
 BPF_PROG_ARRAY(stages, 2);
 
-static __always_inline void on_chunk_in_stages(void *ctx, struct chunk *chunk, struct conn *conn)
+static __always_inline void on_chunk_in_stages(void *ctx, struct chunk *chunk, struct conn *conn, int may_greet)
 {
 	u64 text[2] = {};
 	int is_new = 0;
@@ -26,8 +26,8 @@ static __always_inline void on_chunk_in_stages(void *ctx, struct chunk *chunk, s
 
 	if (!conn || conn->kind == OVER)
 		return;
-	like = begin_chunk(text, chunk, conn, &is_new);
-	if (conn->kind == NEW) {
+	like = begin_chunk(text, chunk, conn, &is_new, may_greet);
+	if (conn->kind == NEW && !(may_greet && like == GREETING)) {
 		strike(conn);
 	} else if (conn->kind == PLAIN && !is_new && like == NOTHING) {
 		passed(conn, chunk, is_asked(conn, chunk));
@@ -35,6 +35,8 @@ static __always_inline void on_chunk_in_stages(void *ctx, struct chunk *chunk, s
 		u64 thread = bpf_get_current_pid_tgid();
 		struct handed handed = {.chunk = *chunk, .text = {text[0], text[1]}, .like = like, .is_new = is_new};
 
+		if (may_greet && like == GREETING)
+			strike(conn);
 		if (hands.update(&thread, &handed)) {
 			lose(LOST_CALL);
 			return;

@@ -3,8 +3,8 @@
 
 #define EVERY(byte) (0x0101010101010101ULL * (byte))
 
-/* A PREFACE is what a client of HTTP/2 begins with. */
-enum { NOTHING, REQUEST, RESPONSE, PREFACE };
+/* A PREFACE is what a client of HTTP/2 begins with, a GREETING what one of TLS does: its hello. */
+enum { NOTHING, REQUEST, RESPONSE, PREFACE, GREETING };
 
 /*
  * Each word is worked through on its own: without this the compiler keeps what it knows of all of them, and the stack
@@ -28,6 +28,9 @@ static __always_inline u64 equal(u64 word, u8 byte)
 #define W4(a, b, c, d)             ((u64)(a) | (u64)(b) << 8 | (u64)(c) << 16 | (u64)(d) << 24)
 #define W8(a, b, c, d, e, f, g, h) (W4(a, b, c, d) | W4(e, f, g, h) << 32)
 #define CONNECT                    W8('C', 'O', 'N', 'N', 'E', 'C', 'T', ' ')
+/* A record of a handshake, version 3.0 to 3.4 and up to 3.7, of any length, and a client's hello in it. */
+#define HELLO      W8(22, 3, 0, 0, 0, 1, 0, 0)
+#define HELLO_MASK W8(0xff, 0xff, 0xf8, 0, 0, 0xff, 0, 0)
 
 static __always_inline int begins_like(u64 bytes, u32 size)
 {

@@ -178,7 +178,7 @@ static __always_inline void moved(void *ctx, void *sk, int size, int written, in
 	           call.number == NR_RECVMMSG) {
 		find_message(&chunk.source, &call);
 	}
-	on_chunk(ctx, &chunk, conn);
+	on_chunk(ctx, &chunk, conn, written);
 }
 
 static __always_inline int received(struct bpf_raw_tracepoint_args *ctx, int is_again)

@@ -16,6 +16,7 @@ from kcompat.sysbpf import enable_run_stats
 from tests.kcompat.cli_tools import COMMAND, collecting, end, environment, kcompat, one_line, send_over_loopback
 from tests.kernel.living import programs, programs_of, status, until, written
 from tests.kernel.test_bash import terminal
+from tests.kernel.test_httpflow import hello
 
 # Of how a collector lives the kernel decides little, and in a guest each of these takes half a minute.
 pytestmark = [pytest.mark.kernel, pytest.mark.thorough, pytest.mark.skipif(os.geteuid() != 0, reason="not root")]
@@ -171,6 +172,24 @@ def test_what_is_redacted_is_in_no_output_of_any_dataset(home, config):
         server.shutdown()
         assert end(process)[0] == 0
     assert "s3cret" not in output.read_text() and "abc123" not in output.read_text()
+
+
+def test_netflow_calls_a_server_by_what_clients_of_tls_ask_it_for(home, config):
+    output = home / "named.jsonl"
+    path = config(f"datasets = ['netflow', 'httpflow']\ninterval_s = 1\noutputs = ['jsonl:{output}']\n")
+    with collecting("--config", path, home=home) as process:
+        status(home)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            with socket.create_connection(("127.0.0.1", port)) as client, listener.accept()[0]:
+                client.sendall(hello("front.example.org"))
+
+        def named():
+            records = [json.loads(line) for line in output.read_text().splitlines()]
+            return [r["tags"].get("dst_domain") for r in records if r["tags"].get("dst_port") == str(port)]
+
+        assert until(named, lambda names: names) == ["front.example.org"]
+        assert end(process)[0] == 0
 
 
 def test_a_service_manager_hears_that_it_is_ready_alive_and_about_to_end(home, config, tmp_path):

@@ -3,10 +3,11 @@
 import ctypes
 import os
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
@@ -50,7 +51,9 @@ class Attached:
 
     def __init__(self, oracle, backends):
         self.at = None
-        self.dataset = Httpflow(oracle, OPTIONS, running_version_code(Kernel.running().release), self._saw, backends)
+        self.greeted = []
+        self.dataset = Httpflow(oracle, OPTIONS, running_version_code(Kernel.running().release), self._saw, backends,
+                                lambda ends, name: self.greeted.append((ends, name)))
 
     def _saw(self, seen):
         if at := self.at:
@@ -200,6 +203,41 @@ def raw(port, *pieces):
         while data := client.recv(4096):
             received += data
     return received
+
+
+def hello(name, protocols=1):
+    """What a client of TLS sends first, with as many protocols to choose from."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols([f"{number:04}" * 25 for number in range(protocols)])
+    sent = ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), sent, server_hostname=name).do_handshake()
+    return sent.read()
+
+
+def test_whom_clients_of_tls_ask_for_is_told_once(httpflow):
+    sent = {"short.example": hello("short.example"), "long.example": hello("long.example", 30)}
+    assert len(sent["long.example"]) > 3000
+
+    def greet():
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            # A second one is none any more.
+            for pieces in [(one, one) for one in sent.values()] + [(b"x", hello("later.example"))]:
+                with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as server:
+                    for piece in pieces:
+                        client.sendall(piece)
+                        assert server.recv(len(piece), socket.MSG_WAITALL) == piece
+            return listener.getsockname()[1]
+
+    httpflow.greeted.clear()
+    with flows_of(httpflow) as flows:
+        port = in_namespace(greet)
+        flows.take()
+
+    told = [(ends, name) for ends, name in httpflow.greeted if ends.remote_port == port]
+    assert [name for _, name in told] == list(sent)
+    assert {(ends.remote, ends.asks) for ends, _ in told} == {(bytes(10) + b"\xff\xff\x7f\0\0\1", True)}
+    assert httpflow.dataset.losses["http pieces"] == 0
 
 
 EMPTY = b"HTTP/1.1 %d Fine\r\nContent-Length: 0\r\n\r\n"
