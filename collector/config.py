@@ -163,10 +163,14 @@ class Limits:
     __pydantic_config__ = FORBID
 
     cpu_percent: Annotated[float | None, Interval(gt=0), Example(20.0),
-                           "Of one processor, on average over three intervals; over it the most expensive dataset is "
-                           "closed, and tried again later. The last one stays. Default: no limit."] = None
+                           "Of one processor, on average over three intervals; over it the most expensive dataset "
+                           "counts one flow of 8, then of 64, then it is closed, and tried again later. The last one "
+                           "stays. Default: no limit."] = None
     memory_mb: Annotated[int | None, Interval(ge=16), Example(150),
                          "Resident memory, likewise. Default: no limit."] = None
+    output_kb_s: Annotated[float | None, Interval(gt=0), Example(100.0),
+                           "Kilobytes a second for all outputs that send, packed as they are sent, likewise; the "
+                           "dataset of most records does less. Default: no limit."] = None
 
 
 @dataclass(frozen=True, slots=True)

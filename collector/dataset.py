@@ -63,6 +63,9 @@ class Running(Protocol):
     def flush(self, time_ns: int) -> Sequence[Record]:
         """Everything since the last flush, once; `time_ns` since the epoch stamps what has no time of its own."""
 
+    def sample(self, one_of: int) -> bool:
+        """From now on counts one flow of so many, a power of two, and says so; 1: all. False: it counts all or none."""
+
     def close(self) -> None: ...
 
 

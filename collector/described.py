@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from collector.pipeline import DATASETS
+from collector.sampling import SAMPLING
 
 FLOWS = ("netflow", "httpflow", "dnsflow")
 ALL = (*FLOWS, "bash")
@@ -52,6 +53,7 @@ TABLE: tuple[Said, ...] = (
     _tag("dst_nat_port", _PROCESSES, "its port; `N/A` likewise"),
     _tag("dst_domain", FLOWS, "the name that was last resolved to dst_ip here; else what a client of TLS asked for "
          "(SNI) or the Host header, where httpflow runs", True),
+    _tag(SAMPLING, FLOWS, "1/8 or 1/64 while the collector is over a limit: of so many flows one is counted", True),
     _tag("container_id", _PROCESSES, "the container of the process; with `containers`", True),
     _tag("cgroup", _PROCESSES, "the cgroup of the process; with `containers`", True),
     _tag("sub_source", FLOWS, "K8s where an end was found in the cluster; then all of the following are there", True),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from collector.protocols import dns
 from collector.protocols.packets import UDP, Segment
 from collector.protocols.streams import Connections
+from collector.sampling import is_port_kept
 
 PORT = 53
 TIMEOUT_NS = 6 * 10**9
@@ -58,6 +59,7 @@ class Exchanges:
         self.lost: Counter[str] = Counter()
         """Queries that found no room, and that another with their number took the place of."""
         self.unasked = 0
+        self._one_of = 1
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -65,6 +67,12 @@ class Exchanges:
     @property
     def gaps(self) -> int:
         return self._connections.gaps
+
+    def sample(self, one_of: int) -> None:
+        """From now on only the queries of one client's port of so many, and no word of the others that wait."""
+        self._one_of = one_of
+        self._pending = OrderedDict((key, query) for key, query in self._pending.items()
+                                    if is_port_kept(one_of, key[2]))
 
     def saw(self, netns: int, segment: Segment, time_ns: int) -> list[Exchange]:
         """What this segment finishes; `time_ns` is when it passed, since the epoch."""
@@ -95,10 +103,12 @@ class Exchanges:
         if message.is_response:
             if segment.source_port != PORT:
                 return None
+            if not is_port_kept(self._one_of, segment.destination_port):
+                return None
             key = (netns, segment.destination, segment.destination_port, segment.source, PORT, segment.transport,
                    message.id)
             return self._saw_response(key, message, time_ns)
-        if segment.destination_port == PORT:
+        if segment.destination_port == PORT and is_port_kept(self._one_of, segment.source_port):
             key = (netns, segment.source, segment.source_port, segment.destination, PORT, segment.transport,
                    message.id)
             self._saw_query(key, _Query(message.question, time_ns))

@@ -18,8 +18,9 @@ from collector.dataset import Dataset, Setup
 from collector.datasets import bash, dnsflow, httpflow_running, netflow_running
 from collector.datasets.hooks import BACKENDS, Backend
 from collector.enrich.stage import Stage
-from collector.limits import Meter
+from collector.limits import Cost, Meter
 from collector.record import tagged
+from collector.sampling import SAMPLING
 from collector.sinks.outputs import Outputs
 from collector.sinks.sink import Sink
 from collector.status import Status
@@ -213,13 +214,18 @@ class Pipeline:
     def _keep_limits(self) -> None:
         """Does less rather than cost more. The last dataset stays: who wants none stops the collector."""
         running = {name: one for name, one in self._datasets.items() if one.running}
-        self._meter.took({name: one.flush_cpu_s for name, one in running.items()})
+        sent_bytes = self._sink.given_bytes if isinstance(self._sink, Outputs) else 0
+        self._meter.took({name: Cost(one.flush_cpu_s, one.flushed) for name, one in running.items()}, sent_bytes)
         if (excess := self._meter.excess(self.options.limits)) is None:
+            for one in running.values():
+                one.count_all()
             return
-        if len(running) > 1:
-            running[self._meter.most_expensive()].shed(excess)
-        else:
-            log.warning("%s alone takes %s; it goes on", next(iter(running), "nothing"), excess)
+        dearest = running.get(self._meter.most_expensive(excess.by)) if running else None
+        if dearest is None or not dearest.sample(excess.text):
+            if dearest and len(running) > 1:
+                dearest.shed(excess.text)
+            else:
+                log.warning("%s alone takes %s; it goes on", next(iter(running), "nothing"), excess.text)
         self._meter.forget()
         self._took_stock()
 
@@ -227,7 +233,8 @@ class Pipeline:
         summary, tags = self._summary, self.options.tags
         # Names are learnt by the later ones, of answers and of greetings, before netflow asks for them.
         for one in reversed(self._datasets.values()):
-            records = tagged(self._stage.apply(one.flush(time.time_ns())), tags)
+            sampling = {SAMPLING: f"1/{one.one_of}"} if one.one_of > 1 else {}
+            records = tagged(self._stage.apply(one.flush(time.time_ns())), {**tags, **sampling})
             summary.records += len(records)
             if records:
                 self._sink.write(records)

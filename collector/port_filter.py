@@ -12,7 +12,7 @@ from collector.protocols.packets import EXTENSIONS, TCP, UDP, UNTAGGED
 
 # Instruction codes of <linux/filter.h>.
 _LD_BYTE_X, _LD_HALF_X, _LD_BYTE, _LD_HALF, _LD_WORD, _LD_LENGTH = 0x50, 0x48, 0x30, 0x28, 0x20, 0x80
-_LD_CONSTANT, _LDX_CONSTANT, _LD_MEMORY, _ST, _TAX = 0x00, 0x01, 0x60, 0x02, 0x07
+_LD_CONSTANT, _LDX_CONSTANT, _LD_MEMORY, _LDX_MEMORY, _ST, _TAX = 0x00, 0x01, 0x60, 0x61, 0x02, 0x07
 _ADD, _AND, _RSH, _LSH, _ADD_X = 0x04, 0x54, 0x74, 0x64, 0x0C
 _JUMP, _JEQ, _JGE, _JSET, _RETURN = 0x05, 0x15, 0x35, 0x45, 0x06
 
@@ -47,12 +47,13 @@ class _Assembler:
         return made
 
 
-def port_filter(port: int) -> bytes:
+def port_filter(port: int, one_of: int = 1) -> bytes:
     """For a packet socket that is given packets from their network header on (SOCK_DGRAM).
 
     It passes UDP and TCP with the port at either end, over IPv4 and IPv6, through extension headers and behind what is
     left of VLAN tags; no fragment but the first, which is the one with ports. What the loopback interface shows on its
-    way out it shows on its way in once more: the first of the two is left.
+    way out it shows on its way in once more: the first of the two is left. With `one_of`, a power of two, it passes
+    only those whose other port is a multiple of it.
     """
     a = _Assembler()
     a.add(_LD_WORD, _PACKET_TYPE)
@@ -103,6 +104,17 @@ def port_filter(port: int) -> bytes:
     a.label("drop")
     a.add(_RETURN, 0)
     a.label("pass")
+    if one_of > 1:
+        # Which of the two is the other one does not matter to their sum.
+        a.add(_LD_HALF_X, 2)
+        a.add(_ST, 1)
+        a.add(_LD_HALF_X, 0)
+        a.add(_LDX_MEMORY, 1)
+        a.add(_ADD_X)
+        a.add(_AND, one_of - 1)
+        a.add(_JEQ, port & (one_of - 1), "one of many")
+        a.add(_RETURN, 0)
+        a.label("one of many")
     a.add(_RETURN, _WHOLE)
     return a.assemble()
 

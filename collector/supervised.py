@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 # Some causes pass: tracefs is mounted, a module is loaded, a guess has more luck. Which ones do, nobody can say.
 _FIRST_RETRY_S, _LAST_RETRY_S = 30.0, 3600.0
+# Of how many flows one is counted, the next time it is too much.
+_SAMPLES = {1: 8, 8: 64}
 
 Off = Callable[[str, KcompatError], None]
 
@@ -37,6 +39,11 @@ class Supervised:
         self._records = self._starts = 0
         self._flush_s = 0.0
         self.flush_cpu_s = 0.0
+        self.flushed = 0
+        """Records of the last flush."""
+        self.one_of = 1
+        """Of so many flows one is counted."""
+        self._sampled_why, self._full_at = "", 0.0
         # Of all runs before this one: what users add up must never fall.
         self._lost_before: Counter[str] = Counter()
         self._left_out_before: Counter[str] = Counter()
@@ -64,6 +71,7 @@ class Supervised:
                 log.warning("%s runs now", self.row.name)
             self.error = None
             self._pause_s = _FIRST_RETRY_S
+            self.one_of = 1
             self._starts += 1
             self.how = self.running.how
         return self.running is not None
@@ -83,8 +91,26 @@ class Supervised:
             return []
         self._flush_s = time.monotonic() - begun
         self.flush_cpu_s = time.thread_time() - begun_cpu
+        self.flushed = len(records)
         self._records += len(records)
         return records
+
+    def sample(self, why: str) -> bool:
+        """Counts fewer flows because it costs too much, all again after a while; False where it cannot."""
+        one_of = _SAMPLES.get(self.one_of)
+        if not one_of or not self.running or not self.running.sample(one_of):
+            return False
+        self.one_of, self._sampled_why = one_of, why
+        self._full_at = time.monotonic() + self._pause_s
+        log.warning("%s counts one of %d flows: %s; all again in %.0f s", self.row.name, one_of, why, self._pause_s)
+        self._pause_s = min(2 * self._pause_s, _LAST_RETRY_S)
+        return True
+
+    def count_all(self) -> None:
+        """Where it counts one of many, and has for long enough."""
+        if self.one_of > 1 and self.running and time.monotonic() >= self._full_at and self.running.sample(1):
+            self.one_of = 1
+            log.info("%s counts all flows again", self.row.name)
 
     def shed(self, why: str) -> None:
         """Closes it because it costs too much; it is tried again as after any failure."""
@@ -116,7 +142,8 @@ class Supervised:
             told = replace(told, maps=maps, programs=tuple(ProgramStatus(name, runs, run_ns)
                                                            for name, run_ns, runs in loaded.costs()))
         hooks = tuple(self.running.hooks)
-        bad = "; ".join(f"{hook.program}: {hook.reason}" for hook in hooks if hook.state is HookState.DEGRADED)
+        less = [f"counts one of {self.one_of} flows: {self._sampled_why}"] if self.one_of > 1 else []
+        bad = "; ".join(less + [f"{hook.program}: {hook.reason}" for hook in hooks if hook.state is HookState.DEGRADED])
         return replace(told, hooks=hooks, reason=bad, state=HookState.DEGRADED if bad else HookState.ATTACHED)
 
     def _failed(self, error: KcompatError) -> None:

@@ -105,6 +105,9 @@ class BashLines:
             self._waiting.clear()
         return records
 
+    def sample(self, one_of: int) -> bool:
+        return one_of == 1
+
     def close(self) -> None:
         self._stop.set()
         self._thread.join()

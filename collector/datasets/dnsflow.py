@@ -128,6 +128,15 @@ class Dnsflow:
             self._flows.options = self._setup.options
         return records
 
+    def sample(self, one_of: int) -> bool:
+        """By the client's port: of the rest the kernel passes nothing any more."""
+        with self._lock:
+            self._code = port_filter(PORT, one_of)
+            for namespace in self._namespaces.values():
+                namespace.ring.pass_only(self._code)
+            self._exchanges.sample(one_of)
+        return True
+
     def close(self) -> None:
         self._stop.set()
         with suppress(BlockingIOError):

@@ -130,6 +130,10 @@ class Httpflow:
             self._merged()
             self._connections.expire(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
 
+    def sample(self, one_of: int) -> None:
+        """Of connections that begin from now on only one of so many, a power of two, is looked at."""
+        self.loaded.maps["sampling"].set(bytes(4), struct.pack("<I", one_of - 1))
+
     def close(self) -> None:
         self._stop.set()
         self._thread.join()

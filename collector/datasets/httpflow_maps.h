@@ -126,5 +126,7 @@ BPF_HASH(exchanges0, struct exchange_key, struct exchange, MAX_EXCHANGES);
 BPF_HASH(exchanges1, struct exchange_key, struct exchange, MAX_EXCHANGES);
 /* Pieces, a ring a CPU: what finds it full is counted by the kernel and told to user space. */
 BPF_PERF_OUTPUT(pieces);
+/* Slot 0: of how many connections one is looked at, a power of two, less one. User space writes. */
+BPF_ARRAY(sampling, u32, 1);
 /* Slots of `losses`. */
 enum { LOST_CONN, LOST_EXCHANGE, LOST_CALL, LOST_TLS };

@@ -86,6 +86,10 @@ class HttpflowRunning:
             self._flows.options = self._setup.options
             return self._flows.take(time_ns, self._setup.domains.name)
 
+    def sample(self, one_of: int) -> bool:
+        self._dataset.sample(one_of)
+        return True
+
     def close(self) -> None:
         self._dataset.close()
         self._setup.translations.give_back()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
 from collector.canary import Refuted, prove
@@ -15,6 +15,7 @@ from collector.enrich.translations import Translations
 from collector.flows import FlowDelta, aggregate
 from collector.packed_flows import Target
 from collector.record import Record
+from collector.sampling import is_kept
 from kcompat.fields import find
 from kcompat.hook_status import HookStatus
 from kcompat.load import Loaded
@@ -37,6 +38,7 @@ class NetflowRunning:
         self._processes = Processes()
         self._translations: Translations | None = None
         self._lost_before: Counter[str] = Counter()
+        self._one_of = 1
         try:
             self._waiting = self._proved()
             self._translations = setup.translations.borrow()
@@ -66,12 +68,21 @@ class NetflowRunning:
 
     def flush(self, time_ns: int) -> Sequence[Record]:
         waiting, self._waiting = self._waiting, []
-        deltas = chain(waiting, self._dataset.stream())
+        deltas = self._sampled(chain(waiting, self._dataset.stream()))
         # Afterwards: what a connection that is told of was translated to is known by then.
         if self._translations:
             self._translations.settle()
         return aggregate(deltas, self._setup.options, time_ns, self.left_out, self._setup.domains.names(),
                          self._target if self._translations and self._translations.has_any else None, self._process)
+
+    def sample(self, one_of: int) -> bool:
+        self._one_of = one_of
+        return True
+
+    def _sampled(self, deltas: Iterable[FlowDelta]) -> Iterable[FlowDelta]:
+        if self._one_of == 1:
+            return deltas
+        return (d for d in deltas if is_kept(self._one_of, d.local, d.local_port, d.remote, d.remote_port))
 
     def close(self) -> None:
         if self._translations:

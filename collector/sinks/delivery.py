@@ -45,6 +45,8 @@ class Delivery:
     def __init__(self, transport: Transport, spool: Spool, backoff: Backoff = Backoff()) -> None:
         self.name = transport.name
         self.written = 0
+        self.given_bytes = 0
+        """Of all it was to send, packed."""
         self._transport, self._spool, self._backoff = transport, spool, backoff
         self._refused = self._unfit = self._late = 0
         self._trouble = ""
@@ -90,6 +92,7 @@ class Delivery:
                 self._intake.append(chunk)
                 self._intake_bytes += len(chunk.payload)
                 self._intake_points += chunk.points
+                self.given_bytes += len(chunk.payload)
             while self._intake_bytes > _INTAKE_BYTES and len(self._intake) > 1:
                 self._late += self._left_intake(self._intake.popleft()).points
             self._changed.notify_all()

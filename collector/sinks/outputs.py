@@ -24,7 +24,7 @@ class Outputs:
         """Raises KcompatError when one of them cannot be opened."""
         self._specs = list(specs)
         self._now = open_sinks(specs)
-        self._written_before = self._dropped_before = 0
+        self._written_before = self._dropped_before = self._bytes_before = 0
 
     @property
     def written(self) -> int:
@@ -33,6 +33,11 @@ class Outputs:
     @property
     def dropped(self) -> int:
         return self._dropped_before + self._now.dropped
+
+    @property
+    def given_bytes(self) -> int:
+        """Of those that send, packed."""
+        return self._bytes_before + sum(one.given_bytes for one in self._now.sinks if isinstance(one, Delivery))
 
     def write(self, records: Sequence[Record]) -> None:
         self._now.write(records)
@@ -71,6 +76,7 @@ class Outputs:
             sink.close(max(0.0, end - time.monotonic()))
             self._written_before += sink.written
             self._dropped_before += sink.dropped
+            self._bytes_before += sink.given_bytes if isinstance(sink, Delivery) else 0
 
     def statuses(self) -> tuple[SinkStatus, ...]:
         return tuple(_status(sink) for sink in self._now.sinks)

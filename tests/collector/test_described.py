@@ -11,6 +11,7 @@ from collector.enrich.stage import _WHAT
 from collector.flows import ENRICHER_TAGS, aggregate
 from collector.pipeline import DATASETS
 from collector.redaction import NO_REDACTIONS
+from collector.sampling import SAMPLING
 from tests.collector import test_dns_flows as dns
 from tests.collector import test_flows as net
 from tests.collector import test_http_flows as http
@@ -18,7 +19,7 @@ from tests.collector import test_http_flows as http
 TYPES = {"integer": int, "text": str, "boolean": bool}
 NAMED = {"dst_domain": "example.org"}
 # What the pipeline's last stage adds, and `containers`.
-MORE = {"container_id", "cgroup", *ENRICHER_TAGS}
+MORE = {"container_id", "cgroup", SAMPLING, *ENRICHER_TAGS}
 
 
 def netflow():

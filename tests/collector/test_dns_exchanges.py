@@ -39,6 +39,21 @@ def test_a_query_seen_thrice_and_answered_twice_is_one():
     assert [d.latency_ns for d in done] == [20]
 
 
+def test_of_many_ports_one_is_followed_and_no_query_of_another_is_said_to_have_no_answer():
+    exchanges = Exchanges()
+    seen(*[(0, asks(port=port)) for port in range(5000, 5016)], exchanges=exchanges)
+    exchanges.sample(8)
+    assert len(exchanges) == 2
+    done = seen(*[(MS, answers(port=port)) for port in range(5000, 5016)], exchanges=exchanges)
+    done += seen(*[(2 * MS, asks(port=port)) for port in range(6000, 6016)], exchanges=exchanges)
+    done += exchanges.expired(2 * TIMEOUT_NS)
+
+    assert [(d.client_port, d.rcode) for d in done] == [(5000, 0), (5008, 0), (6000, -1), (6008, -1)]
+    assert exchanges.unasked == 0
+    exchanges.sample(1)
+    assert len(seen((0, asks(port=7001)), (1, answers(port=7001)), exchanges=exchanges)) == 1
+
+
 def test_the_same_numbers_again_later_are_another_query():
     done = seen((0, asks()), (MS, answers()), (100 * MS, asks()), (102 * MS, answers()))
 

@@ -55,6 +55,22 @@ def test_no_later_fragments_no_other_protocols_nothing_else(passes):
         assert not passes(packet)
 
 
+@pytest.mark.parametrize("one_of", [8, 64])
+def test_of_many_ports_of_clients_one_is_passed_both_ways(one_of):
+    sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with closing(sender), closing(receiver):
+        attach(receiver, port_filter(53, one_of))
+        receiver.setblocking(False)
+        for port in (*range(40000, 40140), 53, 54, 128):
+            for packet in (ipv4(*V4, UDP, udp(port, 53, b"x")), ipv6(*V6, TCP, tcp(53, port), MORE)):
+                sender.send(packet)
+                try:
+                    passed = receiver.recv(1 << 17) == packet
+                except BlockingIOError:
+                    passed = False
+                assert passed == (port % one_of == 0)
+
+
 PACKETS = (ipv4(*V4, UDP, udp(53, 9, b"q")), ipv4(*V4, TCP, tcp(9, 53, b"q"), options=bytes(40)),
            b"\x60\x0a\x86\xdd" + ipv6(*V6, UDP, udp(53, 53, b"q")), ipv6(*V6, TCP, tcp(53, 9, b"q"), MORE))
 mutated = st.builds(lambda packet, at, junk: packet[:at] + junk + packet[at + len(junk):], st.sampled_from(PACKETS),

@@ -33,6 +33,9 @@ class Scripted:
     def flush(self, time_ns):
         return [RECORD] * 5
 
+    def sample(self, one_of):
+        return one_of == 1
+
     def close(self):
         self.closed = True
 

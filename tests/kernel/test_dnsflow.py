@@ -54,12 +54,14 @@ def dnsflow(*ends, options=OPTIONS):
         yield running
 
 
-def ask(address, *wanted, family=socket.AF_INET, timeout_s=5.0, options=()):
+def ask(address, *wanted, family=socket.AF_INET, timeout_s=5.0, options=(), port=0):
     """Sends queries from one socket, each after the answer to the one before; what came back."""
     with socket.socket(family, socket.SOCK_DGRAM) as client:
         for option in options:
             client.setsockopt(*option)
         client.settimeout(timeout_s)
+        if port:
+            client.bind(("", port))
         client.connect((address, 53))
         replies = []
         for number, (text, kind) in enumerate(wanted):
@@ -115,6 +117,22 @@ def test_loopback_shows_each_query_once(ends):
         assert counts(records, src_ip=address) == {0: 5, 3: 1, 5: 1, 16: 1}
     assert {r.tags["direction"] for r in records} == {"incoming"}
     assert not any(running.losses.values())
+
+
+@pytest.mark.thorough
+def test_of_many_clients_one_is_seen_and_none_of_the_others_waits(ends):
+    def traffic():
+        with wires.answering(answer, socket.AF_INET, "127.0.0.1"):
+            for port in range(41000, 41032):
+                ask("127.0.0.1", ("r0.test", 1), port=port)
+
+    with dnsflow(ends[0]) as running:
+        shares = []
+        for one_of in (8, 1):
+            assert running.sample(one_of)
+            ends[0].run(traffic)
+            shares.append(counts(running.flush(1)))
+    assert shares == [{0: 4}, {0: 32}]
 
 
 def test_both_ends_of_a_wire_see_their_side(ends):

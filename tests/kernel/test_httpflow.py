@@ -345,6 +345,24 @@ def test_many_messages_of_one_call_are_seen_or_told_to_be_lost(httpflow):
     assert {key: asked[key] for key in both} == both
 
 
+@pytest.mark.thorough
+def test_of_many_connections_one_is_looked_at_and_all_again(httpflow):
+    def work(port):
+        for _ in range(160):
+            raw(port, HEAD % 200)
+
+    counted = []
+    with flows_of(httpflow) as flows:
+        for one_of in (8, 1):
+            httpflow.dataset.sample(one_of)
+            port, _ = talking(work)
+            counted += [sum(r.fields["count"] for r in side) for side in ours(flows.take(), port)]
+    few, few_served, *every = counted
+    assert every == [160, 160]
+    # 20 are expected, and each side chooses by itself; more than 60 or none is one run of a thousand million.
+    assert 0 < few <= 60 and 0 < few_served <= 60
+
+
 def test_what_is_no_http_is_soon_not_looked_at(httpflow):
     def work():
         with socket.create_server(("127.0.0.1", 0)) as listener, \
