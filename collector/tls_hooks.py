@@ -12,6 +12,8 @@ from kcompat.symbols import Function, exported_functions
 RETURN = "uretprobe__tls"
 # What has to be read of a function of which nothing else is known.
 _BEGINNING = 64
+# Whoever makes a container makes its libraries, and says how long their functions are.
+_LONGEST = 1 << 14
 
 
 class _Call(NamedTuple):
@@ -67,7 +69,7 @@ def _inner_hooks(elf: Elf, functions: dict[str, Function]) -> Iterator[Hook]:
     """One hook where two functions have the same other do their work, if it costs less there."""
     is_elsewhere = _linkage(elf)
     for name in ("SSL_write", "SSL_read"):
-        if name not in functions:
+        if name not in functions or functions[name].size > _LONGEST:
             continue
         found = probe_sites.inner(_code(elf, functions[name]), functions[name].at, is_elsewhere)
         call = found and _INNER.get((name, found.count_argument))
@@ -77,7 +79,7 @@ def _inner_hooks(elf: Elf, functions: dict[str, Function]) -> Iterator[Hook]:
         if at is None:
             continue
         other = f"{name}_ex"
-        is_same = other in functions and probe_sites.leaves(
+        is_same = other in functions and functions[other].size <= _LONGEST and probe_sites.leaves(
             _code(elf, functions[other]), functions[other].at) == {found.at}
         yield _hook(at, call, (name, other) if is_same else (name,))
 
@@ -88,7 +90,7 @@ def _hook(at: int, call: _Call, functions: tuple[str, ...]) -> Hook:
 
 
 def _cheapest(elf: Elf, function: Function, call: _Call) -> int:
-    if elf.machine != probe_sites.MACHINE:
+    if elf.machine != probe_sites.MACHINE or function.size > _LONGEST:
         return function.at
     near = probe_sites.nearest(_code(elf, function), function.at, call.arguments)
     return function.at if near is None else near

@@ -35,8 +35,11 @@ def nearest(code: bytes, base: int, arguments: Sequence[int], branches: bytes = 
     the function if that is longer than what `code` has of it.
     """
     kept = {"rsp", *(_ARGUMENTS[number - 1] for number in arguments)}
+    targets: set[int] = set()
     for number, instruction in enumerate(_disassembled(code, base)):
-        if number and instruction.address in _targets(branches or code, base):
+        if number == 1:
+            targets = _targets(branches or code, base)
+        if instruction.address in targets and number:
             return None
         if is_emulated(bytes(instruction.bytes)):
             return int(instruction.address)

@@ -3,10 +3,12 @@
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from collector import tls_hooks
 from collector.tls_hooks import FUNCTIONS, PROGRAMS, RETURN, hooks_in
 from kcompat import probe_sites
 from kcompat.elf import Elf, open_file
@@ -61,6 +63,16 @@ def test_openssl_reads_and_writes_where_no_copy_is_stepped_through():
 
     assert len(busy) == 2
     assert all(is_emulated(elf.data[hook.at:hook.at + 16]) for hook in busy)
+
+
+def test_a_function_said_to_be_as_long_as_its_file_is_not_read_through(monkeypatch):
+    elf = library("libssl")
+    functions = {name: found._replace(size=len(elf.data)) for name, found in exported_functions(elf, FUNCTIONS).items()}
+    monkeypatch.setattr(tls_hooks, "exported_functions", lambda *_: functions)
+    begun_s = time.process_time()
+
+    assert {hook.at for hook in hooks_in(elf)} == {found.at for found in functions.values()}
+    assert time.process_time() - begun_s < 1
 
 
 def test_what_is_no_tls_library_has_none(tmp_path):
