@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from ci.product import ProductError, kcompat
@@ -41,9 +41,10 @@ def compiled(kernel: Path, machine: str, cache: Path) -> Ahead:
     paths: list[Path] = []
     notes = []
     with tempfile.TemporaryDirectory(prefix="kcompat-ahead-") as work:
-        for make in (_programs, _tests):
+        for make in (partial(_programs, kernel, machine, Path(work) / "offsets.db", objects),
+                     partial(_tests, machine, objects)):
             try:
-                paths += make(kernel, machine, Path(work) / "offsets.db", objects)
+                paths += make()
             except ProductError as error:
                 notes.append(f"not compiled ahead: {error}")
     files = {f"{GUEST_CACHE}/{path.relative_to(objects)}": path.read_bytes() for path in paths}
@@ -59,9 +60,9 @@ def _programs(kernel: Path, machine: str, database: Path, objects: Path) -> Iter
     return [Path(program["path"]) for program in json.loads(said)["programs"] if program["path"]]
 
 
-def _tests(kernel: Path, machine: str, database: Path, objects: Path) -> Iterable[Path]:
+def _tests(machine: str, objects: Path) -> Iterable[Path]:
     _rewritten()
-    made = _python("tests.kernel.ahead", machine, str(database), KCOMPAT_CACHE=str(objects))
+    made = _python("tests.kernel.ahead", machine, KCOMPAT_CACHE=str(objects))
     return [Path(line) for line in made.splitlines()]
 
 

@@ -131,7 +131,8 @@ def test_the_guests_own_disk_has_its_modules_the_project_and_its_python(kernel, 
     assert "kernel/ext4.ko" in in_image(image, f"/usr/lib/modules/{RELEASE}/modules.dep")
     assert "/usr/bin/python3" in tool("debugfs", "-R", f"stat {sys.executable}", image)
     assert "from kcompat.cli import main" in in_image(image, Path(sys.executable).with_name("kcompat"))
-    assert command[command.index("-append") + 1] == "console=ttyS0 panic=-1 loglevel=6 noirqdebug mark=1"
+    assert command[command.index("-append") + 1] == (
+        "console=ttyS0 panic=-1 loglevel=6 noirqdebug rcupdate.rcu_expedited=1 mark=1")
     assert f"if=none,id=root,format=raw,readonly=on,file={tmp_path}/a,,b.ext4" in command
     assert f"file,id=report,path={tmp_path}/re,,port" in command
 

@@ -119,6 +119,7 @@ def test_every_field_equals_btf_by_hooks_of_one_kind(backend, oracle):
     assert not disagreements(found.offsets, oracle, (backend,))
 
 
+@pytest.mark.thorough  # of guests those that need it do it in every guess
 def test_what_came_is_told_from_what_was_acknowledged_where_they_are_equal(monkeypatch, oracle):
     """As in every connection of a slow machine before 4.8: rcv_wup is rcv_nxt, and cannot be set apart from it."""
     monkeypatch.setattr(facts, "_BEHIND", 0)
