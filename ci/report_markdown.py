@@ -58,7 +58,9 @@ def _head(result: MatrixResult) -> str:
 
 
 def _short(revisions: str) -> str:
-    return ", ".join(revision[:12] for revision in revisions.split(", "))
+    """Of a hash what tells it apart; that the tree was another is kept."""
+    told = (revision.partition("-") for revision in revisions.split(", "))
+    return ", ".join(f"{name[:12]}{dash}{more}" for name, dash, more in told)
 
 
 def _cells(kernel: KernelResult) -> list[str]:
