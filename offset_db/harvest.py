@@ -72,7 +72,7 @@ def harvest(paths: Iterable[str], db: Path, jobs: int, scheduler: str | None = N
         ledger = Ledger(memory)
         unread: dict[Path, Candidate] = {}
         early = []
-        for candidate in candidates(paths):
+        for candidate in candidates(paths, db):
             if isinstance(candidate, BadInput):
                 early.append(Outcome(candidate.path, "failed", (candidate.fault,)))
             elif ledger.knows(candidate):

@@ -30,8 +30,12 @@ def listed(text: bytes) -> list[str]:
     return [os.fsdecode(line) for line in text.split(separator) if line.strip()]
 
 
-def candidates(paths: Iterable[str]) -> Iterator[Candidate | BadInput]:
-    """Every regular file of `paths`, and an error for each path that leads nowhere."""
+def candidates(paths: Iterable[str], database: Path | None = None) -> Iterator[Candidate | BadInput]:
+    """Every regular file of `paths`, and an error for each path that leads nowhere.
+
+    The files of the `database` that is harvested into are none of them, unless they are named.
+    """
+    own = {Path(os.path.abspath(f"{database}{suffix}")) for suffix in ("", "-wal", "-shm")} if database else set()  # noqa: PTH100
     seen: set[Inode] = set()
     for name in paths:
         matches = [name]
@@ -41,7 +45,9 @@ def candidates(paths: Iterable[str]) -> Iterator[Candidate | BadInput]:
                 yield BadInput(name, "no file matches")
         for match in matches:
             # Absolute, because a worker has another working directory, and the same file is the same next time.
-            yield from _below(Path(os.path.abspath(match)), named=True, above=(), seen=seen)  # noqa: PTH100
+            for found in _below(Path(os.path.abspath(match)), named=True, above=(), seen=seen):  # noqa: PTH100
+                if not isinstance(found, Candidate) or found.named or found.path not in own:
+                    yield found
 
 
 def _below(path: Path, *, named: bool, above: Sequence[Inode], seen: set[Inode]) -> Iterator[Candidate | BadInput]:

@@ -55,6 +55,18 @@ def test_directories_are_searched_and_a_loop_is_one_line(tmp_path):
     assert names(tmp_path) == ["file", f"{tmp_path}/a/b/up: a directory loop: it leads back to a directory above it"]
 
 
+def test_the_database_itself_is_no_file_of_its_directory(tmp_path, monkeypatch):
+    for name in ("fleet.db", "fleet.db-wal", "fleet.db-shm", "other.db"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+
+    def left(*paths):
+        return [c.path.name for c in candidates(paths, Path("fleet.db"))]
+
+    assert left(".") == ["other.db"]
+    assert left("fleet.db", ".") == ["fleet.db", "other.db"]
+
+
 def test_a_file_is_taken_once_however_often_it_is_named(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("file")
