@@ -16,7 +16,9 @@ Instruction: TypeAlias = Any  # capstone.CsInsn; it has no types
 
 # No compiler known puts more before what it has to save.
 _NEAR = 8
-_WIDE = {"edi": "rdi", "esi": "rsi", "edx": "rdx", "ecx": "rcx", "r8d": "r8", "eax": "rax", "esp": "rsp"}
+_PARTS = {"rdi": "edi di dil", "rsi": "esi si sil", "rdx": "edx dx dl dh", "rcx": "ecx cx cl ch", "r8": "r8d r8w r8b",
+          "rax": "eax ax al ah", "rsp": "esp sp spl"}
+_WIDE = {part: wide for wide, parts in _PARTS.items() for part in parts.split()}
 _ARGUMENTS = ("rdi", "rsi", "rdx", "rcx", "r8")
 
 
@@ -109,7 +111,7 @@ def _fails_elsewhere(instructions: Sequence[Instruction], own: set[int], base: i
         if one.mnemonic != "call":
             return False
         for following in instructions[number + 1:]:
-            if following.mnemonic == "nop" or (_is_branch(following) and following.mnemonic == "call"):
+            if following.mnemonic in ("nop", "call"):
                 continue
             if _is_branch(following):
                 return False

@@ -35,7 +35,7 @@ def candidates(paths: Iterable[str], database: Path | None = None) -> Iterator[C
 
     The files of the `database` that is harvested into are none of them, unless they are named.
     """
-    own = {Path(os.path.abspath(f"{database}{suffix}")) for suffix in ("", "-wal", "-shm")} if database else set()  # noqa: PTH100
+    own = {_absolute(f"{database}{suffix}") for suffix in ("", "-wal", "-shm")} if database else set()
     seen: set[Inode] = set()
     for name in paths:
         matches = [name]
@@ -45,9 +45,14 @@ def candidates(paths: Iterable[str], database: Path | None = None) -> Iterator[C
                 yield BadInput(name, "no file matches")
         for match in matches:
             # Absolute, because a worker has another working directory, and the same file is the same next time.
-            for found in _below(Path(os.path.abspath(match)), named=True, above=(), seen=seen):  # noqa: PTH100
+            for found in _below(_absolute(match), named=True, above=(), seen=seen):
                 if not isinstance(found, Candidate) or found.named or found.path not in own:
                     yield found
+
+
+def _absolute(path: str) -> Path:
+    """Without `..`, which Path.absolute() leaves in."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def _below(path: Path, *, named: bool, above: Sequence[Inode], seen: set[Inode]) -> Iterator[Candidate | BadInput]:

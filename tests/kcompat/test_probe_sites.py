@@ -86,6 +86,8 @@ def wrapper(flags="", failure="-1", zero="", more=""):
     (ESI_IS_23 + JUMP_OUT, (1,), 5),
     (SUB_RSP + JUMP_OUT, (1,), None),
     (XOR_ECX + RET + PUSH, (1,), None),
+    (b"\x40\x30\xff" + PUSH, (1,), None),  # xor %dil,%dil
+    (b"\xb1\x01" + PUSH, (1, 2, 4), None),  # mov $1,%cl
     (NOP, (1,), 0),
     (b"\x66\x90" + PUSH, (1,), 2),
     (b"", (1,), None),
