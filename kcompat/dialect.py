@@ -43,7 +43,7 @@ _HELPERS: dict[int, tuple[str, Release]] = {
     35: ("bpf_get_current_task", (4, 8)), 45: ("bpf_probe_read_str", (4, 11)),
     80: ("bpf_get_current_cgroup_id", (4, 18)), 112: ("bpf_probe_read_user", (5, 5)),
     113: ("bpf_probe_read_kernel", (5, 5)), 114: ("bpf_probe_read_user_str", (5, 5)),
-    115: ("bpf_probe_read_kernel_str", (5, 5)), 125: ("bpf_ktime_get_boot_ns", (5, 8)),
+    115: ("bpf_probe_read_kernel_str", (5, 5)), 118: ("bpf_jiffies64", (5, 5)), 125: ("bpf_ktime_get_boot_ns", (5, 8)),
     130: ("bpf_ringbuf_output", (5, 8)),
 }
 _MANY_INSTRUCTIONS: Release = (5, 2)  # kernel commit c04c0d2b968a; 4096 before, as still without CAP_BPF

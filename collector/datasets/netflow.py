@@ -44,7 +44,7 @@ _LOSSES = ("tcp sockets", "flows", "closed sockets", "udp flows", "udp peers", "
 _SENDERS_TOLD, _ANY_TRANSLATED, _PREEMPTED = range(3)  # slots of the map `switches`
 _DIRECTIONS = ("outgoing", "incoming", "outgoing")
 
-_TCP = struct.Struct("<5Q16s16sHHII16s7IBB6xQ")
+_TCP = struct.Struct("<5Q16s16sHHII16s7IBB2x3IQ")
 _FLOW_KEY = struct.Struct("<16s16sHHII16sI")
 _FLOW = struct.Struct("<8Q")
 _DESTINATION = struct.Struct("<16sII")
@@ -196,11 +196,15 @@ class Netflow:
 
     def _tcp_delta(self, name: bytes, state: tuple[Any, ...], *, last: bool) -> FlowDelta:
         (_, written_to, written_from, read_to, read_from, local, remote, local_port, remote_port, netns, pid, comm,
-         retransmits, srtt, mdev, established, closed, _, _, direction, _, _) = state
+         retransmits, srtt, mdev, established, closed, _, _, direction, flags, _, written_ahead, read_ahead, _) = state
         read, written = read_to - read_from, written_to - written_from
+        if flags == _WAS_ESTABLISHED:
+            read, written = read + read_ahead, written + written_ahead
         before = self._reported.pop(name, None) if last else self._reported.get(name)
         read_before, written_before, retransmits_before, established_before, closed_before = (
             _COUNTS.unpack(before) if before else _NOTHING)
+        # What was ahead when a call came to an end amid a look was told already: it is taken off what comes.
+        read, written = max(read, read_before), max(written, written_before)
         if not last:
             self._reported[name] = _COUNTS.pack(read, written, retransmits, established, closed)
         way = _DIRECTIONS[direction]
@@ -263,12 +267,13 @@ class Netflow:
 
 
 _NOTHING = (0, 0, 0, 0, 0)
+_WAS_ESTABLISHED = 1  # of struct tcp_state's flags
 _LASTING = (0, 2, 4, 18)  # of a struct tcp_state: id, written_base, read_base, generation
 
 
 def _is_whole(state: tuple[Any, ...]) -> bool:
     """Whether a ``struct tcp_state`` was read between two writes: its seal is its id, and no count is below zero."""
-    return bool(state[0] == state[21] and state[1] >= state[2] and state[3] >= state[4])
+    return bool(state[0] == state[-1] and state[1] >= state[2] and state[3] >= state[4])
 
 
 @lru_cache(maxsize=4096)

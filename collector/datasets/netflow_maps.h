@@ -25,6 +25,10 @@ enum {
  * `written` and `read` are write_seq and copied_seq continued to 64 bits, the bases where they stood when we first
  * looked. They are moved on by one store: two processors that do so at once never count twice, and what the slower one
  * takes back the next event restores. A base is set before what counts from it: half set, it makes a number below zero.
+ *
+ * `written_ahead` and `read_ahead` are what calls moved since, as they return it. They count only until the next look
+ * at the kernel's numbers, which has them in it, and not at all once more than bytes has changed: any flag but
+ * WAS_ESTABLISHED.
  */
 struct tcp_state {
 	u64 id; /* birth in ns: sock addresses are used again */
@@ -43,7 +47,10 @@ struct tcp_state {
 	u32 generation;
 	u8 direction;
 	u8 flags;
-	u16 unused[3];
+	u16 unused;
+	u32 looked; /* the tick in which `written` and `read` were read */
+	u32 written_ahead;
+	u32 read_ahead;
 	u64 seal; /* the id once more: memory is used again at once, who reads while it is filled sees two sockets */
 };
 

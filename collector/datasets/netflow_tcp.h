@@ -30,22 +30,36 @@ struct numbers {
 	u32 mdev_us;
 };
 
-#define FIRST_NUMBER                                                    \
-	LOWER(LOWER(AT(tcp_sock__write_seq), AT(tcp_sock__copied_seq)), \
-	      LOWER(AT(tcp_sock__rcv_nxt), LOWER(AT(tcp_sock__srtt_us), AT(tcp_sock__mdev_us))))
-#define END_OF_NUMBERS                                                      \
-	HIGHER(HIGHER(END(tcp_sock__write_seq), END(tcp_sock__copied_seq)), \
-	       HIGHER(END(tcp_sock__rcv_nxt), HIGHER(END(tcp_sock__srtt_us), END(tcp_sock__mdev_us))))
+/*
+ * Two reads: of those that lie within LARGEST_SPAN behind the first, and of the rest. On most kernels all five do not
+ * lie so close together, but one or two.
+ */
+#define NUMBERS(CHOOSE, WHAT)                                                 \
+	CHOOSE(CHOOSE(WHAT(tcp_sock__write_seq), WHAT(tcp_sock__copied_seq)), \
+	       CHOOSE(WHAT(tcp_sock__rcv_nxt), CHOOSE(WHAT(tcp_sock__srtt_us), WHAT(tcp_sock__mdev_us))))
+#define IS_NEAR(FIELD)  (END(FIELD) <= (FIRST_NUMBER & ~7) + LARGEST_SPAN)
+#define NEAR_END(FIELD) (IS_NEAR(FIELD) ? END(FIELD) : 0)
+#define FAR_AT(FIELD)   (IS_NEAR(FIELD) ? 0x7fffffff : AT(FIELD))
+#define FAR_END(FIELD)  (IS_NEAR(FIELD) ? 0 : END(FIELD))
+enum { FIRST_NUMBER = NUMBERS(LOWER, AT), LARGEST_FAR = 32 };
+#define PICK_NUMBER(dst, FIELD)                 \
+	({                                      \
+		if (IS_NEAR(FIELD))             \
+			PICK(dst, near, FIELD); \
+		else                            \
+			PICK(dst, far, FIELD);  \
+	})
 
 static __always_inline void read_numbers(void *sk, struct numbers *now)
 {
-	READ_SPAN(tcp, sk, FIRST_NUMBER, END_OF_NUMBERS);
+	READ_SPAN(near, sk, FIRST_NUMBER, NUMBERS(HIGHER, NEAR_END), LARGEST_SPAN);
+	READ_SPAN(far, sk, NUMBERS(LOWER, FAR_AT), NUMBERS(HIGHER, FAR_END), LARGEST_FAR);
 
-	PICK(&now->write_seq, tcp, tcp_sock__write_seq);
-	PICK(&now->copied_seq, tcp, tcp_sock__copied_seq);
-	PICK(&now->rcv_nxt, tcp, tcp_sock__rcv_nxt);
-	PICK(&now->srtt_us, tcp, tcp_sock__srtt_us);
-	PICK(&now->mdev_us, tcp, tcp_sock__mdev_us);
+	PICK_NUMBER(&now->write_seq, tcp_sock__write_seq);
+	PICK_NUMBER(&now->copied_seq, tcp_sock__copied_seq);
+	PICK_NUMBER(&now->rcv_nxt, tcp_sock__rcv_nxt);
+	PICK_NUMBER(&now->srtt_us, tcp_sock__srtt_us);
+	PICK_NUMBER(&now->mdev_us, tcp_sock__mdev_us);
 }
 
 static __always_inline u32 total_retrans(void *sk)
@@ -314,6 +328,9 @@ static __always_inline void on_state(void *sk, int from, int to, int misses)
 		remember_listener(sk);
 		return;
 	}
+	/* Our FIN is acknowledged: nothing that FIN_WAIT1 has not told. */
+	if (state && to == FIN_WAIT2 && !misses)
+		return;
 	if (to != SYN_SENT)
 		read_numbers(sk, &now);
 	/* Another one's, whose end was not seen. */
@@ -403,38 +420,23 @@ static __always_inline void touch(struct tcp_state *state)
 		own_sock(state);
 }
 
-/* `state` is 0 for a socket not seen before; with `misses`, a retransmission may not be told of. */
-static __always_inline void on_tcp_sent(void *sk, struct tcp_state *state, u32 accepted, int misses)
+/*
+ * What a call moved is in the kernel's numbers by now. `state` is 0 for a socket not seen before; `copied` is 0 for a
+ * reader that only peeked; with `misses`, a retransmission may not be told of.
+ */
+static __always_inline void on_tcp_moved(void *sk, struct tcp_state *state, u32 accepted, u32 copied, int misses)
 {
 	struct numbers now = {};
 
 	read_numbers(sk, &now);
 	if (!state) {
-		adopt_old(sk, &now, accepted, 0);
+		adopt_old(sk, &now, accepted, copied);
 		return;
 	}
 	if (!(state->flags & WAS_ESTABLISHED))
-		establish(sk, state, &now, accepted, 0);
+		establish(sk, state, &now, accepted, copied);
 	touch(state);
 	catch_up_written(state, &now);
-	measure(state, &now);
-	if (misses)
-		count_retransmits(sk, state);
-}
-
-/* `copied` bytes were given to a reader; 0 when it only peeked. */
-static __always_inline void on_tcp_received(void *sk, struct tcp_state *state, u32 copied, int misses)
-{
-	struct numbers now = {};
-
-	read_numbers(sk, &now);
-	if (!state) {
-		adopt_old(sk, &now, 0, copied);
-		return;
-	}
-	if (!(state->flags & WAS_ESTABLISHED))
-		establish(sk, state, &now, 0, copied);
-	touch(state);
 	catch_up_read(state, &now, state->flags & CLOSED ? copied : ~0);
 	measure(state, &now);
 	if (misses)

@@ -10,6 +10,25 @@ int rawtp__inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+/*
+ * Reading the kernel's numbers is half of what a call costs us. Once in a tick is enough: whoever is called again in it
+ * adds up what the calls return. A socket on which more than bytes changes has its numbers read each time.
+ */
+static __always_inline int is_looked_at(const struct tcp_state *state)
+{
+	return state->looked == (u32)bpf_jiffies64() && state->flags == WAS_ESTABLISHED && state->owner.pid;
+}
+
+static __always_inline void look(void *sk, struct tcp_state *state, u32 accepted, u32 copied, int misses)
+{
+	on_tcp_moved(sk, state, accepted, copied, misses);
+	if (state && !misses) {
+		state->looked = bpf_jiffies64();
+		state->written_ahead = 0;
+		state->read_ahead = 0;
+	}
+}
+
 /* (struct sock *sk, int ret, int flags), after the send. A socket that is known is one of TCP: nothing else is asked.
  */
 int rawtp__sock_send_length(struct bpf_raw_tracepoint_args *ctx)
@@ -25,8 +44,10 @@ int rawtp__sock_send_length(struct bpf_raw_tracepoint_args *ctx)
 	misses = is_on(PREEMPTED);
 	state = find_own(sk, misses);
 	protocol = state ? IPPROTO_TCP : inet_protocol(sk);
-	if (protocol == IPPROTO_TCP)
-		on_tcp_sent(sk, state, sent, misses);
+	if (state && is_looked_at(state))
+		__sync_fetch_and_add(&state->written_ahead, sent);
+	else if (protocol == IPPROTO_TCP)
+		look(sk, state, sent, 0, misses);
 	else if (protocol == IPPROTO_UDP)
 		on_udp_sent(sk, sent);
 	return 0;
@@ -83,6 +104,7 @@ int rawtp__sock_recv_length(struct bpf_raw_tracepoint_args *ctx)
 	struct tcp_state *state;
 	u16 protocol;
 	int misses;
+	u32 taken;
 
 	if (received <= 0) {
 		/* An empty datagram has a sender too. */
@@ -93,8 +115,12 @@ int rawtp__sock_recv_length(struct bpf_raw_tracepoint_args *ctx)
 	misses = is_on(PREEMPTED);
 	state = find_own(sk, misses);
 	protocol = state ? IPPROTO_TCP : inet_protocol(sk);
-	if (protocol == IPPROTO_TCP) {
-		on_tcp_received(sk, state, flags & (MSG_PEEK | MSG_ERRQUEUE) ? 0 : received, misses);
+	taken = flags & (MSG_PEEK | MSG_ERRQUEUE) ? 0 : received;
+	if (state && is_looked_at(state)) {
+		if (taken && !(flags & MSG_OOB))
+			__sync_fetch_and_add(&state->read_ahead, taken);
+	} else if (protocol == IPPROTO_TCP) {
+		look(sk, state, 0, taken, misses);
 	} else if (protocol == IPPROTO_UDP && flags & (MSG_PEEK | MSG_ERRQUEUE)) {
 		forget_sender();
 	} else if (protocol == IPPROTO_UDP) {

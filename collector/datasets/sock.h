@@ -5,6 +5,7 @@
 #define AF_INET6     10
 #define IPPROTO_TCP  6
 #define IPPROTO_UDP  17
+#define MSG_OOB      1 /* a byte beside the sequence */
 #define MSG_PEEK     2
 #define MSG_ERRQUEUE 0x2000 /* what comes back is what was sent once */
 
@@ -97,7 +98,7 @@ static __always_inline int is_protocol(void *sk, u16 wanted)
 /* The ports of a socket; that of its own is 0 when it has given it back. */
 static __always_inline void read_ports(void *sk, u16 *local, u16 *remote)
 {
-	READ_SPAN(ports, sk, FIRST_PORT, END_PORTS);
+	READ_SPAN(ports, sk, FIRST_PORT, END_PORTS, LARGEST_SPAN);
 
 	PICK(local, ports, sock_common__skc_num);
 	PICK(remote, ports, sock_common__skc_dport);
@@ -109,7 +110,7 @@ static __always_inline void read_tuple(void *sk, struct tuple *tuple)
 {
 	u16 family = 0;
 	u32 v4 = 0;
-	READ_SPAN(ends, sk, FIRST_OF_ENDS, END_OF_ENDS);
+	READ_SPAN(ends, sk, FIRST_OF_ENDS, END_OF_ENDS, LARGEST_SPAN);
 
 	PICK(&family, ends, sock_common__skc_family);
 	PICK(&tuple->local_port, ends, sock_common__skc_num);

@@ -19,7 +19,8 @@
 /*
  * Several fields of one struct in one call, for what a read costs is the call, hardly its size: READ_SPAN() declares a
  * copy of what lies from the first to the end of the last, and PICK() takes each out of it. Where they lie further
- * apart than LARGEST_SPAN, PICK() is READ(): offsets are constants, so that only one of the two is compiled.
+ * apart than `largest`, or there is none, PICK() is READ(): offsets are constants, so that only one of the two is
+ * compiled.
  */
 #ifndef LARGEST_SPAN
 #define LARGEST_SPAN 224 /* bytes of the stack, of which there are 512 */
@@ -29,15 +30,16 @@
 #define LOWER(a, b)  ((a) < (b) ? (a) : (b))
 #define HIGHER(a, b) ((a) > (b) ? (a) : (b))
 
-#define SPAN(from, end) ((end) - ((from) & ~7)) /* what was aligned is so in the copy */
+#define SPAN(from, end)          ((end) - ((from) & ~7)) /* what was aligned is so in the copy */
+#define FITS(from, end, largest) ((end) > (from) && SPAN(from, end) <= (largest))
 
 /* Before 4.7 a helper fills only what was filled already: the copy begins as zeros. */
-#define READ_SPAN(copy, base, from, end)                                                                   \
-	const void *const copy##_base = (base);                                                            \
-	const int copy##_first = (from) & ~7;                                                              \
-	const int copy##_fits = SPAN(from, end) <= LARGEST_SPAN;                                           \
-	char copy[SPAN(from, end) <= LARGEST_SPAN ? SPAN(from, end) : 8] __attribute__((aligned(8))) = {}; \
-	if (copy##_fits)                                                                                   \
+#define READ_SPAN(copy, base, from, end, largest)                                                   \
+	const void *const copy##_base = (base);                                                     \
+	const int copy##_first = (from) & ~7;                                                       \
+	const int copy##_fits = FITS(from, end, largest);                                           \
+	char copy[FITS(from, end, largest) ? SPAN(from, end) : 8] __attribute__((aligned(8))) = {}; \
+	if (copy##_fits)                                                                            \
 	bpf_probe_read(copy, sizeof(copy), copy##_base + copy##_first)
 
 #define PICK(dst, copy, FIELD)                                                                                 \
