@@ -196,9 +196,9 @@ class Netflow:
 
     def _tcp_delta(self, name: bytes, state: tuple[Any, ...], *, last: bool) -> FlowDelta:
         (_, written_to, written_from, read_to, read_from, local, remote, local_port, remote_port, netns, pid, comm,
-         retransmits, srtt, mdev, established, closed, _, _, direction, flags, _, written_ahead, read_ahead, _) = state
+         retransmits, srtt, mdev, established, closed, _, _, direction, _, _, written_ahead, read_ahead, _) = state
         read, written = read_to - read_from, written_to - written_from
-        if flags == _WAS_ESTABLISHED:
+        if not last:
             read, written = read + read_ahead, written + written_ahead
         before = self._reported.pop(name, None) if last else self._reported.get(name)
         read_before, written_before, retransmits_before, established_before, closed_before = (
@@ -267,7 +267,6 @@ class Netflow:
 
 
 _NOTHING = (0, 0, 0, 0, 0)
-_WAS_ESTABLISHED = 1  # of struct tcp_state's flags
 _LASTING = (0, 2, 4, 18)  # of a struct tcp_state: id, written_base, read_base, generation
 
 

@@ -26,9 +26,8 @@ enum {
  * looked. They are moved on by one store: two processors that do so at once never count twice, and what the slower one
  * takes back the next event restores. A base is set before what counts from it: half set, it makes a number below zero.
  *
- * `written_ahead` and `read_ahead` are what calls moved since, as they return it. They count only until the next look
- * at the kernel's numbers, which has them in it, and not at all once more than bytes has changed: any flag but
- * WAS_ESTABLISHED.
+ * `written_ahead` and `read_ahead` are what calls moved since, as they return it. They count until the next look at the
+ * kernel's numbers, which has them in it.
  */
 struct tcp_state {
 	u64 id; /* birth in ns: sock addresses are used again */

@@ -113,14 +113,12 @@ static __always_inline void adopt(void *sk, struct tcp_state *fresh)
 }
 
 /* Fills in what is counted from, of one that is established, just now or long since. */
-static __always_inline void set_out(void *sk, struct tcp_state *fresh, const struct numbers *now, u32 accepted,
-                                    u32 copied)
+static __always_inline void set_out(struct tcp_state *fresh, const struct numbers *now, u32 accepted, u32 copied)
 {
 	set_bases(fresh, now, accepted, copied);
 	fresh->written += accepted;
 	fresh->read += copied;
 	fresh->flags |= WAS_ESTABLISHED;
-	fresh->first_retrans = total_retrans(sk);
 	measure(fresh, now);
 }
 
@@ -160,8 +158,10 @@ static __always_inline void catch_up_written(struct tcp_state *state, const stru
 	u64 before = state->written;
 	u32 grown = now->write_seq - (u32)before;
 
-	if ((state->flags & (WAS_ESTABLISHED | DONE_WRITING)) == WAS_ESTABLISHED && grown < 0x80000000)
+	if ((state->flags & (WAS_ESTABLISHED | DONE_WRITING)) == WAS_ESTABLISHED && grown < 0x80000000) {
 		state->written = before + grown;
+		state->written_ahead = 0;
+	}
 }
 
 /* No more than `limit`: after the close nothing tells a FIN from a byte, except what the reader was given. */
@@ -176,8 +176,10 @@ static __always_inline void catch_up_read(struct tcp_state *state, const struct 
 	if (state->flags & PEER_FIN && end == now->rcv_nxt)
 		end -= 1;
 	grown = end - (u32)before;
-	if (grown < 0x80000000)
+	if (grown < 0x80000000) {
 		state->read = before + (grown < limit ? grown : limit);
+		state->read_ahead = 0;
+	}
 }
 
 /* Where every retransmission is seen, this one is enough. */
@@ -293,7 +295,8 @@ static __always_inline void adopt_old(void *sk, const struct numbers *now, u32 a
 	struct tcp_state fresh = {};
 
 	fresh.flags = flags_of_old(sk);
-	set_out(sk, &fresh, now, accepted, copied);
+	fresh.first_retrans = total_retrans(sk);
+	set_out(&fresh, now, accepted, copied);
 	own(&fresh.owner);
 	adopt(sk, &fresh);
 }
@@ -328,9 +331,12 @@ static __always_inline void on_state(void *sk, int from, int to, int misses)
 		remember_listener(sk);
 		return;
 	}
-	/* Our FIN is acknowledged: nothing that FIN_WAIT1 has not told. */
-	if (state && to == FIN_WAIT2 && !misses)
+	/* A FIN of the peer is still to be read, ours is only acknowledged: the numbers wait for what comes next. */
+	if (state && !misses && state->flags & WAS_ESTABLISHED && (to == CLOSE_WAIT || to == FIN_WAIT2)) {
+		if (to == CLOSE_WAIT)
+			state->flags |= PEER_FIN;
 		return;
+	}
 	if (to != SYN_SENT)
 		read_numbers(sk, &now);
 	/* Another one's, whose end was not seen. */
@@ -350,12 +356,13 @@ static __always_inline void on_state(void *sk, int from, int to, int misses)
 		} else if (to == ESTABLISHED) {
 			fresh.direction = from == SYN_SENT ? OUTGOING : INCOMING;
 			fresh.established = 1;
-			set_out(sk, &fresh, &now, 0, 0);
+			set_out(&fresh, &now, 0, 0);
 		} else if (from == SYN_SENT || from == SYN_RECV || from == CLOSE) {
 			return;
 		} else {
 			fresh.flags = flags_of_old(sk);
-			set_out(sk, &fresh, &now, 0, 0);
+			fresh.first_retrans = total_retrans(sk);
+			set_out(&fresh, &now, 0, 0);
 		}
 		adopt(sk, &fresh);
 		if (to == SYN_SENT || to == ESTABLISHED)

@@ -22,11 +22,8 @@ static __always_inline int is_looked_at(const struct tcp_state *state)
 static __always_inline void look(void *sk, struct tcp_state *state, u32 accepted, u32 copied, int misses)
 {
 	on_tcp_moved(sk, state, accepted, copied, misses);
-	if (state && !misses) {
+	if (state && !misses)
 		state->looked = bpf_jiffies64();
-		state->written_ahead = 0;
-		state->read_ahead = 0;
-	}
 }
 
 /* (struct sock *sk, int ret, int flags), after the send. A socket that is known is one of TCP: nothing else is asked.
