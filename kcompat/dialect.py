@@ -58,6 +58,7 @@ _LENIENT: Release = (4, 7)
 _COPIES_OF_LOOKUPS: Release = (4, 10)  # 57a09bf0a416
 _MEMORY_IN_VALUES: Release = (4, 11)  # 5722569bb9c3
 _KEYS_IN_VALUES: Release = (4, 18)  # d71962f3e627
+_PLACES_ON_STACK: Release = (5, 12)  # 01f810ace9ed
 # What the verifier goes through before it gives up (BPF_COMPLEXITY_LIMIT_INSNS).
 _VISITS: tuple[tuple[Release, int], ...] = (((3, 19), 32768), ((4, 7), 65536), ((4, 12), 98304), ((4, 14), 131072),
                                             ((5, 2), 1_000_000))
@@ -101,7 +102,8 @@ def check(compiled: Object, dialect: str) -> tuple[Fitting, ...]:
 
 def _fitting(program: ObjectProgram, kinds: dict[str, int], release: Release) -> Fitting:
     walked = walk(program, Rules(release >= _MOVED_VALUES, release >= _COPIES_OF_LOOKUPS,
-                                 release >= _MEMORY_IN_VALUES, release >= _KEYS_IN_VALUES))
+                                 release >= _MEMORY_IN_VALUES, release >= _KEYS_IN_VALUES,
+                                 release >= _PLACES_ON_STACK))
     of_its_kind = tuple(_of_kind(program, release))
     strictly = release < _LENIENT and not (of_its_kind or walked.loops or walked.faults)
     gone = paths(program) if strictly else Paths(walked.visited, ())

@@ -45,6 +45,7 @@ class Kind(Enum):
     ZERO = "zero"
     CONTEXT = "the context"
     FRAME = "a stack address"
+    SOMEWHERE = "a stack address that a number was added to"
     MAP = "a map"
     MAYBE = "a map value or NULL"
     VALUE = "a map value"
@@ -70,6 +71,8 @@ class Rules:
     """Helpers may write to and read from map values, not only the stack."""
     keys_in_values: bool
     """Map keys and new values handed to helpers may stand in map values."""
+    places_on_stack: bool
+    """The stack may be read at a place that is only known within bounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +138,8 @@ class _Step:
         """Why a verifier refuses this instruction here."""
         i = self.i
         if i.group == LDX:
+            if self.registers[i.src].kind is Kind.SOMEWHERE and self.rules.places_on_stack:
+                return None
             return self._reaches(i.src, "reads from")
         if i.group in (ST, STX):
             return self._reaches(i.dst, "writes to")
@@ -237,6 +242,11 @@ class _Step:
                 return Held(Kind.FRAME, dst.offset + moved)
             if dst.kind in (Kind.VALUE, Kind.MOVED):
                 return Held(Kind.MOVED)
+        if i.group == ALU64 and i.operation == ADD and i.by_register:
+            if {dst.kind, self.registers[i.src].kind} in ({Kind.FRAME, Kind.SCALAR}, {Kind.SOMEWHERE, Kind.SCALAR}):
+                return Held(Kind.SOMEWHERE)
+        if i.group == ALU64 and i.operation in (ADD, SUB) and not i.by_register and dst.kind is Kind.SOMEWHERE:
+            return dst
         return _SCALAR
 
     def _state(self) -> State:

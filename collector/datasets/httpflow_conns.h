@@ -7,6 +7,7 @@
 
 /* One after the other they need the stack, together it has no room for them. */
 union scratch {
+	u64 registers[4];
 	struct conn conn;
 	struct owner owner;
 	struct piece piece;
@@ -147,9 +148,9 @@ static __always_inline void passed(struct conn *conn, const struct chunk *chunk,
 		conn->asked_ns = chunk->time_ns;
 }
 
-/* On a PLAIN connection. 0 when what happens is more than can be paired here. */
+/* On a PLAIN connection. 0 when what happens is more than can be paired here. `is_read`: see whole_request(). */
 static __always_inline int pair(union scratch *scratch, struct conn *conn, const struct chunk *chunk, int asked,
-                                int like)
+                                int like, int is_read)
 {
 	u64 *text = scratch->words.text;
 	u64 answered_ns = chunk->time_ns;
@@ -161,7 +162,7 @@ static __always_inline int pair(union scratch *scratch, struct conn *conn, const
 		return 1;
 	}
 	if (asked) {
-		if (conn->waiting || !whole_request(&chunk->source, chunk->size, text, scratch->words.window))
+		if (conn->waiting || !whole_request(&chunk->source, chunk->size, text, scratch->words.window, is_read))
 			return 0;
 		conn->request = *(struct request *)text;
 		conn->asked_ns = chunk->time_ns;
@@ -265,9 +266,11 @@ static __always_inline int is_asked(const struct conn *conn, const struct chunk 
 
 /*
  * What the bytes of a call begin like, `text` being the first 16; a new connection that begins with HTTP has begun.
- * `may_greet` is known when this is compiled: whether it is something sent, and not within TLS.
+ * `may_greet` is known when this is compiled: whether it is something sent, and not within TLS. Where a request is due,
+ * `text` may be all of the first window, if there is room for it: then `is_read` is no null pointer.
  */
-static __always_inline int begin_chunk(u64 *text, struct chunk *chunk, struct conn *conn, int *is_new, int may_greet)
+static __always_inline int begin_chunk(u64 *text, struct chunk *chunk, struct conn *conn, int *is_new, int may_greet,
+                                       int *is_read)
 {
 	struct owner owner = {};
 	int like = NOTHING;
@@ -278,7 +281,9 @@ static __always_inline int begin_chunk(u64 *text, struct chunk *chunk, struct co
 		next_segment(&chunk->source);
 	if (!chunk->source.left)
 		next_segment(&chunk->source);
-	if (chunk->source.left && first_bytes(&chunk->source, chunk->size, text)) {
+	if (is_read && conn->kind == PLAIN && !conn->waiting && is_asked(conn, chunk))
+		*is_read = first_window(&chunk->source, chunk->size, text);
+	if (chunk->source.left && ((is_read && *is_read) || first_bytes(&chunk->source, chunk->size, text))) {
 		/* The first that is sent: one question, for each doubles the ways to what follows. */
 		if (may_greet) {
 			otherwise = ((text[0] & HELLO_MASK) ^ HELLO) | (conn->kind ^ NEW) | conn->strikes;
@@ -384,22 +389,21 @@ static __always_inline void count(struct conn *conn, const struct chunk *chunk)
  * Every byte that moves over a TCP socket, or inside its TLS, comes through here or, by probes, on_chunk_in_stages():
  * in order, call by call.
  */
-static __always_inline void on_chunk(void *ctx, struct chunk *chunk, struct conn *conn, int may_greet)
+static __always_inline void on_chunk(void *ctx, union scratch *scratch, struct chunk *chunk, struct conn *conn,
+                                     int may_greet)
 {
-	union scratch scratch;
 	int is_new = 0;
+	int is_read = 0;
 	int like;
 
-	if (!conn || conn->kind == OVER)
-		return;
-	__builtin_memset(&scratch, 0, sizeof(scratch));
-	like = begin_chunk(scratch.words.text, chunk, conn, &is_new, may_greet);
+	__builtin_memset(scratch, 0, sizeof(*scratch));
+	like = begin_chunk(scratch->words.text, chunk, conn, &is_new, may_greet, &is_read);
 	if (conn->kind == NEW)
 		strike(conn);
-	else if (conn->kind == PLAIN && !is_new && !pair(&scratch, conn, chunk, is_asked(conn, chunk), like))
+	else if (conn->kind == PLAIN && !is_new && !pair(scratch, conn, chunk, is_asked(conn, chunk), like, is_read))
 		is_new = 1;
 	if (conn->kind == FOLLOWED || is_new || (may_greet && like == GREETING))
-		follow(ctx, &scratch.piece, chunk, conn, like, is_new);
+		follow(ctx, &scratch->piece, chunk, conn, like, is_new);
 	count(conn, chunk);
 }
 

@@ -26,7 +26,7 @@ static __always_inline void on_chunk_in_stages(void *ctx, struct chunk *chunk, s
 
 	if (!conn || conn->kind == OVER)
 		return;
-	like = begin_chunk(text, chunk, conn, &is_new, may_greet);
+	like = begin_chunk(text, chunk, conn, &is_new, may_greet, 0);
 	if (conn->kind == NEW && !(may_greet && like == GREETING)) {
 		strike(conn);
 	} else if (conn->kind == PLAIN && !is_new && like == NOTHING) {
@@ -71,7 +71,7 @@ int kprobe__pair(struct pt_regs *ctx)
 	conn = conns.lookup(&chunk.key);
 	if (!conn)
 		return 0;
-	if (pair(&scratch, conn, &chunk, is_asked(conn, &chunk), like)) {
+	if (pair(&scratch, conn, &chunk, is_asked(conn, &chunk), like, 0)) {
 		count(conn, &chunk);
 		return 0;
 	}

@@ -81,6 +81,7 @@ static __always_inline int first_bytes(const struct source *source, u32 size, u6
 #define WINDOW_WORDS 16
 #define STRIDE       (8 * TEXT_WORDS) /* the last word of a window is the first of the next */
 #define WINDOWS      3
+#define SHORTEST     18 /* "GET / HTTP/1.0", two ends of line */
 
 /*
  * All ones where the number is 0. The compiler must not see that it is a question: it would make a jump of it, each
@@ -148,24 +149,51 @@ static __always_inline int keep_path(u64 *text)
 	return ended != 0;
 }
 
+/* Where a whole request may begin, all that its path may be in is read at once: a read of user space is dear. */
+static __always_inline int first_window(const struct source *source, u32 size, u64 *text)
+{
+	return source->left >= size && size >= SHORTEST && size <= WINDOWS * STRIDE &&
+	       !bpf_probe_read(text, 8 * WINDOW_WORDS, (void *)source->base);
+}
+
+/* The last four of these bytes, as one word; the stack is read by whole words. */
+static __always_inline u32 ending_at(const u64 *text, u32 size)
+{
+	u64 first = (size - 4) / 8;
+	u32 bits = 8 * ((size - 4) & 7);
+	u64 next = first + 1;
+
+	/* The verifier must see what the compiler knows. */
+	ALONE(first);
+	ALONE(next);
+	first &= WINDOW_WORDS - 1;
+	next &= WINDOW_WORDS - 1;
+	return text[first] >> bits | text[next] << 8 << (56 - bits);
+}
+
 /*
  * Whether these bytes are one request from its first byte to the end of its head, and nothing else; `text` is then its
- * method and path.
+ * method and path. With `is_read` it is the first window already, which the verifiers do not take from an index that
+ * kernels before 5.12 have.
  */
-static __always_inline int whole_request(const struct source *source, u32 size, u64 *text, u64 *window)
+static __always_inline int whole_request(const struct source *source, u32 size, u64 *text, u64 *window, int is_read)
 {
 	u32 start = size - 3; /* of the empty line, after a newline */
 	int i;
 
-	if (source->left < size || size < 18 || size > WINDOWS * STRIDE)
+	if (source->left < size || size < SHORTEST || size > WINDOWS * STRIDE)
 		return 0;
-	window[0] = 0;
-	bpf_probe_read(window, 4, (void *)(source->base + size - 4));
+	if (is_read && size <= 8 * WINDOW_WORDS) {
+		window[0] = ending_at(text, size);
+	} else {
+		window[0] = 0;
+		bpf_probe_read(window, 4, (void *)(source->base + size - 4));
+	}
 	if (window[0] != W4('\r', '\n', '\r', '\n'))
 		return 0;
-	if (bpf_probe_read(text, 8 * WINDOW_WORDS, (void *)source->base) || text[0] == CONNECT)
+	if (!is_read && bpf_probe_read(text, 8 * WINDOW_WORDS, (void *)source->base))
 		return 0;
-	if (empty_line_before(text, start))
+	if (text[0] == CONNECT || empty_line_before(text, start))
 		return 0;
 #pragma unroll
 	for (i = 1; i < WINDOWS; i++) {

@@ -43,9 +43,9 @@ BPF_ARRAY(tls_seen, u32, 1);
  */
 static __always_inline void inside_tls(void *sk, const struct conn *conn)
 {
-	u64 thread = bpf_get_current_pid_tgid();
 	struct tls_call *call;
 	int zero = 0;
+	u64 thread;
 	u32 *seen;
 
 	if (conn && conn->kind == PLAIN)
@@ -53,6 +53,7 @@ static __always_inline void inside_tls(void *sk, const struct conn *conn)
 	seen = tls_seen.lookup(&zero);
 	if (!seen || !*seen)
 		return;
+	thread = bpf_get_current_pid_tgid();
 	call = tls_calls.lookup(&thread);
 	if (!call)
 		return;

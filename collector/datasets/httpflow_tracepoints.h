@@ -137,11 +137,37 @@ static __always_inline void find_message(struct source *source, const struct cal
 	bpf_probe_read(&source->iov, 2 * sizeof(source->iov), (void *)(call->where + MSG_IOV));
 }
 
+/* Of the call that this thread is in, where its bytes lie. */
+static __always_inline void find_source(struct source *source, struct called *call, void *ctx, u64 at)
+{
+	read_call(call, (const struct pt_regs *)((address_of(ctx) & ~(STACK - 1ULL)) + at));
+	if (call->number == NR_READ || call->number == NR_WRITE || call->number == NR_SENDTO ||
+	    call->number == NR_RECVFROM) {
+		source->base = call->where;
+		source->left = call->count;
+	} else if (call->number == NR_READV || call->number == NR_WRITEV) {
+		source->iov = call->where;
+		source->segments = call->count;
+	} else if (call->number == NR_SENDMSG || call->number == NR_RECVMSG || call->number == NR_SENDMMSG ||
+	           call->number == NR_RECVMMSG) {
+		find_message(source, call);
+	}
+}
+
+/* One piece of the stack serves all that follows. */
+static __always_inline void look_into(void *ctx, struct chunk *chunk, struct conn *conn, u64 at, int written)
+{
+	union scratch scratch;
+
+	__builtin_memset(scratch.registers, 0, sizeof(scratch.registers));
+	find_source(&chunk->source, (struct called *)scratch.registers, ctx, at);
+	on_chunk(ctx, &scratch, chunk, conn, written);
+}
+
 static __always_inline void moved(void *ctx, void *sk, int size, int written, int is_again)
 {
 	u64 at = registers_at(0) & (STACK - 1);
 	struct chunk chunk = {};
-	struct called call = {};
 	struct conn *conn;
 
 	if (size <= 0 || !at)
@@ -166,19 +192,7 @@ static __always_inline void moved(void *ctx, void *sk, int size, int written, in
 			return;
 	}
 #endif
-	read_call(&call, (const struct pt_regs *)((address_of(ctx) & ~(STACK - 1ULL)) + at));
-	if (call.number == NR_READ || call.number == NR_WRITE || call.number == NR_SENDTO ||
-	    call.number == NR_RECVFROM) {
-		chunk.source.base = call.where;
-		chunk.source.left = call.count;
-	} else if (call.number == NR_READV || call.number == NR_WRITEV) {
-		chunk.source.iov = call.where;
-		chunk.source.segments = call.count;
-	} else if (call.number == NR_SENDMSG || call.number == NR_RECVMSG || call.number == NR_SENDMMSG ||
-	           call.number == NR_RECVMMSG) {
-		find_message(&chunk.source, &call);
-	}
-	on_chunk(ctx, &chunk, conn, written);
+	look_into(ctx, &chunk, conn, at, written);
 }
 
 static __always_inline int received(struct bpf_raw_tracepoint_args *ctx, int is_again)
