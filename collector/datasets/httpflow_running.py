@@ -25,7 +25,7 @@ from kcompat.offsets import State
 log = logging.getLogger(__name__)
 
 _PROOFS = 2
-# The own port of clients whose exchanges the programs merge (httpflow_conns.h).
+# The own port of clients whose exchanges the programs merge (httpflow_pairs.h).
 _MERGED_PORT = 65535
 
 

@@ -15,6 +15,8 @@
 #include "sock.h"
 #include "tally.h"
 #include "netflow_maps.h"
+#include "netflow_numbers.h"
+#include "netflow_graves.h"
 #include "netflow_tcp.h"
 #include "netflow_udp.h"
 #include "netflow_kprobes.h"
