@@ -31,8 +31,9 @@ _OURS = re.compile(r"^\w+:(\w+/kcompat_(\d+)_\d+) ", re.MULTILINE)
 _tidied: set[str] = set()
 _CGROUP_NAMESPACE = Path("/proc/self/ns/cgroup")
 _FIRST_CGROUP_NAMESPACE = 0xEFFF_FFFB  # PROC_CGROUP_INIT_INO
-CGROUP_HOOKS = {"udp4_recvmsg": 19, "udp6_recvmsg": 20}
-"""What a cgroup's processes do, as enum bpf_attach_type numbers it: both from 5.2 on (kernel commit 983695fa6765)."""
+CGROUP_HOOKS = {"udp4_sendmsg": 14, "udp6_sendmsg": 15, "udp4_recvmsg": 19, "udp6_recvmsg": 20}
+"""What a cgroup's processes do, as enum bpf_attach_type numbers it: sending from 4.18 on (kernel commit 1cedee13d25a),
+receiving from 5.2 (983695fa6765)."""
 
 
 @dataclass(slots=True)

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* What is handed to user space piece by piece, of connections that are not paired here. */
 
-#define IOVEC  16 /* sizeof(struct iovec): base, length */
 #define PIECES 16 /* of one call, at most */
 
 /* One after the other they need the stack, together it has no room for them. */

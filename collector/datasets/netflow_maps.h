@@ -106,8 +106,9 @@ struct destination {
 	u32 netns;
 };
 
-/* Where a datagram of this thread was routed to. */
+/* Where a datagram of this thread is sent to: of `sk` where cgroups tell, else of the socket with that port. */
 struct route {
+	u64 sk;
 	struct address local;
 	struct address remote;
 	u16 local_port; /* network order, like the next: compared, then turned round */

@@ -36,8 +36,10 @@ int rawtp__sock_send_length(struct bpf_raw_tracepoint_args *ctx)
 	u16 protocol;
 	int misses;
 
-	if (sent <= 0)
+	if (sent <= 0) {
+		forget_route();
 		return 0;
+	}
 	misses = is_on(PREEMPTED);
 	state = find_own(sk, misses);
 	protocol = state ? IPPROTO_TCP : inet_protocol(sk);

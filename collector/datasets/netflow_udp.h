@@ -111,6 +111,32 @@ static __always_inline void remember_partner(void *sk, const struct tuple *tuple
 	partners.update(&key, &fresh);
 }
 
+static __always_inline int is_of(const struct route *route, void *sk, u16 local_port)
+{
+	u64 told = route->sk;
+
+	return told ? told == (u64)sk : __builtin_bswap16(route->local_port) == local_port;
+}
+
+/* A call is over that sent nothing: where it would have is not where the next one does. */
+static __always_inline void forget_route(void)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+
+	if (routes.lookup(&thread))
+		routes.delete(&thread);
+}
+
+static __always_inline void send_home(struct tuple *tuple)
+{
+	if (!is_zero(&tuple->local))
+		tuple->remote = tuple->local;
+	else if (tuple->remote.word[2])
+		tuple->remote.word[3] = __builtin_bswap32(0x7f000001);
+	else
+		tuple->remote.word[3] = __builtin_bswap32(1);
+}
+
 static __always_inline void on_udp_sent(void *sk, u64 bytes)
 {
 	struct tuple tuple = {};
@@ -120,11 +146,14 @@ static __always_inline void on_udp_sent(void *sk, u64 bytes)
 
 	read_tuple(sk, &tuple);
 	connected = tuple.remote_port != 0;
-	if (route && __builtin_bswap16(route->local_port) == tuple.local_port) {
+	if (route && is_of(route, sk, tuple.local_port)) {
 		tuple.remote = route->remote;
 		tuple.remote_port = __builtin_bswap16(route->remote_port);
 		if (is_zero(&tuple.local))
 			tuple.local = route->local;
+		/* Whoever sends to nobody in particular sends to this machine: udp_sendmsg(). */
+		if (is_zero(&tuple.remote))
+			send_home(&tuple);
 		if (!connected)
 			remember_partner(sk, &tuple);
 	}
