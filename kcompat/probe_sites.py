@@ -7,7 +7,7 @@ the one that others may call. x86-64 alone: what is known of other machines is t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -29,18 +29,17 @@ class Inner(NamedTuple):
     count_argument: int
 
 
-def nearest(code: bytes, base: int, arguments: Sequence[int], branches: bytes = b"") -> int | None:
+def nearest(code: bytes, base: int, arguments: Sequence[int]) -> int | None:
     """Where, from the beginning of `code` on, an instruction is emulated while these arguments (from 1) and the return
     address still stand where the caller has put them; None if nowhere near.
 
-    Everybody who enters at `base` comes by there, and nobody else does who branches within `branches`, the whole of
-    the function if that is longer than what `code` has of it.
+    Everybody who enters at `base` comes by there, and nobody else does who branches within `code`.
     """
     kept = {"rsp", *(_ARGUMENTS[number - 1] for number in arguments)}
     targets: set[int] = set()
     for number, instruction in enumerate(_disassembled(code, base)):
         if number == 1:
-            targets = _targets(branches or code, base)
+            targets = _targets(_disassembled(code, base))
         if instruction.address in targets and number:
             return None
         if is_emulated(bytes(instruction.bytes)):
@@ -69,7 +68,7 @@ def inner(code: bytes, base: int, is_elsewhere: Callable[[int], bool]) -> Inner 
     instructions = list(_disassembled(code, base))
     if sum(one.size for one in instructions) != len(code):
         return None
-    leaving = leaves(code, base)
+    leaving = _leaving(instructions, base, base + len(code))
     if leaving is None or len(own := {at for at in leaving if not is_elsewhere(at)}) != 1:
         return None
     calls = [n for n, one in enumerate(instructions) if _target(one) in own]
@@ -77,7 +76,7 @@ def inner(code: bytes, base: int, is_elsewhere: Callable[[int], bool]) -> Inner 
         return None
     number, = calls
     way, after = instructions[:number], instructions[number + 1:]
-    if any(_is_branch(one) and not _is_conditional(one) for one in way) or _targets(code, base) & {
+    if any(_is_branch(one) and not _is_conditional(one) for one in way) or _targets(instructions) & {
             one.address for one in instructions[1:number + 1]}:
         return None
     places = {name: place for name in ("rcx", "r8") if (place := _frame_place(way, name)) is not None}
@@ -91,12 +90,16 @@ def inner(code: bytes, base: int, is_elsewhere: Callable[[int], bool]) -> Inner 
 
 def leaves(code: bytes, base: int) -> set[int] | None:
     """Where the calls and branches of the whole function lead that leave it; None where one of them does not say."""
+    return _leaving(_disassembled(code, base), base, base + len(code))
+
+
+def _leaving(instructions: Iterable[Instruction], base: int, end: int) -> set[int] | None:
     found = set()
-    for one in _disassembled(code, base):
+    for one in instructions:
         if _is_branch(one) and one.mnemonic != "ret":
             if (target := _target(one)) is None:
                 return None
-            if not base <= target < base + len(code):
+            if not base <= target < end:
                 found.add(target)
     return found
 
@@ -174,8 +177,8 @@ def _target(instruction: Instruction) -> int | None:
     return int(instruction.operands[0].imm)
 
 
-def _targets(code: bytes, base: int) -> set[int]:
-    return {target for one in _disassembled(code, base) if (target := _target(one)) is not None}
+def _targets(instructions: Iterable[Instruction]) -> set[int]:
+    return {target for one in instructions if (target := _target(one)) is not None}
 
 
 @cache

@@ -100,7 +100,6 @@ def test_a_place_that_a_loop_leads_back_to_is_none():
     back = TEST_EDI + b"\x55" + b"\xeb\xfd"  # jmp to the push
     assert nearest(TEST_EDI + PUSH, BASE, (1,)) == BASE + 2
     assert nearest(back, BASE, (1,)) is None
-    assert nearest(back[:3], BASE, (1,), branches=back) is None
 
 
 def test_what_the_kernel_emulates_has_no_prefix():
