@@ -242,11 +242,11 @@ class _Step:
                 return Held(Kind.FRAME, dst.offset + moved)
             if dst.kind in (Kind.VALUE, Kind.MOVED):
                 return Held(Kind.MOVED)
-        if i.group == ALU64 and i.operation == ADD and i.by_register:
-            if {dst.kind, self.registers[i.src].kind} in ({Kind.FRAME, Kind.SCALAR}, {Kind.SOMEWHERE, Kind.SCALAR}):
-                return Held(Kind.SOMEWHERE)
-        if i.group == ALU64 and i.operation in (ADD, SUB) and not i.by_register and dst.kind is Kind.SOMEWHERE:
-            return dst
+            if dst.kind is Kind.SOMEWHERE:
+                return dst
+        if i.group == ALU64 and i.operation == ADD and i.by_register and {dst.kind, self.registers[i.src].kind} in (
+                {Kind.FRAME, Kind.SCALAR}, {Kind.SOMEWHERE, Kind.SCALAR}):
+            return Held(Kind.SOMEWHERE)
         return _SCALAR
 
     def _state(self) -> State:

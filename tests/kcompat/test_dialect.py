@@ -22,6 +22,9 @@ KEY = ins(0x7A, 10, 0, -8) + ins(0xBF, 2, 10) + ins(0x07, 2, 0, 0, -8)  # *(u64 
 MAP = ins(0x18, 1, 1) + ins(0)  # r1 = map
 LOOKUP = KEY + MAP + ins(0x85, immediate=1)
 IF_NULL_RETURN = ins(0x55, 0, 0, 1) + ins(0x95)  # if (r0) skip; exit
+# *(u64 *)(fp - 8) = *(u64 *)(fp - 16) = 0; r7 = fp - 16 + (r1->word & 8)
+PLACE = (ins(0x7A, 10, 0, -8) + ins(0x7A, 10, 0, -16) + ins(0x79, 6, 1) + ins(0x57, 6, immediate=8) + ins(0xBF, 7, 10)
+         + ins(0x07, 7, immediate=-16) + ins(0x0F, 7, 6))
 READ_TO_R1 = ins(0xB7, 2, immediate=8) + ins(0xB7, 3) + ins(0x85, immediate=4)
 
 
@@ -63,6 +66,8 @@ def first_to_take(code, **details):
     ("more than 4096 instructions", ins(0xB7, 1) * 4095 + RETURN, "5.4"),
     ("a 32-bit jump", ins(0x16, 1, offset=0) + RETURN, "5.4"),
     ("an atomic exchange", ins(0xDB, 10, 1, -8, 0xE1) + RETURN, "current"),
+    ("a number from the stack at a place that is known within bounds", PLACE + ins(0x79, 0, 7) + RETURN, "current"),
+    ("a number to there", PLACE + ins(0x7A, 7) + RETURN, None),
     ("bpf_get_current_task", ins(0x85, immediate=35) + RETURN, "4.9"),
     ("bpf_probe_read_kernel", ins(0xBF, 1, 10) + ins(0x85, immediate=113) + RETURN, "5.10"),
     ("600 bytes of stack", ins(0x7A, 10, 0, -600) + RETURN, None),
