@@ -11,10 +11,11 @@ import platform
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 from kcompat.errors import KcompatError, Missing
 from kcompat.maps import MapSpec
@@ -110,12 +111,13 @@ def cached_path(source: str, machine: str | None = None) -> Path:
     return cache_dir() / f"{_cache_key(source, machine or platform.machine())}.json"
 
 
-def compile_source(source: str, machine: str | None = None) -> Object:
+def compile_source(source: str, machine: str | None = None, words_to: IO[bytes] | None = None) -> Object:
     """C to object through bcc and its LLVM, for this machine type or another: ``x86_64``, ``aarch64``.
 
     The same source makes the same object whatever kernel runs here or there: what an object must say of its kernel,
     the number that loading asks for before 5.0, it is told when it is loaded.
-    Raises Missing without bcc, KcompatError with the compiler's words when the source is refused.
+    Raises Missing without bcc, KcompatError with the compiler's words when the source is refused. Over some faults LLVM
+    ends the process: what it said is then in the file `words_to`, an empty one.
     """
     machine = machine or platform.machine()
     if machine not in _BCC_ARCH:
@@ -127,11 +129,11 @@ def compile_source(source: str, machine: str | None = None) -> Object:
     os.environ["BCC_KERNEL_SOURCE"] = str(HEADERS)
     flags = [b"-Wno-macro-redefined"]
     array = (ctypes.c_char_p * len(flags))(*flags)
-    with _captured_stderr() as said, _target(machine):
+    with _captured_stderr(words_to) as said, _target(machine):
         module = lib.bpf_module_create_c_from_string(source.encode(), 0, array, len(flags), True, None)
     words = "".join(said).strip()
     if not module:
-        raise KcompatError(f"bcc could not compile the program: {_first_error(words)}")
+        raise KcompatError(f"bcc could not compile the program: {first_error(words)}")
     if words:
         log.debug("bcc said: %s", words[:_TOO_LONG_FOR_LOG])
     try:
@@ -188,10 +190,10 @@ def _target(machine: str) -> Iterator[None]:
 
 
 @contextmanager
-def _captured_stderr() -> Iterator[list[str]]:
+def _captured_stderr(into: IO[bytes] | None) -> Iterator[list[str]]:
     """clang writes to descriptor 2 from C; what it says is for the log or the error, not for the terminal."""
     said: list[str] = []
-    with tempfile.TemporaryFile() as file:
+    with nullcontext(into) if into else tempfile.TemporaryFile() as file:
         saved = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:
@@ -203,7 +205,7 @@ def _captured_stderr() -> Iterator[list[str]]:
             said.append(file.read().decode(errors="replace"))
 
 
-def _first_error(words: str) -> str:
+def first_error(words: str) -> str:
     lines = [line for line in words.splitlines() if "error" in line.lower()]
     return (lines or words.splitlines() or ["it said nothing"])[0].strip()
 

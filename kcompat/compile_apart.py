@@ -8,9 +8,11 @@ import logging
 import os
 import select
 import signal
+import tempfile
 import time
+from typing import IO
 
-from kcompat.bpf import Object, compile_source
+from kcompat.bpf import Object, compile_source, first_error
 from kcompat.errors import KcompatError, Missing
 
 log = logging.getLogger(__name__)
@@ -25,52 +27,57 @@ def compile_apart(source: str, machine: str | None = None) -> Object:
 
     The child is a fork: it has bcc where we have it, and what it captures of clang's words is not ours. A fork has
     only the thread it was made by, so locks that others held stay locked in it: should it wait for one of those, it
-    is ended after a while, and we compile ourselves.
+    is ended after a while, and we compile ourselves. LLVM ends its process over some faults, too much on the stack
+    among them: that it ended is the fault then, and its last words are why.
     """
     ours, its = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+    with tempfile.TemporaryFile() as words_to:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.close(ours)
+                _child(its, source, machine, words_to)
+            finally:
+                os._exit(0)
+        os.close(its)
         try:
-            os.close(ours)
-            _child(its, source, machine)
+            said = _read(ours)
         finally:
-            os._exit(0)
-    os.close(its)
-    try:
-        said = _read(ours)
-    finally:
-        os.close(ours)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    try:
-        kind, words = json.loads(said)
-    except ValueError:
-        log.warning("the compiler's process ended without a word: compiling in this one")
+            os.close(ours)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        words_to.seek(0)
+        last_words = words_to.read().decode(errors="replace")
+    if said is None:
+        log.warning("the compiler's process did not come to an end: compiling in this one")
         return compile_source(source, machine)
+    if not said:
+        raise KcompatError(f"bcc could not compile the program: {first_error(last_words)}")
+    kind, words = json.loads(said)
     if kind == "object":
         return Object.parse(words)
     raise _ERRORS[kind](words)
 
 
-def _child(out: int, source: str, machine: str | None) -> None:
+def _child(out: int, source: str, machine: str | None, words_to: IO[bytes]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
-        answer = ("object", compile_source(source, machine).dump())
+        answer = ("object", compile_source(source, machine, words_to).dump())
     except KcompatError as error:
         answer = ("Missing" if isinstance(error, Missing) else "KcompatError", str(error))
     with os.fdopen(out, "w") as pipe:
         json.dump(answer, pipe)
 
 
-def _read(pipe: int) -> bytes:
-    """All of it; what there is when the patience ends."""
+def _read(pipe: int) -> bytes | None:
+    """All of it; None when the patience ends before."""
     said = b""
     end = time.monotonic() + _PATIENCE_S
     while (rest_s := end - time.monotonic()) > 0 and select.select([pipe], [], [], rest_s)[0]:
         part = os.read(pipe, 1 << 16)
         if not part:
-            break
+            return said
         said += part
-    return said
+    return None

@@ -24,7 +24,11 @@ struct numbers {
 #define NEAR_END(FIELD) (IS_NEAR(FIELD) ? END(FIELD) : 0)
 #define FAR_AT(FIELD)   (IS_NEAR(FIELD) ? 0x7fffffff : AT(FIELD))
 #define FAR_END(FIELD)  (IS_NEAR(FIELD) ? 0 : END(FIELD))
-enum { FIRST_NUMBER = NUMBERS(LOWER, AT), LARGEST_FAR = 32 };
+enum { FIRST_NUMBER = NUMBERS(LOWER, AT) };
+enum { NEAR_SPAN = SPAN(FIRST_NUMBER, NUMBERS(HIGHER, NEAR_END)) };
+/* Of 512 bytes of stack, what these programs have for copies. */
+#define COPIES      376
+#define LARGEST_FAR (COPIES - NEAR_SPAN - LOWER(SPAN(FIRST_OF_ENDS, END_OF_ENDS), LARGEST_ENDS))
 #define PICK_NUMBER(dst, FIELD)                 \
 	({                                      \
 		if (IS_NEAR(FIELD))             \

@@ -93,6 +93,7 @@ static __always_inline int is_protocol(void *sk, u16 wanted)
 #define FIRST_ADDRESS LOWER(LOWER(AT(sock_common__skc_rcv_saddr), AT(sock_common__skc_daddr)), FIRST_ADDRESS6)
 #define END_ADDRESSES HIGHER(HIGHER(END(sock_common__skc_rcv_saddr), END(sock_common__skc_daddr)), END_ADDRESS6)
 #define FIRST_OF_ENDS LOWER(LOWER(FIRST_PORT, FIRST_ADDRESS), LOWER(AT(sock_common__skc_family), FIRST_NETNS))
+#define LARGEST_ENDS  LOWER(LARGEST_SPAN, 144) /* no struct sock_common is larger */
 #define END_OF_ENDS   HIGHER(HIGHER(END_PORTS, END_ADDRESSES), HIGHER(END(sock_common__skc_family), END_NETNS))
 
 /* The ports of a socket; that of its own is 0 when it has given it back. */
@@ -110,7 +111,7 @@ static __always_inline void read_tuple(void *sk, struct tuple *tuple)
 {
 	u16 family = 0;
 	u32 v4 = 0;
-	READ_SPAN(ends, sk, FIRST_OF_ENDS, END_OF_ENDS, LARGEST_SPAN);
+	READ_SPAN(ends, sk, FIRST_OF_ENDS, END_OF_ENDS, LARGEST_ENDS);
 
 	PICK(&family, ends, sock_common__skc_family);
 	PICK(&tuple->local_port, ends, sock_common__skc_num);

@@ -1,5 +1,7 @@
 """Every program we load, in the BPF of every kernel we go down to: the old kernels themselves are not at hand."""
 
+import random
+
 import pytest
 
 from collector import tls_hooks
@@ -8,9 +10,10 @@ from collector.datasets import bash, httpflow, httpflow_hooks, netflow
 from collector.datasets.netflow_hooks import HOOKS
 from guessers import hooks, memory
 from kcompat.bpf import compile_source
+from kcompat.compile_apart import compile_apart
 from kcompat.dialect import DIALECTS, check, release_of
 from kcompat.fields import CATALOGUE
-from kcompat.instructions import CALL, JMP, decode
+from kcompat.instructions import CALL, JMP, STACK, decode, deepest
 from kcompat.offsets import Offset, Offsets
 from tests.guessers import corpus
 
@@ -83,3 +86,13 @@ def test_what_is_looked_at_with_every_event_takes_two_reads_however_it_lies(name
                if program.name == "rawtp__tcp_retransmit_skb")
     reads = [i for i in decode(one) if i.group == JMP and i.operation == CALL and i.immediate == PROBE_READ]
     assert len(reads) - 1 in (1, 2)  # one is the count of retransmissions
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_however_fields_lie_the_stack_has_room(seed):
+    draw = random.Random(seed)
+    sizes = {"sock_common": 136, "tcp_sock": draw.choice((300, 600, 2400))}
+    apart = offsets({field: draw.randrange(0, sizes.get(field.struct, 600), min(field.width, 8)) for field in CATALOGUE})
+    for one in (netflow, httpflow):
+        compiled = compile_apart(one.render(apart, Options("box")))
+        assert max(deepest(decode(program)) for program in compiled.programs) <= STACK

@@ -28,14 +28,14 @@ def no_children():
 
 
 def test_what_the_child_makes_comes_over_whole(monkeypatch):
-    monkeypatch.setattr(apart, "compile_source", lambda source, machine: SMALL)
+    monkeypatch.setattr(apart, "compile_source", lambda source, machine, words_to=None: SMALL)
 
     assert compile_apart("int x;") == SMALL
 
 
 @pytest.mark.parametrize("error", [Missing("bcc is needed"), KcompatError("bcc could not compile it")])
 def test_its_errors_are_ours(monkeypatch, error):
-    def fail(source, machine):
+    def fail(source, machine, words_to=None):
         raise error
 
     monkeypatch.setattr(apart, "compile_source", fail)
@@ -44,20 +44,45 @@ def test_its_errors_are_ours(monkeypatch, error):
         compile_apart("int x;")
 
 
-def test_a_child_that_ends_or_waits_for_ever_is_replaced_by_ourselves(monkeypatch):
+def test_a_child_that_waits_for_ever_is_replaced_by_ourselves(monkeypatch):
     mine = os.getpid()
 
-    def odd(source, machine):
+    def odd(source, machine, words_to=None):
         if os.getpid() != mine:
-            if source == "ends":
-                os._exit(9)
             os.read(os.pipe()[0], 1)
         return SMALL
 
     monkeypatch.setattr(apart, "compile_source", odd)
-    assert compile_apart("ends") == SMALL
     monkeypatch.setattr(apart, "_PATIENCE_S", 0.2)
     assert compile_apart("waits") == SMALL
+
+
+def test_a_child_that_ends_takes_nobody_with_it(monkeypatch):
+    mine = os.getpid()
+
+    def ends(source, machine, words_to=None):
+        assert os.getpid() != mine
+        words_to.write(b"warning: it gets worse\nerror: no more\n")
+        words_to.flush()
+        os._exit(1)
+
+    monkeypatch.setattr(apart, "compile_source", ends)
+    with pytest.raises(KcompatError, match=r"^bcc could not compile the program: error: no more$"):
+        compile_apart("ends")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="bcc compiles for root only")
+def test_a_fault_over_which_llvm_ends_is_an_error_in_its_words():
+    source = """
+        int rawtp__deep(void *ctx)
+        {
+            char much[600];
+
+            bpf_probe_read(much, sizeof(much), ctx);
+            return much[599];
+        }"""
+    with pytest.raises(KcompatError, match="stack limit"):
+        compile_apart(source)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="bcc compiles for root only")
