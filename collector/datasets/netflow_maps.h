@@ -30,7 +30,7 @@ enum {
  * kernel's numbers, which has them in it.
  */
 struct tcp_state {
-	u64 id; /* birth in ns: sock addresses are used again */
+	u64 id; /* sock addresses are used again */
 	u64 written;
 	u64 written_base;
 	u64 read;
@@ -144,6 +144,9 @@ struct pending {
 	u64 bytes;
 };
 
+/* The number of the socket that was born last on each processor. Programs write. */
+#define PROCESSORS 8192 /* no kernel has more */
+BPF_ARRAY(births, u64, PROCESSORS);
 /* Live TCP sockets, by address. Programs insert and delete; user space reads. */
 BPF_HASH(socks, u64, struct tcp_state, MAX_SOCKS);
 /*

@@ -18,14 +18,31 @@ static __always_inline struct tcp_state *find(void *sk)
 	return state;
 }
 
-/* A socket seen for the first time. */
-static __always_inline void adopt(void *sk, struct tcp_state *fresh)
+/*
+ * No other socket at its address has had this number: programs of one processor may take the same one, interrupted by
+ * another, but not for the same socket. The clock would do as well, and takes ten times as long.
+ */
+static __always_inline u64 next_id(void)
+{
+	u32 processor = bpf_get_smp_processor_id();
+	int slot = processor & (PROCESSORS - 1);
+	u64 *last = births.lookup(&slot);
+
+	if (!last)
+		return 0;
+	__sync_fetch_and_add(last, 1);
+	return (u64)processor << 48 | *last;
+}
+
+/* A socket seen for the first time; its ends, unless they are not known before the handshake is over. */
+static __always_inline void adopt(void *sk, struct tcp_state *fresh, int has_ends)
 {
 	u64 key = (u64)sk;
 
-	fresh->id = fresh->seal = bpf_ktime_get_ns();
+	fresh->id = fresh->seal = next_id();
 	fresh->generation = current_generation();
-	read_tuple(sk, &fresh->tuple);
+	if (has_ends)
+		read_tuple(sk, &fresh->tuple);
 	/* Another processor may have been first: then its entry is ours too. */
 	if (socks.insert(&key, fresh) && !socks.lookup(&key))
 		lose(LOST_SOCK);
@@ -94,7 +111,7 @@ static __always_inline void adopt_old(void *sk, const struct numbers *now, u32 a
 	fresh.first_retrans = total_retrans(sk);
 	set_out(&fresh, now, accepted, copied);
 	own(&fresh.owner);
-	adopt(sk, &fresh);
+	adopt(sk, &fresh, 1);
 }
 
 static __always_inline void remember_listener(void *sk)
@@ -160,7 +177,7 @@ static __always_inline void on_state(void *sk, int from, int to, int misses)
 			fresh.first_retrans = total_retrans(sk);
 			set_out(&fresh, &now, 0, 0);
 		}
-		adopt(sk, &fresh);
+		adopt(sk, &fresh, to != SYN_SENT);
 		if (to == SYN_SENT || to == ESTABLISHED)
 			return;
 		state = find(sk);

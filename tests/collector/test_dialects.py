@@ -88,11 +88,12 @@ def test_what_is_looked_at_with_every_event_takes_two_reads_however_it_lies(name
     assert len(reads) - 1 in (1, 2)  # one is the count of retransmissions
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_however_fields_lie_the_stack_has_room(seed):
     draw = random.Random(seed)
     sizes = {"sock_common": 136, "tcp_sock": draw.choice((300, 600, 2400))}
-    apart = offsets({field: draw.randrange(0, sizes.get(field.struct, 600), min(field.width, 8)) for field in CATALOGUE})
+    apart = offsets({field: draw.randrange(0, sizes.get(field.struct, 600), min(field.width, 8))
+                     for field in CATALOGUE})
     for one in (netflow, httpflow):
         compiled = compile_apart(one.render(apart, Options("box")))
         assert max(deepest(decode(program)) for program in compiled.programs) <= STACK
