@@ -2,7 +2,7 @@
 
 import pytest
 
-from collector import tls_hooks
+from collector import nf_conn, tls_hooks
 from collector.config import Options
 from collector.datasets import bash, httpflow, httpflow_hooks, netflow
 from collector.datasets.netflow_hooks import HOOKS
@@ -14,7 +14,7 @@ from kcompat.offsets import Offset, Offsets
 
 # Where fields lie says nothing of what an old verifier takes, as long as none is missing.
 OFFSETS = Offsets([Offset.known(f, 8 * (i + 1), "test", width=f.width) for i, f in enumerate(CATALOGUE)])
-SETS = {"netflow": HOOKS, "httpflow": httpflow_hooks.HOOKS}
+SETS = {"netflow": HOOKS, "httpflow": httpflow_hooks.HOOKS, "nf_conn": nf_conn.HOOKS}
 RAW_TRACEPOINTS, SEND_LENGTH, THREADS_OF_CGROUPS = (4, 17), (6, 3), (6, 10)
 
 
@@ -23,11 +23,12 @@ def compiled():
     return {"memory": compile_source(memory.source()),
             "netflow": compile_source(netflow.render(OFFSETS, Options("box"))),
             "httpflow": compile_source(httpflow.render(OFFSETS, Options("box"))),
-            "bash": compile_source(bash.render(Offsets(), Options("box")))}
+            "bash": compile_source(bash.render(Offsets(), Options("box"))),
+            "nf_conn": compile_source(nf_conn.render(OFFSETS))}
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("which", ["memory", "netflow", "httpflow", "bash"])
+@pytest.mark.parametrize("which", ["memory", "netflow", "httpflow", "bash", "nf_conn"])
 def test_what_has_hooks_there_loads_there(compiled, which, dialect):
     fits = check(compiled[which], dialect)
     assert fits
