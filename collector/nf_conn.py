@@ -149,11 +149,11 @@ class NfConn:
     def drain(self) -> None:
         """In the order of what happened: each processor has a ring of its own."""
         assert self._rings
-        before = self._rings.lost
+        before = self._rings.lost + self._rings.filled
         for data in sorted(self._rings.read(), key=_time_of):
             if found := event(data):
                 self._told(*found)
-        self._must_dump |= self._rings.lost > before
+        self._must_dump |= self._rings.lost + self._rings.filled > before
 
     def hear(self, netns: int, own: int) -> None:
         self.drain()
