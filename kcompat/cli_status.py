@@ -85,7 +85,7 @@ def _nat_text(nat: Mapping[str, Any]) -> str:
     where = f" in {nat['namespaces']} namespaces" if nat["namespaces"] else ""
     refused = f", {nat['refused']} cannot be asked" if nat["refused"] else ""
     why = f" (no programs in the tracker: {nat['why']})" if nat["why"] else ""
-    return (f"nat: {nat['connections']} connections translated, to {nat['destinations']} destinations; told by "
+    return (f"nat: {nat['connections']} connections translated, to {nat['destinations']} destinations; from "
             f"{nat['how']}{where}{refused}{why}; lost: {lost}")
 
 

@@ -209,7 +209,7 @@ class Translations:
             made, why = Trackers(self._told), str(error)
         else:
             why = ""
-        log.info("translated destinations are told by %s%s", made.how,
+        log.info("translated destinations come from %s%s", made.how,
                  f" (no programs in the tracker: {why})" if why else "")
         self._take(made, why)
 

@@ -39,12 +39,12 @@ def test_how_well_the_cluster_is_known(cluster, words):
 
 
 @pytest.mark.parametrize("nat, words", [
-    (NAT, "7 connections translated, to 2 destinations; told by ctnetlink in 4 namespaces (no programs in the tracker: "
+    (NAT, "7 connections translated, to 2 destinations; from ctnetlink in 4 namespaces (no programs in the tracker: "
           "no kprobes); lost: nothing"),
     (dataclasses.replace(NAT, refused=1, why="", lost={"nat events": 3}),
-     "7 connections translated, to 2 destinations; told by ctnetlink in 4 namespaces, 1 cannot be asked; "
+     "7 connections translated, to 2 destinations; from ctnetlink in 4 namespaces, 1 cannot be asked; "
      "lost: 3 nat events"),
-    (TOLD, "7 connections translated, to 2 destinations; told by nf_conn by kprobes; lost: nothing"),
+    (TOLD, "7 connections translated, to 2 destinations; from nf_conn by kprobes; lost: nothing"),
     (dataclasses.replace(NAT, tracking=False), "this kernel tracks no connections")])
 def test_what_is_known_of_translations(nat, words):
     assert last_lines(nat=nat)[-1] == f"nat: {words}"
