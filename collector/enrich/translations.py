@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from collector.ctnetlink import loaded_as
 from collector.datasets.hooks import BACKENDS, Backend
@@ -20,9 +19,8 @@ from collector.nf_conn import NfConn, why_not
 from collector.packed_flows import Target
 from collector.status import NatStatus
 from collector.trackers import Trackers
-from collector.translation import Translation
+from collector.translation import Source, Translation
 from kcompat.errors import KcompatError, UnknownField
-from kcompat.hook_status import HookStatus
 from kcompat.offsets import Offsets
 
 log = logging.getLogger(__name__)
@@ -44,43 +42,6 @@ class Means:
     offsets: Offsets
     version_code: int
     backends: Sequence[Backend] = BACKENDS
-
-
-class Source(Protocol):
-    """Who tells of translated connections: of each as it comes and goes, and of what was there before."""
-
-    @property
-    def how(self) -> str: ...
-
-    @property
-    def hooks(self) -> Sequence[HookStatus]: ...
-
-    @property
-    def namespaces(self) -> int:
-        """How many are listened to one by one."""
-
-    @property
-    def refused(self) -> int: ...
-
-    @property
-    def lost(self) -> int: ...
-
-    def wait(self, timeout_s: float) -> None:
-        """Until there is something to hear, or the time is over."""
-
-    def rescan(self) -> None:
-        """Looks for what is new and makes good what was lost."""
-
-    def drain(self) -> None:
-        """Tells what was said until now."""
-
-    def hear(self, netns: int, own: int) -> None:
-        """Tells at least what was said until now of these two namespaces."""
-
-    def settle(self) -> None:
-        """Tells all that is known to the kernel by now."""
-
-    def close(self) -> None: ...
 
 
 class Translations:
