@@ -23,6 +23,13 @@ table ip kcompat {{
     type nat hook output priority -100
     ip daddr {VIRTUAL} tcp dport 80 dnat to {SERVER}:8080
   }}
+  # Before 4.18 replies are translated back only where there are chains on their way.
+  chain back {{
+    type nat hook prerouting priority -100
+  }}
+  chain post {{
+    type nat hook postrouting priority 100
+  }}
 }}
 """
 SERVE = f"""
