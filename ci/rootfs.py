@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 SUITE, PYTHON, GLIBC = "bookworm", "3.11", 36
 PACKAGES = (
-    *("?essential", "busybox-static", "iproute2", "kmod", "mount", "python3", "python3-bpfcc"),
+    *("?essential", "busybox-static", "iproute2", "kmod", "mount", "nftables", "python3", "python3-bpfcc"),
     # tests/kernel compiles a CO-RE program and its loader.
     *("bpftool", "clang", "gcc", "libbpf-dev", "libc6-dev", "libelf-dev"),
 )

@@ -14,8 +14,8 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
+from collector.translation import Translation, address, translated
 from guessers.nfnetlink import attributes, message, numbered
 
 _NETLINK_NETFILTER = 12
@@ -25,27 +25,15 @@ _GROUP_NEW, _GROUP_DESTROY = 1 << 0, 1 << 2
 _ORIGINAL, _REPLY, _STATUS, _STATUS_MASK = 1, 2, 3, 26
 _DST_NAT = 1 << 5
 _BODY = 20  # struct nlmsghdr and struct nfgenmsg
-_MAPPED = bytes(10) + b"\xff\xff"
 _BUFFER = 8 << 20
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
 _PATIENCE_S = 5.0
 _LOADED = Path("/proc/sys/net/netfilter/nf_conntrack_max")
+_MODULE = Path("/sys/module/nf_conntrack")
 _EVENTS = Path("/proc/sys/net/netfilter/nf_conntrack_events")
 # A = the attribute CTA_STATUS, looked for by SKF_AD_NLATTR from A on; what has none, or no such bit, goes no further.
 _FILTER = ((0x00, 0, 0, _BODY), (0x01, 0, 0, _STATUS), (0x20, 0, 0, 0xFFFF_F000 + 12), (0x15, 4, 0, 0),
            (0x07, 0, 0, 0), (0x40, 0, 0, 4), (0x45, 0, 1, _DST_NAT), (0x06, 0, 0, 0xFFFF_FFFF), (0x06, 0, 0, 0))
-
-
-class Translation(NamedTuple):
-    """A tracked connection whose destination was translated; addresses are 16 bytes, v4-mapped for IPv4."""
-
-    protocol: int
-    source: bytes
-    source_port: int
-    destination: bytes
-    destination_port: int
-    real: bytes
-    real_port: int
 
 
 def is_loaded() -> bool:
@@ -53,33 +41,20 @@ def is_loaded() -> bool:
     return _LOADED.exists()
 
 
-class Tracker:
+def loaded_as() -> int | None:
+    """A number that another load of the module will not have; None as long as there is no tracker."""
+    if not is_loaded():
+        return None
+    return _MODULE.stat().st_ino if _MODULE.exists() else 0
+
+
+class Asker:
     """A conversation with the namespace this thread is in now. Raises OSError where the kernel refuses."""
 
     def __init__(self) -> None:
-        self._events = _opened()
-        try:
-            self._events.setblocking(False)
-            with suppress(OSError):
-                self._events.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-            code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in _FILTER))
-            self._events.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
-                                    struct.pack("@HP", len(_FILTER), ctypes.addressof(code)))
-            self._events.bind((0, _GROUP_NEW | _GROUP_DESTROY))
-            self._asked = _opened()
-            self._asked.settimeout(_PATIENCE_S)
-        except OSError:
-            self._events.close()
-            raise
+        self._asked = _opened()
+        self._asked.settimeout(_PATIENCE_S)
         self._number = 0
-        try:
-            self.tells = int(_EVENTS.read_text()) != 0
-        except (OSError, ValueError):
-            self.tells = True
-        """Whether it speaks of connections as they come; else what there is must be asked for, again and again."""
-
-    def fileno(self) -> int:
-        return self._events.fileno()
 
     def dump(self) -> Iterator[Translation]:
         """All there are now. Before 5.16 the kernel tells every connection, and most of them are passed over here."""
@@ -99,6 +74,36 @@ class Tracker:
                 if found := translation(body):
                     yield found
 
+    def close(self) -> None:
+        self._asked.close()
+
+
+class Tracker(Asker):
+    """Who is told, too, what comes and goes there."""
+
+    def __init__(self) -> None:
+        self._events = _opened()
+        try:
+            self._events.setblocking(False)
+            with suppress(OSError):
+                self._events.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+            code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in _FILTER))
+            self._events.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
+                                    struct.pack("@HP", len(_FILTER), ctypes.addressof(code)))
+            self._events.bind((0, _GROUP_NEW | _GROUP_DESTROY))
+            super().__init__()
+        except OSError:
+            self._events.close()
+            raise
+        try:
+            self.tells = int(_EVENTS.read_text()) != 0
+        except (OSError, ValueError):
+            self.tells = True
+        """Whether it speaks of connections as they come; else what there is must be asked for, again and again."""
+
+    def fileno(self) -> int:
+        return self._events.fileno()
+
     def events(self) -> Iterator[tuple[bool, Translation]]:
         """(whether it ended, which) of what happened. Raises OSError ENOBUFS once when some of it was lost."""
         while True:
@@ -112,7 +117,7 @@ class Tracker:
 
     def close(self) -> None:
         self._events.close()
-        self._asked.close()
+        super().close()
 
 
 def translation(body: bytes) -> Translation | None:
@@ -125,9 +130,7 @@ def translation(body: bytes) -> Translation | None:
         _, real, real_port, _, _ = _tuple(told[_REPLY])
     except KeyError:
         return None  # of a protocol without ports
-    if (real, real_port) == (destination, destination_port):
-        return None
-    return Translation(protocol, source, source_port, destination, destination_port, real, real_port)
+    return translated(Translation(protocol, source, source_port, destination, destination_port, real, real_port))
 
 
 def _tuple(data: bytes) -> tuple[int, bytes, int, bytes, int]:
@@ -135,7 +138,7 @@ def _tuple(data: bytes) -> tuple[int, bytes, int, bytes, int]:
     parts = attributes(data)
     addresses, protocol = attributes(parts[1]), attributes(parts[2])
     first = 1 if 1 in addresses else 3  # CTA_IP_V4_SRC, CTA_IP_V6_SRC
-    source, destination = ((_MAPPED + raw if first == 1 else raw) for raw in (addresses[first], addresses[first + 1]))
+    source, destination = (address(addresses[end]) for end in (first, first + 1))
     return (protocol[1][0], source, int.from_bytes(protocol[2], "big"),
             destination, int.from_bytes(protocol[3], "big"))
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from collector.config import Options
 from collector.datasets.hooks import BACKENDS, Backend
 from collector.enrich.domains import Domains
-from collector.enrich.translations import Lender
+from collector.enrich.translations import Lender, Means
 from collector.record import Record
 from kcompat import probe
 from kcompat.errors import Missing, Unsupported
@@ -35,6 +35,10 @@ class Setup:
     backends: Sequence[Backend] = BACKENDS
     domains: Domains = field(default_factory=Domains)
     translations: Lender = field(default_factory=Lender)
+
+    def means(self) -> Means:
+        """What `translations` are borrowed with."""
+        return Means(self.offsets, self.version_code, self.backends)
 
 
 class Running(Protocol):

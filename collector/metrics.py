@@ -107,6 +107,14 @@ def _of_nat(nat: NatStatus | None) -> Iterator[Metric]:
                                ("kcompat_nat_destinations", "Destinations seen to be translated.", nat.destinations),
                                ("kcompat_nat_connections", "Translated connections kept in mind.", nat.connections)):
         yield GaugeMetricFamily(name, words, value=value)
+    source = GaugeMetricFamily("kcompat_nat_source", "1 for who tells of them.", labels=("source",))
+    source.add_metric((nat.how,), 1)
+    yield source
+    hooks = GaugeMetricFamily("kcompat_nat_hook", "1 for the state each of their programs' hook is in.",
+                              labels=("program", "hook", "state"))
+    for one in nat.hooks:
+        hooks.add_metric((one.program, one.hook, str(one.state)), 1)
+    yield hooks
     lost = CounterMetricFamily("kcompat_nat_lost", "Events and translations lost.", labels=("what",))
     for what, count in nat.lost.items():
         lost.add_metric((what,), count)

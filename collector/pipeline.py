@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from collector import nf_conn
 from collector.config import Options
 from collector.config_keys import taken_over
 from collector.dataset import Dataset, Setup
@@ -52,22 +53,28 @@ class Summary:
     how: dict[str, str] = field(default_factory=dict)
 
 
-def wanted(datasets: Iterable[str] = tuple(DATASETS)) -> Sequence[Field]:
-    """The fields these datasets use; none at all where all of them do without."""
-    return tuple(dict.fromkeys(wants for name in datasets for wants in DATASETS[name].wanted()))
+# What is compiled from C: which fields it uses, and how it is rendered. The last is what datasets have in common.
+_PROGRAMMED: dict[str, tuple[Callable[[], Sequence[Field]], Callable[[Offsets, Options], str]]] = {
+    **{name: (row.wanted, row.render) for name, row in DATASETS.items() if row.render},
+    nf_conn.NAME: (nf_conn.wanted, lambda offsets, _: nf_conn.render(offsets))}
 
 
-def render(dataset: str, offsets: Offsets, options: Options) -> str:
-    """A dataset's C as it will be compiled. Raises UnknownField, or KcompatError for a dataset that has none."""
-    row = DATASETS.get(dataset)
-    if row is None or row.render is None:
-        raise KcompatError(f"there is no C of a dataset {dataset!r}: only of {', '.join(programmed())}")
-    return row.render(offsets, options)
+def wanted(names: Iterable[str] = tuple(DATASETS)) -> Sequence[Field]:
+    """The fields these datasets use, or what they have in common; none at all where all of them do without."""
+    return tuple(dict.fromkeys(wants for name in names for wants in
+                               (DATASETS[name].wanted() if name in DATASETS else _PROGRAMMED[name][0]())))
+
+
+def render(name: str, offsets: Offsets, options: Options) -> str:
+    """Its C as it will be compiled. Raises UnknownField, or KcompatError for a dataset that has none."""
+    if name not in _PROGRAMMED:
+        raise KcompatError(f"there is no C of a dataset {name!r}: only of {', '.join(programmed())}")
+    return _PROGRAMMED[name][1](offsets, options)
 
 
 def programmed() -> tuple[str, ...]:
-    """The datasets that load programs compiled from C."""
-    return tuple(name for name, row in DATASETS.items() if row.render)
+    """What is loaded as programs compiled from C: datasets, and what they have in common."""
+    return tuple(_PROGRAMMED)
 
 
 def collect(options: Options, offsets: Offsets, sink: Sink, **settings: Any) -> Summary:
@@ -166,6 +173,9 @@ class Pipeline:
                 self._retry()
                 continue
             self._alive()
+            if self._setup.translations.lacks_offsets:
+                self._ask_again()
+                self._setup.translations.adopt(self._setup.means())
             stop.wait(min(rest_s, _GLANCE_S))
             if self._next:
                 self._change(self._next)

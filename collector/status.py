@@ -92,7 +92,8 @@ class ClusterStatus:
 class NatStatus:
     """What is known of translated destinations. `tracking` is False where the kernel has no connection tracker.
 
-    Namespaces that are `refused` cannot be asked; `lost` are counts by what it is.
+    Namespaces that are `refused` cannot be asked; `lost` are counts by what it is. `how` is who tells of them, and
+    `why` what keeps programs from it, empty when they do: `hooks` are theirs.
     """
 
     tracking: bool
@@ -101,6 +102,9 @@ class NatStatus:
     destinations: int
     connections: int
     lost: Mapping[str, int]
+    how: str
+    why: str = ""
+    hooks: tuple[HookStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,8 @@ class Status:
         for dataset in told["datasets"]:
             for rows in ("hooks", "maps", "programs"):
                 dataset[rows] = [row._asdict() for row in dataset[rows]]
+        if self.nat:
+            told["nat"]["hooks"] = [row._asdict() for row in self.nat.hooks]
         if self.kubernetes:
             told["kubernetes"]["kinds"] = [row._asdict() for row in self.kubernetes.kinds]
         return told

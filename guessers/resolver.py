@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from guessers.guess import Guess, guess
 from guessers.hooks import BACKENDS, Backend
@@ -23,6 +23,8 @@ class GuessResolver:
         self.last: Guess | None = None
         self.near: Mapping[Field, tuple[str, int]] = {}
         """What the nearest known kernels have; see `guess`."""
+        self.spared: Collection[Field] = ()
+        """What no guess is made for, if nothing else is to be guessed."""
 
     def resolve(self, kernel: Kernel, wanted: Sequence[Field]) -> Iterable[Offset]:
         """Raises KcompatError for a kernel that does not run here, Missing or Unsupported as `guess` does.
@@ -32,6 +34,9 @@ class GuessResolver:
         """
         if kernel.key != Kernel.running().key:
             raise KcompatError(f"only the running kernel can be guessed, not {kernel.release or kernel.key}")
+        if set(self.spared).issuperset(wanted):
+            return [Offset.unknown(field, "none", f"not worth a guess while {field.module} is not loaded")
+                    for field in wanted]
         require_bpf()
         self.last = guess(CATALOGUE, backends=self._backends, near=self.near)
         return [self.last.offsets[field] for field in wanted]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 BACKENDS = ("kprobe", "rawtp")
 # Named here too, because `--help` must import neither the collector nor what judges BPF; a test holds them together.
-PROGRAMMED = ("netflow", "httpflow", "bash")
+PROGRAMMED = ("netflow", "httpflow", "bash", "nf_conn")
 MACHINES = ("x86_64", "aarch64")
 DIALECTS = ("4.4", "4.9", "4.14", "4.19", "5.4", "5.10", "current")
 
@@ -207,6 +207,8 @@ main.add_command(harvest)
 @click.pass_obj
 def render(db: Path | None, dataset: str, dialect: str | None, source: str, vmlinux: Path | None) -> None:
     """The BPF C of DATASET as it would be compiled here, with the offsets of this kernel.
+
+    nf_conn is what netflow and httpflow have in common: it tells where connections really go.
 
     With --dialect it begins with a comment on each program: its size in that kernel, or why it would not load there.
     Exits with 1 if a probe's program would not: then that kernel has no such dataset.

@@ -16,6 +16,7 @@ from types import FrameType
 from collector import pipeline
 from collector.canary import Refuted
 from collector.config import Metrics, Options, endpoint
+from collector.ctnetlink import is_loaded
 from collector.instance import Lock, StatusSocket, run_dir
 from collector.sinks.outputs import Outputs
 from collector.sinks.sink import CLOSE_DEADLINE_S
@@ -25,6 +26,7 @@ from kcompat.cli_sources import Request, answer, quarantine
 from kcompat.compile_apart import compile_apart
 from kcompat.dialect import check
 from kcompat.errors import KcompatError, Missing
+from kcompat.fields import CONNTRACK
 from kcompat.heap import few_arenas
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offsets
@@ -48,7 +50,7 @@ def offsets_of(request: Request, datasets: tuple[str, ...]) -> tuple[Kernel, Off
     wanted = pipeline.wanted(datasets)
     if not wanted:
         return Kernel.running(), Offsets()
-    got = answer(request, wanted)
+    got = answer(request, wanted, () if is_loaded() else [f for f in wanted if f.module == CONNTRACK])
     say(got.origin)
     return got.kernel, got.offsets
 

@@ -76,8 +76,11 @@ class _Watched:
             raise
 
 
-def answer(request: Request, wanted: Sequence[Field]) -> Answer:
-    """Asks the sources. Raises KcompatError when none of them could be used at all."""
+def answer(request: Request, wanted: Sequence[Field], spared: Collection[Field] = ()) -> Answer:
+    """Asks the sources. Raises KcompatError when none of them could be used at all.
+
+    For what is `spared` alone there will be no guess, which takes longer than all else.
+    """
     started = time.monotonic()
     kernel, foreign = _kernel(request)
     unproved = request.running_only and foreign
@@ -86,7 +89,7 @@ def answer(request: Request, wanted: Sequence[Field]) -> Answer:
     guesser = _guesser(request.backend) if request.source in ("auto", "guess") and not foreign else None
     with _Memory(request) as memory:
         if guesser:
-            guesser.near = memory.near(kernel)
+            guesser.near, guesser.spared = memory.near(kernel), spared
         asked = [_Watched(r) for r in _resolvers(request, foreign, memory.db, guesser)]
         resolution = resolve(kernel, wanted, asked)
         offsets = resolution.offsets

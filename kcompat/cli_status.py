@@ -60,7 +60,7 @@ def status_text(told: Mapping[str, Any], now_s: float) -> str:
         lines.append(_nat_text(nat))
     lines += [f"{sink['name']}: {sink['written']} written, {sink['waiting']} waiting, {sink['dropped']} dropped"
               for sink in told["sinks"]]
-    return hooks_table(told["datasets"]) + "\n".join(lines) + "\n"
+    return hooks_table([*told["datasets"], *_nat_rows(told.get("nat"))]) + "\n".join(lines) + "\n"
 
 
 def _cluster_text(cluster: Mapping[str, Any]) -> str:
@@ -82,9 +82,15 @@ def _nat_text(nat: Mapping[str, Any]) -> str:
     if not nat["tracking"]:
         return "nat: this kernel tracks no connections"
     lost = ", ".join(f"{count} {what}" for what, count in nat["lost"].items() if count) or "nothing"
+    where = f" in {nat['namespaces']} namespaces" if nat["namespaces"] else ""
     refused = f", {nat['refused']} cannot be asked" if nat["refused"] else ""
-    return (f"nat: {nat['connections']} connections translated, to {nat['destinations']} destinations, in "
-            f"{nat['namespaces']} namespaces{refused}; lost: {lost}")
+    why = f" (no programs in the tracker: {nat['why']})" if nat["why"] else ""
+    return (f"nat: {nat['connections']} connections translated, to {nat['destinations']} destinations; from "
+            f"{nat['how']}{where}{refused}{why}; lost: {lost}")
+
+
+def _nat_rows(nat: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    return [{"dataset": "nat", "hooks": nat["hooks"]}] if nat and nat["hooks"] else []
 
 
 def hooks_table(datasets: list[Mapping[str, Any]]) -> str:

@@ -11,6 +11,9 @@ from kcompat.errors import KcompatError
 
 ByteOrder = Literal["host", "net"]
 
+CONNTRACK = "nf_conntrack"
+"""The module that tracks connections."""
+
 
 @dataclass(frozen=True, slots=True)
 class Field:
@@ -95,7 +98,7 @@ def _skb(member: str, c_type: str, width: int, *paths: str, net: bool = False, o
 def _conntrack(struct: str, member: str, c_type: str, width: int, *paths: str, net: bool = False,
                optional: bool = False, note: str = "") -> Field:
     return Field(struct, member, c_type, (width,), paths or (member,), struct, "net" if net else "host", False,
-                 optional, "nf_conntrack", note)
+                 optional, CONNTRACK, note)
 
 
 def _own(struct: str, member: str, c_type: str, width: int, *paths: str, signed: bool = False,

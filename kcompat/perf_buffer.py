@@ -27,11 +27,14 @@ _LOST = struct.Struct("=8xQQ")
 
 
 class PerfBuffer:
-    """Reads a map of the perf event array type. What found a ring full is counted in `lost`."""
+    """Reads a map of the perf event array type. What found a ring full is counted in `lost`.
+
+    The kernel tells of it with the next that finds room; `filled` is at once how often there was no more of that.
+    """
 
     def __init__(self, table: Map, size: int) -> None:
         """`size`, a power of two, is what each processor's ring holds, in bytes. Raises OSError."""
-        self.lost = 0
+        self.lost = self.filled = 0
         self._size = size
         self._rings: list[tuple[int, mmap.mmap]] = []
         self._poll = select.epoll()
@@ -70,7 +73,7 @@ class PerfBuffer:
             data = ring[begin:end] if begin < end else ring[begin:] + ring[mmap.PAGESIZE:end]
             # It is copied: from here on the kernel may write there again.
             _U64.pack_into(ring, _TAIL, head)
-            at = 0
+            at = size = 0
             while at < len(data):
                 kind, _, size, length = _HEADER.unpack_from(data, at)
                 if kind == _RECORD_SAMPLE:
@@ -78,6 +81,7 @@ class PerfBuffer:
                 elif kind == _RECORD_LOST:
                     self.lost += _LOST.unpack_from(data, at)[1]
                 at += size
+            self.filled += len(data) + size > self._size
 
     def close(self) -> None:
         while self._rings:

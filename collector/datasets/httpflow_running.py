@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from collector import nf_conn
 from collector.canary import Refuted
 from collector.dataset import Dataset, Setup
 from collector.datasets import httpflow
@@ -17,7 +18,7 @@ from collector.http_exchanges import Ends, Seen
 from collector.http_flows import HttpFlows, name_of_host
 from collector.packed_flows import Target
 from collector.record import Record
-from kcompat.fields import find
+from kcompat.fields import Field, find
 from kcompat.hook_status import HookStatus
 from kcompat.load import Loaded
 from kcompat.offsets import State
@@ -36,7 +37,7 @@ class HttpflowRunning:
         """Raises UnknownField, Missing or Unsupported before anything is attached, else Refuted."""
         self._setup = setup
         self._processes = Processes()
-        self._translations = setup.translations.borrow()
+        self._translations = setup.translations.borrow(setup.means())
         # A tracker speaks of a connection before anything is sent over it: what it said is heard when it is asked for.
         self._flows = HttpFlows(setup.options, self._process, self._target)
         self._lock = threading.Lock()
@@ -134,4 +135,9 @@ class HttpflowRunning:
         raise Refuted(httpflow.NAME, faults)
 
 
-DATASET = Dataset(httpflow.NAME, HttpflowRunning, httpflow.wanted, httpflow.render)
+def wanted() -> tuple[Field, ...]:
+    """What its own programs use, and what those that tell where connections really go can use."""
+    return tuple(dict.fromkeys(httpflow.wanted() + nf_conn.wanted()))
+
+
+DATASET = Dataset(httpflow.NAME, HttpflowRunning, wanted, httpflow.render)

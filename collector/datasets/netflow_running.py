@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
+from collector import nf_conn
 from collector.canary import Refuted, prove
 from collector.dataset import Dataset, Setup
 from collector.datasets import netflow
@@ -16,7 +17,7 @@ from collector.flows import FlowDelta, aggregate
 from collector.packed_flows import Target
 from collector.record import Record
 from collector.sampling import is_kept
-from kcompat.fields import find
+from kcompat.fields import Field, find
 from kcompat.hook_status import HookStatus
 from kcompat.load import Loaded
 from kcompat.offsets import State
@@ -41,7 +42,7 @@ class NetflowRunning:
         self._one_of = 1
         try:
             self._waiting = self._proved()
-            self._translations = setup.translations.borrow()
+            self._translations = setup.translations.borrow(setup.means())
             # Another dataset may have had it for long.
             self._lost_before = Counter(self._translations.losses)
             self._translations.call(self._dataset.mark_translated)
@@ -112,4 +113,9 @@ class NetflowRunning:
         raise Refuted(netflow.NAME, proof.faults)
 
 
-DATASET = Dataset(netflow.NAME, NetflowRunning, netflow.wanted, netflow.render)
+def wanted() -> tuple[Field, ...]:
+    """What its own programs use, and what those that tell where connections really go can use."""
+    return tuple(dict.fromkeys(netflow.wanted() + nf_conn.wanted()))
+
+
+DATASET = Dataset(netflow.NAME, NetflowRunning, wanted, netflow.render)

@@ -2,114 +2,74 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import select
 import socket
 import threading
 import time
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from collector.ctnetlink import Tracker, Translation, is_loaded
-from collector.namespaces import ONLY, doors, visit
+from collector.ctnetlink import loaded_as
+from collector.datasets.hooks import BACKENDS, Backend
+from collector.enrich.translation_book import BOUND, Book
+from collector.namespaces import ONLY
+from collector.nf_conn import NfConn, why_not
 from collector.packed_flows import Target
 from collector.status import NatStatus
+from collector.trackers import Trackers
+from collector.translation import Source, Translation
+from kcompat.errors import KcompatError, UnknownField
+from kcompat.offsets import Offsets
 
 log = logging.getLogger(__name__)
 
-_BOUND = 1 << 17
-_MAX_NAMESPACES = 512
 _RESCAN_S, _RESCAN_SHARE, _POLL_S = 1.0, 0.01, 0.2
-# So often one who asks of an unknown namespace makes us look for new ones at once.
-_HEAR_NEW_S = 0.2
-# A connection may be told of after the tracker forgot it: at the flush behind its end, at most the longest interval.
-_REMEMBERED_S = 1900.0
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 _OWN = Path("/proc/self/ns/net")
+_NOT_LOADED = "no connection tracker is loaded"
 
 # Called with (netns, address, port) before connections to a translated destination are told of, and for the machine's
 # own namespace with 0: what containers send is often translated there, on its way out.
 Mark = Callable[[int, bytes, int], None]
-# netns, protocol, source and its port, destination and its port.
-_Key = tuple[int, int, bytes, int, bytes, int]
 
 
-class Book:
-    """Translations by the connection as its socket sees it. Bounded: the oldest goes first, and is counted."""
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What programs at the tracker's functions are made with."""
 
-    def __init__(self, bound: int = _BOUND) -> None:
-        self.evicted = 0
-        self._bound = bound
-        self._targets: OrderedDict[_Key, Target] = OrderedDict()
-        self._by_source: dict[tuple[int, int, bytes, bytes, int], Counter[Target]] = {}
-        self._ended: deque[tuple[float, _Key, Target]] = deque()
-
-    def __len__(self) -> int:
-        return len(self._targets)
-
-    def add(self, netns: int, one: Translation) -> None:
-        key = (netns, *one[:5])
-        self._drop(key)
-        target = self._targets[key] = one[5:]
-        self._by_source.setdefault(_source(key), Counter())[target] += 1
-        if len(self._targets) > self._bound:
-            self._drop(next(iter(self._targets)))
-            self.evicted += 1
-
-    def end(self, netns: int, one: Translation, now_s: float) -> None:
-        self._ended.append((now_s, (netns, *one[:5]), one[5:]))
-        while self._ended and (self._ended[0][0] + _REMEMBERED_S < now_s or len(self._ended) > self._bound):
-            _, key, target = self._ended.popleft()
-            if self._targets.get(key) == target:
-                self._drop(key)
-
-    def find(self, netns: int, protocol: int, local: bytes, local_port: int, remote: bytes, remote_port: int, *,
-             any_port: bool = False) -> Target | None:
-        """`any_port`: of connections merged, whose own ports are not known; only where all went the same way."""
-        found = self._targets.get((netns, protocol, local, local_port, remote, remote_port))
-        if found is None and any_port:
-            targets = self._by_source.get((netns, protocol, local, remote, remote_port), ())
-            found = next(iter(targets)) if len(targets) == 1 else None
-        return found
-
-    def _drop(self, key: _Key) -> None:
-        target = self._targets.pop(key, None)
-        if target is None:
-            return
-        targets = self._by_source[_source(key)]
-        targets[target] -= 1
-        if not targets[target]:
-            del targets[target]
-        if not targets:
-            del self._by_source[_source(key)]
-
-
-def _source(key: _Key) -> tuple[int, int, bytes, bytes, int]:
-    netns, protocol, source, _, destination, destination_port = key
-    return netns, protocol, source, destination, destination_port
+    offsets: Offsets
+    version_code: int
+    backends: Sequence[Backend] = BACKENDS
 
 
 class Translations:
-    """Keeps a book by listening to every namespace's tracker, in a thread of its own.
+    """Keeps a book of what a source tells, in a thread of its own: programs in the tracker, else ctnetlink.
 
+    Programs can be where the tracker is loaded, which may be later than we begin, and end with it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, means: Means) -> None:
         self.losses = {"nat events": 0, "nat entries": 0}
+        self._means = means
         self._marks: list[Mark] = []
         self._book = Book()
         self._marked: set[tuple[int, bytes, int]] = set()
-        self._trackers: dict[int, Tracker] = {}
-        self._refused: set[int] = set()
         self._own = _OWN.stat().st_ino if _OWN.exists() else ONLY
-        self._hear_new_at_s = 0.0
-        self._poll = select.epoll()
+        self._lost_before = 0
+        self._why, self.lacks_offsets = _NOT_LOADED, False
+        self._tried: int | None = None
+        self._asked_of = loaded_as()
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._rescan()
+        self._source: Source = Trackers(self._told)
+        try:
+            self._choose()
+            self._source.rescan()
+        except BaseException:
+            self._source.close()
+            raise
         self._thread = threading.Thread(target=self._run, name="nat", daemon=True)
         self._thread.start()
 
@@ -132,12 +92,8 @@ class Translations:
     def settle(self) -> None:
         """Learns all that is known to the kernel by now."""
         with self._lock:
-            self._rescan()
-            self._drain()
-            for netns, tracker in self._trackers.items():
-                if not tracker.tells:
-                    self._dump(netns, tracker)
-            self.losses["nat entries"] = self._book.evicted
+            self._source.settle()
+            self._count_losses()
 
     def find(self, netns: int, transport: str, local: bytes, local_port: int, remote: bytes, remote_port: int,
              *, any_port: bool = False, fresh: bool = False) -> Target | None:
@@ -150,105 +106,90 @@ class Translations:
         protocol = _PROTOCOLS[transport]
         with self._lock:
             if fresh:
-                self._hear(netns)
+                self._source.hear(netns, self._own)
             found = self._book.find(netns, protocol, local, local_port, remote, remote_port, any_port=any_port)
             if found is None and netns != self._own:
                 found = self._book.find(self._own, protocol, local, local_port, remote, remote_port,
                                         any_port=any_port)
         return found
 
+    def adopt(self, means: Means) -> None:
+        """Programs are tried once more, with these, where there are none yet for want of offsets."""
+        with self._lock:
+            self.lacks_offsets, self._asked_of = False, self._tried
+            self._means, self._tried = means, None
+
     def status(self) -> NatStatus:
         with self._lock:
-            return NatStatus(is_loaded(), len(self._trackers), len(self._refused), len(self._marked), len(self._book),
-                             dict(self.losses))
+            source = self._source
+            return NatStatus(loaded_as() is not None, source.namespaces, source.refused, len(self._marked),
+                             len(self._book), dict(self.losses), source.how, self._why, tuple(source.hooks))
 
     def close(self) -> None:
         self._stop.set()
         self._thread.join()
-        for tracker in self._trackers.values():
-            tracker.close()
-        self._trackers.clear()
-        self._poll.close()
+        self._source.close()
 
     def _run(self) -> None:
         rescan_at_s = 0.0
-        while not self._stop.wait(0 if self._poll.poll(_POLL_S) else _POLL_S / 4):
+        while not self._stop.is_set():
             try:
+                self._source.wait(_POLL_S)
+                due = time.monotonic() >= rescan_at_s
+                if due:
+                    self._choose()
                 with self._lock:
-                    if time.monotonic() >= rescan_at_s:
+                    if due:
                         begun_s = time.thread_time()
-                        self._rescan()
+                        self._source.rescan()
                         took_s = time.thread_time() - begun_s
                         rescan_at_s = time.monotonic() + max(_RESCAN_S, took_s / _RESCAN_SHARE)
-                    self._drain()
+                    self._source.drain()
+                    self._count_losses()
             except Exception:
                 log.exception("translated destinations: trying again")
                 self._stop.wait(_RESCAN_S)
 
-    def _rescan(self) -> None:
-        """Listens to namespaces that are new; lets go of those nobody is in: a socket would keep them alive."""
-        there = doors() if is_loaded() else {}
-        for netns in self._trackers.keys() - there.keys():
-            self._listen(netns)
-            self._poll.unregister(self._trackers[netns].fileno())
-            self._trackers.pop(netns).close()
-        self._refused &= there.keys()
-        for netns in there.keys() - self._trackers.keys() - self._refused:
-            if len(self._trackers) >= _MAX_NAMESPACES:
-                self._refuse(netns, f"{_MAX_NAMESPACES} are listened to already")
-                continue
-            try:
-                tracker = visit(there[netns], Tracker)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                self._refuse(netns, str(error.strerror))
-                continue
-            self._trackers[netns] = tracker
-            self._poll.register(tracker.fileno(), select.EPOLLIN)
-            self._dump(netns, tracker)
+    def _choose(self) -> None:
+        """Programs, once for each time the tracker is loaded; the lock is free while they are compiled and attached."""
+        loaded = loaded_as()
+        if loaded == self._tried:
+            return
+        self._tried = loaded
+        if loaded is None:
+            self._take(Trackers(self._told), _NOT_LOADED)
+            return
+        means = self._means
+        try:
+            made: Source = NfConn(means.offsets, means.version_code, means.backends, self._told)
+        except KcompatError as error:
+            made, why = Trackers(self._told), why_not(error)
+            # Asked for anew where the tracker came after those that are known: once.
+            self.lacks_offsets = isinstance(error, UnknownField) and loaded != self._asked_of
+        except OSError as error:
+            made, why = Trackers(self._told), str(error)
+        else:
+            why = ""
+        log.info("translated destinations come from %s%s", made.how,
+                 f" (no programs in the tracker: {why})" if why else "")
+        self._take(made, why)
 
-    def _refuse(self, netns: int, reason: str) -> None:
-        self._refused.add(netns)
-        log.warning("translated destinations of network namespace %d stay unknown: %s", netns, reason)
+    def _take(self, source: Source, why: str) -> None:
+        with self._lock:
+            before, self._source, self._why = self._source, source, why
+            self._lost_before += before.lost
+            before.close()
 
-    def _hear(self, netns: int) -> None:
-        """What trackers say that may know of connections there; a namespace may be younger than the last look."""
-        if netns not in self._trackers and netns not in self._refused and time.monotonic() >= self._hear_new_at_s:
-            self._hear_new_at_s = time.monotonic() + _HEAR_NEW_S
-            self._rescan()
-        for one in {netns, self._own} & self._trackers.keys():
-            self._listen(one)
+    def _count_losses(self) -> None:
+        self.losses["nat events"] = self._lost_before + self._source.lost
+        self.losses["nat entries"] = self._book.evicted
 
-    def _drain(self) -> None:
-        for netns in self._trackers:
-            self._listen(netns)
-
-    def _listen(self, netns: int) -> None:
-        tracker = self._trackers[netns]
-        now_s = time.monotonic()
-        while True:
-            try:
-                for ended, one in tracker.events():
-                    if ended:
-                        self._book.end(netns, one, now_s)
-                    else:
-                        self._add(netns, one)
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.losses["nat events"] += 1
-                self._dump(netns, tracker)
-
-    def _dump(self, netns: int, tracker: Tracker) -> None:
-        with suppress(TimeoutError):
-            for one in tracker.dump():
-                self._add(netns, one)
-
-    def _add(self, netns: int, one: Translation) -> None:
+    def _told(self, netns: int, ended: bool, one: Translation) -> None:
+        if ended:
+            self._book.end(netns, one, time.monotonic())
+            return
         destination = (0 if netns == self._own else netns, one.destination, one.destination_port)
-        if destination not in self._marked and len(self._marked) < _BOUND:
+        if destination not in self._marked and len(self._marked) < BOUND:
             self._marked.add(destination)
             for mark in self._marks:
                 mark(*destination)
@@ -262,9 +203,9 @@ class Lender:
         self._lent: Translations | None = None
         self._borrowers = 0
 
-    def borrow(self) -> Translations:
+    def borrow(self, means: Means) -> Translations:
         if self._lent is None:
-            self._lent = Translations()
+            self._lent = Translations(means)
         self._borrowers += 1
         return self._lent
 
@@ -273,6 +214,15 @@ class Lender:
         if not self._borrowers and self._lent:
             self._lent.close()
             self._lent = None
+
+    @property
+    def lacks_offsets(self) -> bool:
+        """Whether programs would be possible if more offsets were known: the tracker is there now."""
+        return self._lent is not None and self._lent.lacks_offsets
+
+    def adopt(self, means: Means) -> None:
+        if self._lent:
+            self._lent.adopt(means)
 
     def status(self) -> NatStatus | None:
         return self._lent.status() if self._lent else None

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from collector import tls_hooks
+from collector import nf_conn, tls_hooks
 from collector.config import Options
 from collector.datasets import bash, httpflow, httpflow_hooks, netflow
 from collector.datasets.netflow_hooks import HOOKS
@@ -26,7 +26,7 @@ def offsets(places):
 OFFSETS = offsets({field: 8 * (number + 1) for number, field in enumerate(CATALOGUE)})
 APART = "5.10.0-46-kprobe"
 PROBE_READ = 4
-SETS = {"netflow": HOOKS, "httpflow": httpflow_hooks.HOOKS}
+SETS = {"netflow": HOOKS, "httpflow": httpflow_hooks.HOOKS, "nf_conn": nf_conn.HOOKS}
 RAW_TRACEPOINTS, SEND_LENGTH, THREADS_OF_CGROUPS = (4, 17), (6, 3), (6, 10)
 
 
@@ -40,11 +40,12 @@ def compiled():
             "netflow": compile_source(netflow.render(OFFSETS, Options("box"))),
             f"netflow {APART}": compile_source(netflow.render(real(APART), Options("box"))),
             "httpflow": compile_source(httpflow.render(OFFSETS, Options("box"))),
-            "bash": compile_source(bash.render(Offsets(), Options("box")))}
+            "bash": compile_source(bash.render(Offsets(), Options("box"))),
+            "nf_conn": compile_source(nf_conn.render(OFFSETS))}
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("which", ["memory", "netflow", f"netflow {APART}", "httpflow", "bash"])
+@pytest.mark.parametrize("which", ["memory", "netflow", f"netflow {APART}", "httpflow", "bash", "nf_conn"])
 def test_what_has_hooks_there_loads_there(compiled, which, dialect):
     fits = check(compiled[which], dialect)
     assert fits

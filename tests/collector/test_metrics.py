@@ -63,7 +63,8 @@ def test_what_is_known_of_a_cluster_and_of_translations_is_told():
     registry = CollectorRegistry()
     cluster = ClusterStatus("https://api", True, 2, "client: refused", (
         KindStatus("pods", 5, True, 3.5, 1), KindStatus("jobs", 0, False, None, 0)))
-    nat = NatStatus(True, 4, 1, 2, 7, {"nat events": 3})
+    nat = NatStatus(True, 4, 1, 2, 7, {"nat events": 3}, "nf_conn by kprobes", "", (
+        HookStatus("kprobe__insert", "__nf_conntrack_hash_insert", HookState.ATTACHED),))
     registry.register(StatusCollector(lambda: status(NETFLOW, kubernetes=cluster, nat=nat)))
 
     told = samples(generate_latest(registry).decode())
@@ -73,7 +74,9 @@ def test_what_is_known_of_a_cluster_and_of_translations_is_told():
         ("kcompat_kubernetes_objects", "jobs"): 0, ("kcompat_kubernetes_silent_seconds", "pods"): 3.5,
         ("kcompat_kubernetes_failures_total", "client"): 2, ("kcompat_kubernetes_failures_total", "pods"): 1,
         ("kcompat_nat_namespaces",): 4, ("kcompat_nat_namespaces_refused",): 1, ("kcompat_nat_destinations",): 2,
-        ("kcompat_nat_connections",): 7, ("kcompat_nat_lost_total", "nat events"): 3}.items()
+        ("kcompat_nat_connections",): 7, ("kcompat_nat_lost_total", "nat events"): 3,
+        ("kcompat_nat_source", "nf_conn by kprobes"): 1,
+        ("kcompat_nat_hook", "__nf_conntrack_hash_insert", "kprobe__insert", "attached"): 1}.items()
     assert ("kcompat_kubernetes_silent_seconds", "jobs") not in told
 
 

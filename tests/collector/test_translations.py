@@ -5,8 +5,13 @@ import struct
 
 import pytest
 
-from collector.ctnetlink import Translation, translation
-from collector.enrich.translations import Book
+from collector import nf_conn
+from collector.ctnetlink import translation
+from collector.enrich.translation_book import Book
+from collector.translation import Translation
+from kcompat.errors import UnknownField
+from kcompat.fields import CATALOGUE, find
+from kcompat.offsets import Offset, Offsets
 
 MAPPED = bytes(10) + b"\xff\xff"
 A, B, VIRTUAL, ONE, TWO = (MAPPED + bytes([10, 0, 0, host]) for host in (1, 2, 80, 101, 102))
@@ -95,3 +100,45 @@ def test_ipv6_has_attributes_of_its_own():
 ])
 def test_what_is_no_translated_destination_is_passed_over(body):
     assert translation(body) is None
+
+
+EVENT = struct.Struct("<Q16s16s16sI4HBB2x")
+
+
+def handed(*, source=A[12:], destination=VIRTUAL[12:], real=ONE[12:], real_port=8080, family=2, ended=0):
+    """A struct told, as nf_conn's programs hand it over; rings pad what is in them."""
+    return EVENT.pack(1, source, destination, real, 7, 1000, 80, real_port, family, 6, ended) + bytes(4)
+
+
+def test_what_a_program_hands_over_is_what_ctnetlink_says():
+    body = told(1 << 5, side(1, A[12:], VIRTUAL[12:]), side(2, ONE[12:], A[12:], (8080, 1000)))
+    assert nf_conn.event(handed()) == (7, False, translation(body))
+    ends = [socket.inet_pton(socket.AF_INET6, f"fd00::{n}") for n in (1, 2, 3)]
+    body = told(1 << 5, side(1, ends[0], ends[1], first=3), side(2, ends[2], ends[0], (8080, 1000), first=3))
+    assert nf_conn.event(handed(source=ends[0], destination=ends[1], real=ends[2], family=10, ended=1)) == (
+        7, True, translation(body))
+
+
+@pytest.mark.parametrize("data", [
+    b"", handed()[:71], bytes(80), b"\xff" * 80, handed(family=7), handed(real=VIRTUAL[12:], real_port=80)])
+def test_what_no_program_hands_over_is_passed_over(data):
+    assert nf_conn.event(data) is None
+
+
+def offsets(*but):
+    """Of every field but some, which lie wherever."""
+    return Offsets(Offset.known(field, 8 * at, "test", width=field.width) for at, field in enumerate(CATALOGUE)
+                   if field not in but)
+
+
+@pytest.mark.parametrize("name", ["nf_conn.status", "tuplehash1.tuple", "src.l3num", "nf_conn.ct_net", "net.ns.inum"])
+def test_without_a_field_it_needs_there_is_no_program(name):
+    with pytest.raises(UnknownField, match=f"nf_conn is not loaded: .*{name}"):
+        nf_conn.render(offsets(find(name)))
+
+
+def test_a_kernel_without_namespaces_and_one_whose_packets_are_not_known_have_programs():
+    assert "HAVE_nf_conn__ct_net" in nf_conn.render(offsets(find("_nfct"))).partition("#include")[0]
+    absent = [Offset.absent(find(name), "test", "no namespaces") for name in ("nf_conn.ct_net", "net.ns.inum")]
+    text = nf_conn.render(Offsets([*offsets(*(o.field for o in absent)).values(), *absent]))
+    assert "HAVE_nf_conn__ct_net" not in text.partition("#include")[0]

@@ -6,6 +6,7 @@ import os
 import pytest
 from click.testing import CliRunner
 
+from collector import nf_conn
 from collector.config import Options
 from collector.datasets import bash, httpflow, netflow
 from guessers import memory
@@ -47,7 +48,8 @@ def test_kernels_that_are_alike_share_and_what_is_not_known_is_said(db):
     status, programs = compiled(db)
     assert status == 1
     assert set(programs) == {("guess",), ("bash",)} | {
-        (dataset, *kernels) for dataset in ("netflow", "httpflow") for kernels in (("6.1.0", "6.2.0"), ("6.4.0",))}
+        (dataset, *kernels) for dataset in ("netflow", "httpflow") for kernels in (("6.1.0", "6.2.0"), ("6.4.0",))} | {
+        ("nf_conn", "6.1.0", "6.2.0", "6.4.0")}
     assert "skc_dport" in programs["netflow", "6.4.0"]["reason"]
     assert programs["netflow", "6.4.0"]["path"] is None
 
@@ -57,7 +59,7 @@ def test_guess_and_collect_find_what_they_look_for(db, machine):
     _, programs = compiled(db, "--machine", machine)
     sources = (memory.source(machine), netflow.render(Offsets(ANSWERS), Options("host")),
                httpflow.render(Offsets(ANSWERS), Options("host")),
-               bash.render(Offsets(ANSWERS), Options("host")))
+               bash.render(Offsets(ANSWERS), Options("host")), nf_conn.render(Offsets(ANSWERS)))
     assert all(compile_cached(source, machine=machine)[1] for source in sources)
     assert not any(p["cached"] for p in programs.values())
     assert all(p["cached"] for p in compiled(db, "--machine", machine)[1].values() if p["path"])

@@ -1,16 +1,21 @@
 """What `kcompat status` says in words of the cluster and of translated destinations."""
 
 import dataclasses
+import json
+import re
 
 import pytest
 
 from collector.status import ClusterStatus, KindStatus, NatStatus, Status
 from kcompat.cli_status import status_text
+from kcompat.hook_status import HookState, HookStatus
 
 NOTHING = Status(1, "box", "6.1", {"btf": 27}, 1000.0, 2000.0, 60.0, 3, 1, (), ())
 PODS, JOBS = KindStatus("pods", 5, True, 3.5, 1), KindStatus("jobs", 0, False, None, 0)
 CLUSTER = ClusterStatus("https://api:6443", True, 0, "", (PODS._replace(failures=0),))
-NAT = NatStatus(True, 4, 0, 2, 7, {"nat events": 0})
+HOOK = HookStatus("kprobe__insert", "__nf_conntrack_hash_insert", HookState.ATTACHED)
+NAT = NatStatus(True, 4, 0, 2, 7, {"nat events": 0}, "ctnetlink", "no kprobes")
+TOLD = NatStatus(True, 0, 0, 2, 7, {"nat events": 0}, "nf_conn by kprobes", hooks=(HOOK,))
 
 
 def last_lines(**known):
@@ -34,9 +39,19 @@ def test_how_well_the_cluster_is_known(cluster, words):
 
 
 @pytest.mark.parametrize("nat, words", [
-    (NAT, "7 connections translated, to 2 destinations, in 4 namespaces; lost: nothing"),
-    (dataclasses.replace(NAT, refused=1, lost={"nat events": 3}),
-     "7 connections translated, to 2 destinations, in 4 namespaces, 1 cannot be asked; lost: 3 nat events"),
+    (NAT, "7 connections translated, to 2 destinations; from ctnetlink in 4 namespaces (no programs in the tracker: "
+          "no kprobes); lost: nothing"),
+    (dataclasses.replace(NAT, refused=1, why="", lost={"nat events": 3}),
+     "7 connections translated, to 2 destinations; from ctnetlink in 4 namespaces, 1 cannot be asked; "
+     "lost: 3 nat events"),
+    (TOLD, "7 connections translated, to 2 destinations; from nf_conn by kprobes; lost: nothing"),
     (dataclasses.replace(NAT, tracking=False), "this kernel tracks no connections")])
 def test_what_is_known_of_translations(nat, words):
-    assert last_lines(nat=nat) == [f"nat: {words}"]
+    assert last_lines(nat=nat)[-1] == f"nat: {words}"
+
+
+def test_the_programs_that_tell_of_translations_are_in_the_table():
+    told = dataclasses.replace(NOTHING, nat=TOLD).as_json()
+    assert json.loads(json.dumps(told["nat"]["hooks"])) == [
+        {"program": "kprobe__insert", "hook": "__nf_conntrack_hash_insert", "state": "attached", "reason": ""}]
+    assert re.search(r"^nat +kprobe__insert +__nf_conntrack_hash_insert +attached$", status_text(told, 2000.0), re.M)

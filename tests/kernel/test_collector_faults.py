@@ -12,9 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from collector import pipeline
+from collector import ctnetlink, pipeline
 from collector.config import Options
 from collector.metrics import illness
+from kcompat.fields import CONNTRACK
+from kcompat.offsets import Offsets
 from tests.kcompat.cli_tools import COMMAND, collecting, end, environment, kcompat, send_over_loopback
 from tests.kernel.living import programs, programs_of, status, until, written
 
@@ -136,6 +138,29 @@ def test_a_clock_that_is_set_by_an_hour_and_back_changes_no_count(oracle, monkey
     assert [counted(records, port) for port in ports] == [SENT] * 3
     times = [max(r.time for r in records if r.tags.get("dst_port") == str(port)) - began_ns for port in ports]
     assert times[1] > times[0] + hour * 10**9 * 0.9 and times[2] < times[0] - hour * 10**9 * 0.9
+
+
+def test_offsets_are_asked_for_once_when_a_tracker_is_loaded_later(oracle, monkeypatch, tmp_path):
+    """Whether it is loaded a file of ours says: whoever uses the real one would miss it."""
+    loaded, asked = tmp_path / "nf_conntrack_max", []
+    monkeypatch.setattr(ctnetlink, "_LOADED", loaded)
+    without = Offsets(o for o in oracle.values() if o.field.module != CONNTRACK)
+    sink = SimpleNamespace(name="none", written=0, dropped=0, write=len, close=lambda *_: None)
+    stop, ready = threading.Event(), threading.Event()
+    runs = pipeline.Pipeline(Options("box", interval_s=1), without, sink, ready=ready,
+                             again=lambda datasets: asked.append(datasets) or oracle)
+    thread = threading.Thread(target=runs.run, args=(stop,))
+    thread.start()
+    try:
+        assert ready.wait(60)
+        assert (runs.status.nat.tracking, runs.status.nat.how, asked) == (False, "ctnetlink", [])
+        loaded.touch()
+        until(lambda: runs.status.nat, lambda nat: nat.tracking and asked and "no known offset" not in nat.why)
+        time.sleep(3)
+        assert asked == [("netflow",)]
+    finally:
+        stop.set()
+        thread.join()
 
 
 def counted(records, port):

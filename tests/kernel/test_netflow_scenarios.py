@@ -20,8 +20,11 @@ from collector.config import Options
 from collector.dataset import Setup
 from collector.datasets.netflow import NAME
 from collector.datasets.netflow_running import NetflowRunning
+from collector.nf_conn import NfConn
 from kcompat.errors import Unsupported
+from kcompat.fields import CONNTRACK
 from kcompat.kernel import Kernel
+from kcompat.offsets import Offsets
 from kcompat.version import running_version_code
 from tests.kernel import signs
 from tests.kernel.test_netflow import backends_this_kernel_has
@@ -50,6 +53,18 @@ def start(offsets, options=OPTIONS):
 def shared(oracle):
     with closing(start(oracle)) as running:
         yield running
+
+
+@pytest.fixture(params=["nf_conn", pytest.param("ctnetlink", marks=pytest.mark.thorough)])
+def translating(request, oracle):
+    """Each source of translations: programs in the tracker where they can be, ctnetlink where nf_conn is not known."""
+    known = oracle if request.param == "nf_conn" else Offsets(
+        o for o in oracle.values() if o.field.module != CONNTRACK)
+    with closing(start(known)) as running:
+        yield running
+        assert set(running.losses.items()) >= {("nat events", 0), ("nat entries", 0)}
+        how = running._setup.translations.status().how
+        assert how == ("ctnetlink" if request.param == "ctnetlink" or not signs.KPROBES else NfConn.how)
 
 
 @pytest.fixture
@@ -290,12 +305,12 @@ def test_datagrams_connected_and_not(netflow):
     assert {r.tags["direction"] for r in records if r.tags["src_port"] == str(told["port"])} == {"incoming"}
 
 
-def test_translated_destinations_are_those_of_the_connection_tracker(netflow):
+def test_translated_destinations_are_those_of_the_connection_tracker(translating):
     with traffic("nat") as made:
         told = made.step()
-        first = made.own(flush(netflow))
+        first = made.own(flush(translating))
         made.step()
-        second = made.own(flush(netflow))
+        second = made.own(flush(translating))
     net = made.net
     translated = {tuple(map(str, one)) for one in told["tracked"] if one[:2] != one[2:]}
     told_by_us = {tuple(r.tags[tag] for tag in ("dst_ip", "dst_port", "dst_nat_ip", "dst_nat_port"))
@@ -313,14 +328,14 @@ def test_translated_destinations_are_those_of_the_connection_tracker(netflow):
 
 
 @pytest.mark.thorough
-def test_short_connections_to_a_balanced_address_are_told_apart(netflow):
+def test_short_connections_to_a_balanced_address_are_told_apart(translating):
     with traffic("nat_many") as made:
         made.step()
-        flush(netflow)
+        flush(translating)
         rounds = []
         for _ in range(3):
             went = made.step()["went"]
-            rounds.append((went, [r for r in made.own(flush(netflow)) if r.tags["direction"] == "outgoing"]))
+            rounds.append((went, [r for r in made.own(flush(translating)) if r.tags["direction"] == "outgoing"]))
     # Of the first round nothing was known when it began: N/A is honest, and no byte may be lost or doubled.
     for went, records in rounds:
         assert total(records, "tcp_established") == sum(went.values()) == 20

@@ -1,0 +1,132 @@
+"""Translated destinations by ctnetlink: a conversation with the connection tracker of each network namespace."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import select
+import time
+from contextlib import closing, suppress
+
+from collector.ctnetlink import Asker, Tracker, is_loaded
+from collector.namespaces import doors, visit
+from collector.translation import Told
+from kcompat.hook_status import HookStatus
+
+log = logging.getLogger(__name__)
+
+_MAX_NAMESPACES = 512
+# So often one who asks of an unknown namespace makes us look for new ones at once.
+_HEAR_NEW_S = 0.2
+
+
+class Trackers:
+    """Listens to every namespace's tracker, from the look that finds it to the one that misses it."""
+
+    how = "ctnetlink"
+    hooks: tuple[HookStatus, ...] = ()
+
+    def __init__(self, told: Told) -> None:
+        self.lost = 0
+        self._told = told
+        self._trackers: dict[int, Tracker] = {}
+        self._refused: set[int] = set()
+        self._hear_new_at_s = 0.0
+        self._poll = select.epoll()
+
+    @property
+    def namespaces(self) -> int:
+        return len(self._trackers)
+
+    @property
+    def refused(self) -> int:
+        return len(self._refused)
+
+    def wait(self, timeout_s: float) -> None:
+        """Until one has something to say, but no longer than this."""
+        self._poll.poll(timeout_s)
+
+    def rescan(self) -> None:
+        """Listens to namespaces that are new; lets go of those nobody is in: a socket would keep them alive."""
+        there = doors() if is_loaded() else {}
+        for netns in self._trackers.keys() - there.keys():
+            self._listen(netns)
+            self._poll.unregister(self._trackers[netns].fileno())
+            self._trackers.pop(netns).close()
+        self._refused &= there.keys()
+        for netns in there.keys() - self._trackers.keys() - self._refused:
+            if len(self._trackers) >= _MAX_NAMESPACES:
+                self._refuse(netns, f"{_MAX_NAMESPACES} are listened to already")
+                continue
+            try:
+                tracker = visit(there[netns], Tracker)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                self._refuse(netns, str(error.strerror))
+                continue
+            self._trackers[netns] = tracker
+            self._poll.register(tracker.fileno(), select.EPOLLIN)
+            _dump(tracker, netns, self._told)
+
+    def drain(self) -> None:
+        for netns in self._trackers:
+            self._listen(netns)
+
+    def hear(self, netns: int, own: int) -> None:
+        """What those say that may know of connections there; a namespace may be younger than the last look."""
+        if netns not in self._trackers and netns not in self._refused and time.monotonic() >= self._hear_new_at_s:
+            self._hear_new_at_s = time.monotonic() + _HEAR_NEW_S
+            self.rescan()
+        for one in {netns, own} & self._trackers.keys():
+            self._listen(one)
+
+    def settle(self) -> None:
+        self.rescan()
+        self.drain()
+        for netns, tracker in self._trackers.items():
+            if not tracker.tells:
+                _dump(tracker, netns, self._told)
+
+    def close(self) -> None:
+        for tracker in self._trackers.values():
+            tracker.close()
+        self._trackers.clear()
+        self._poll.close()
+
+    def _refuse(self, netns: int, reason: str) -> None:
+        self._refused.add(netns)
+        log.warning("translated destinations of network namespace %d stay unknown: %s", netns, reason)
+
+    def _listen(self, netns: int) -> None:
+        tracker = self._trackers[netns]
+        while True:
+            try:
+                for ended, one in tracker.events():
+                    self._told(netns, ended, one)
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.lost += 1
+                _dump(tracker, netns, self._told)
+
+
+def ask_all(told: Told) -> dict[int, str]:
+    """What all trackers know now, with no socket left open; the namespaces that cannot be asked, and why."""
+    refused = {}
+    for netns, door in doors().items():
+        try:
+            with closing(visit(door, Asker)) as asker:
+                _dump(asker, netns, told)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            refused[netns] = str(error.strerror)
+    return refused
+
+
+def _dump(asker: Asker, netns: int, told: Told) -> None:
+    with suppress(TimeoutError):
+        for one in asker.dump():
+            told(netns, False, one)
