@@ -37,10 +37,14 @@ class Book:
             self.evicted += 1
 
     def end(self, netns: int, one: Translation, now_s: float) -> None:
-        self._ended.append((now_s, (netns, *one[:5]), one[5:]))
+        key = (netns, *one[:5])
+        target = self._targets.get(key)
+        if target == one[5:]:
+            self._ended.append((now_s, key, target))
         while self._ended and (self._ended[0][0] + _REMEMBERED_S < now_s or len(self._ended) > self._bound):
             _, key, target = self._ended.popleft()
-            if self._targets.get(key) == target:
+            # Another connection between the same ends has another tuple, if an equal one.
+            if self._targets.get(key) is target:
                 self._drop(key)
 
     def find(self, netns: int, protocol: int, local: bytes, local_port: int, remote: bytes, remote_port: int, *,

@@ -52,7 +52,11 @@ def test_the_end_is_remembered_a_while_and_a_successor_is_not_ended():
     book.end(7, to(ONE, 9), 10_000.0)
     assert book.find(7, 6, A, 4000, VIRTUAL, 80) == (TWO, 8080)
     book.end(7, to(TWO), 10_000.0)
+    book.add(7, to(TWO))
     book.end(7, to(ONE, 9), 20_000.0)
+    assert book.find(7, 6, A, 4000, VIRTUAL, 80) == (TWO, 8080)
+    book.end(7, to(TWO), 20_000.0)
+    book.end(7, to(ONE, 9), 30_000.0)
     assert len(book) == 0
 
 
