@@ -40,20 +40,24 @@ def compile_apart(source: str, machine: str | None = None) -> Object:
             finally:
                 os._exit(0)
         os.close(its)
+        said = None
         try:
             said = _read(ours)
         finally:
             os.close(ours)
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            if said is None:
+                os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
         words_to.seek(0)
         last_words = words_to.read().decode(errors="replace")
     if said is None:
         log.warning("the compiler's process did not come to an end: compiling in this one")
         return compile_source(source, machine)
-    if not said:
-        raise KcompatError(f"bcc could not compile the program: {first_error(last_words)}")
-    kind, words = json.loads(said)
+    try:
+        kind, words = json.loads(said)
+    except ValueError:
+        ended = f"killed by signal {status & 0x7f}" if os.WIFSIGNALED(status) else f"exit status {status >> 8}"
+        raise KcompatError(f"bcc could not compile the program: {first_error(last_words)} ({ended})") from None
     if kind == "object":
         return Object.parse(words)
     raise _ERRORS[kind](words)
@@ -67,6 +71,8 @@ def _child(out: int, source: str, machine: str | None, words_to: IO[bytes]) -> N
         answer = ("object", compile_source(source, machine, words_to).dump())
     except KcompatError as error:
         answer = ("Missing" if isinstance(error, Missing) else "KcompatError", str(error))
+    except Exception as error:
+        answer = ("KcompatError", f"bcc could not compile the program: {error!r}")
     with os.fdopen(out, "w") as pipe:
         json.dump(answer, pipe)
 

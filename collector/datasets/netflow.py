@@ -44,7 +44,7 @@ _LOSSES = ("tcp sockets", "flows", "closed sockets", "udp flows", "udp peers", "
 _SENDERS_TOLD, _ANY_TRANSLATED, _PREEMPTED = range(3)  # slots of the map `switches`
 _DIRECTIONS = ("outgoing", "incoming", "outgoing")
 
-_TCP = struct.Struct("<5Q16s16sHHII16s7IBB2x3IQ")
+_TCP = struct.Struct("<5Q16s16sHHII16s7IBB2x8xI8xI4xQ")
 _FLOW_KEY = struct.Struct("<16s16sHHII16sI")
 _FLOW = struct.Struct("<8Q")
 _DESTINATION = struct.Struct("<16sII")
@@ -196,14 +196,12 @@ class Netflow:
 
     def _tcp_delta(self, name: bytes, state: tuple[Any, ...], *, last: bool) -> FlowDelta:
         (_, written_to, written_from, read_to, read_from, local, remote, local_port, remote_port, netns, pid, comm,
-         retransmits, srtt, mdev, established, closed, _, _, direction, _, _, written_ahead, read_ahead, _) = state
-        read, written = read_to - read_from, written_to - written_from
-        if not last:
-            read, written = read + read_ahead, written + written_ahead
+         retransmits, srtt, mdev, established, closed, _, _, direction, _, written_ahead, read_ahead, _) = state
+        read, written = read_to - read_from + read_ahead, written_to - written_from + written_ahead
         before = self._reported.pop(name, None) if last else self._reported.get(name)
         read_before, written_before, retransmits_before, established_before, closed_before = (
             _COUNTS.unpack(before) if before else _NOTHING)
-        # What was ahead when a call came to an end amid a look was told already: it is taken off what comes.
+        # A copy made amid a look may lack what the look before it had: that was told, and is not told again.
         read, written = max(read, read_before), max(written, written_before)
         if not last:
             self._reported[name] = _COUNTS.pack(read, written, retransmits, established, closed)

@@ -3,8 +3,8 @@
 
 static __always_inline void add_to_flow(struct flow *flow, const struct tcp_state *state)
 {
-	__sync_fetch_and_add(&flow->bytes_read, state->read - state->read_base);
-	__sync_fetch_and_add(&flow->bytes_written, state->written - state->written_base);
+	__sync_fetch_and_add(&flow->bytes_read, state->read - state->read_base + state->in.ahead);
+	__sync_fetch_and_add(&flow->bytes_written, state->written - state->written_base + state->out.ahead);
 	if (state->retransmits)
 		__sync_fetch_and_add(&flow->retransmits, state->retransmits);
 	__sync_fetch_and_add(&flow->established, state->established);
@@ -72,8 +72,9 @@ static __always_inline void bury(void *sk, struct tcp_state *state)
 	struct dead_key name = {.sk = (u64)sk, .id = state->id};
 	u32 now = current_generation();
 
-	if (state->read != state->read_base || state->written != state->written_base || state->established ||
-	    state->closed || state->retransmits) {
+	if (state->read + state->in.ahead != state->read_base ||
+	    state->written + state->out.ahead != state->written_base || state->established || state->closed ||
+	    state->retransmits) {
 		/* User space looks at `socks` only for those of earlier generations. */
 		if (state->generation != now || !merge(state, now)) {
 			struct tcp_state last = *state; /* before 4.18 a helper takes no map value */

@@ -8,8 +8,8 @@ TARGETS = ("cgroup__udp4_sendmsg", "cgroup__udp6_sendmsg")
 """Which tell where a datagram is sent to; where they are, nothing runs when a route is looked up, for any protocol."""
 SENDERS = ("cgroup__udp4_recvmsg", "cgroup__udp6_recvmsg")
 """Which tell who sent a datagram; where they are, nothing runs at the end of every system call."""
-_BY_CGROUPS = tuple(Hook(program, (program.removeprefix("cgroup__"),), required=False)
-                    for program in (*TARGETS, *SENDERS))
+_TARGETS, _SENDERS = (tuple(Hook(program, (program.removeprefix("cgroup__"),), required=False) for program in programs)
+                      for programs in (TARGETS, SENDERS))
 
 HOOKS: dict[Backend, tuple[Hook, ...]] = {
     "kprobe": (
@@ -24,11 +24,11 @@ HOOKS: dict[Backend, tuple[Hook, ...]] = {
         Hook("kprobe__tcp_retransmit_skb", ("tcp_retransmit_skb",), required=False),
         Hook("kretprobe__udp_send", ("udp_sendmsg", "udpv6_sendmsg"), every=True),
         Hook("kprobe__udp_send", ("udp_sendmsg", "udpv6_sendmsg"), every=True),
-        *_BY_CGROUPS,
-        Hook("kprobe__udp_route4", ("ip_make_skb", "ip_append_data"), every=True, unless=(TARGETS,)),
-        Hook("kprobe__udp_route6", ("ip6_sk_dst_lookup_flow",), required=False, unless=(TARGETS,)),
+        Hook("kprobe__udp_route4", ("ip_make_skb", "ip_append_data"), every=True),
+        Hook("kprobe__udp_route6", ("ip6_sk_dst_lookup_flow",), required=False),
         Hook("kretprobe__udp_recvmsg", ("udp_recvmsg", "udpv6_recvmsg"), every=True),
         Hook("kprobe__udp_recvmsg", ("udp_recvmsg", "udpv6_recvmsg"), every=True),
+        *_SENDERS,
         Hook("kprobe__move_addr_to_user", ("move_addr_to_user",), required=False, unless=(SENDERS,)),
         Hook("rawtp__sys_exit__last", ("sys_exit",), required=False, unless=(SENDERS,)),
         Hook("kretprobe__receive", ("sys_recvfrom", "sys_recvmsg", "sys_recvmmsg", "sock_read_iter"), every=True,
@@ -41,7 +41,8 @@ HOOKS: dict[Backend, tuple[Hook, ...]] = {
         Hook("rawtp__sock_send_length", ("sock_send_length",)),
         Hook("rawtp__sock_recv_length", ("sock_recv_length",)),
         Hook("rawtp__tcp_retransmit_skb", ("tcp_retransmit_skb",)),
-        *_BY_CGROUPS,
+        *_TARGETS,
+        *_SENDERS,
         Hook("rawtp__fib_table_lookup", ("fib_table_lookup",), required=False, unless=(TARGETS,)),
         Hook("rawtp__fib6_table_lookup", ("fib6_table_lookup",), required=False, unless=(TARGETS,)),
         Hook("rawtp__sys_exit", ("sys_exit",), required=False, unless=(SENDERS,)),

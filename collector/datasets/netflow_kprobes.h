@@ -69,7 +69,7 @@ int kretprobe__tcp_send(struct pt_regs *ctx)
 	void *sk = end_call();
 
 	if (sk && (int)PT_REGS_RC(ctx) > 0)
-		on_tcp_moved(sk, find(sk), 0, 0, 1);
+		on_tcp_sent(sk, find(sk), 0, 1);
 	return 0;
 }
 
@@ -87,7 +87,7 @@ int kprobe__tcp_cleanup_rbuf(struct pt_regs *ctx)
 	int copied = (int)PT_REGS_PARM2(ctx);
 
 	if (copied > 0)
-		on_tcp_moved(sk, find_own(sk, 1), 0, copied, 1);
+		on_tcp_received(sk, find_own(sk, 1), copied, 1);
 	return 0;
 }
 

@@ -22,12 +22,20 @@ enum {
 #define CLOSED          8 /* it may still be read from until it is destroyed */
 
 /*
+ * One direction of a socket, between two looks at the kernel's number of it. `ahead` is what the calls of `thread` have
+ * moved since, as they returned it: all of them began after the look, which was that thread's too, so that nothing of
+ * theirs is in it. The next look has it in it.
+ */
+struct lane {
+	u32 looked; /* in which tick of the kernel's clock */
+	u32 thread; /* 0: whoever calls looks */
+	u32 ahead;
+};
+
+/*
  * `written` and `read` are write_seq and copied_seq continued to 64 bits, the bases where they stood when we first
  * looked. They are moved on by one store: two processors that do so at once never count twice, and what the slower one
  * takes back the next event restores. A base is set before what counts from it: half set, it makes a number below zero.
- *
- * `written_ahead` and `read_ahead` are what calls moved since, as they return it. They count until the next look at the
- * kernel's numbers, which has them in it.
  */
 struct tcp_state {
 	u64 id; /* sock addresses are used again */
@@ -46,10 +54,11 @@ struct tcp_state {
 	u32 generation;
 	u8 direction;
 	u8 flags;
-	u16 unused;
-	u32 looked; /* the tick in which `written` and `read` were read */
-	u32 written_ahead;
-	u32 read_ahead;
+	u8 moves_unseen; /* calls did not account for all once, as with splice(2) and kTLS: each looks from then on */
+	u8 unused;
+	struct lane out;
+	struct lane in;
+	u32 unused_too;
 	u64 seal; /* the id once more: memory is used again at once, who reads while it is filled sees two sockets */
 };
 

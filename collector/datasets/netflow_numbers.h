@@ -93,8 +93,9 @@ static __always_inline void catch_up_written(struct tcp_state *state, const stru
 	u32 grown = now->write_seq - (u32)before;
 
 	if ((state->flags & (WAS_ESTABLISHED | DONE_WRITING)) == WAS_ESTABLISHED && grown < 0x80000000) {
+		state->out.ahead = 0;
+		asm volatile("" ::: "memory");
 		state->written = before + grown;
-		state->written_ahead = 0;
 	}
 }
 
@@ -111,8 +112,9 @@ static __always_inline void catch_up_read(struct tcp_state *state, const struct 
 		end -= 1;
 	grown = end - (u32)before;
 	if (grown < 0x80000000) {
+		state->in.ahead = 0;
+		asm volatile("" ::: "memory");
 		state->read = before + (grown < limit ? grown : limit);
-		state->read_ahead = 0;
 	}
 }
 

@@ -240,23 +240,38 @@ static __always_inline void touch(struct tcp_state *state)
 		own_sock(state);
 }
 
-/*
- * What a call moved is in the kernel's numbers by now. `state` is 0 for a socket not seen before; `copied` is 0 for a
- * reader that only peeked; with `misses`, a retransmission may not be told of.
- */
-static __always_inline void on_tcp_moved(void *sk, struct tcp_state *state, u32 accepted, u32 copied, int misses)
+/* `state` is 0 for a socket not seen before; with `misses`, a retransmission may not be told of. */
+static __always_inline void on_tcp_sent(void *sk, struct tcp_state *state, u32 accepted, int misses)
 {
 	struct numbers now = {};
 
 	read_numbers(sk, &now);
 	if (!state) {
-		adopt_old(sk, &now, accepted, copied);
+		adopt_old(sk, &now, accepted, 0);
 		return;
 	}
 	if (!(state->flags & WAS_ESTABLISHED))
-		establish(sk, state, &now, accepted, copied);
+		establish(sk, state, &now, accepted, 0);
 	touch(state);
 	catch_up_written(state, &now);
+	measure(state, &now);
+	if (misses)
+		count_retransmits(sk, state);
+}
+
+/* `copied` bytes were given to a reader; 0 when it only peeked. */
+static __always_inline void on_tcp_received(void *sk, struct tcp_state *state, u32 copied, int misses)
+{
+	struct numbers now = {};
+
+	read_numbers(sk, &now);
+	if (!state) {
+		adopt_old(sk, &now, 0, copied);
+		return;
+	}
+	if (!(state->flags & WAS_ESTABLISHED))
+		establish(sk, state, &now, 0, copied);
+	touch(state);
 	catch_up_read(state, &now, state->flags & CLOSED ? copied : ~0);
 	measure(state, &now);
 	if (misses)

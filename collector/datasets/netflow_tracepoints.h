@@ -11,19 +11,42 @@ int rawtp__inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
 }
 
 /*
- * Reading the kernel's numbers is half of what a call costs us. Once in a tick is enough: whoever is called again in it
- * adds up what the calls return. A socket on which more than bytes changes has its numbers read each time.
+ * Reading the kernel's numbers is half of what a call costs us. Once a tick is enough, as long as what calls return is
+ * what the number grows by, nothing but bytes changes, and nobody else moves bytes the same way.
  */
-static __always_inline int is_looked_at(const struct tcp_state *state)
+static __always_inline int is_looked_at(const struct tcp_state *state, const struct lane *lane)
 {
-	return state->looked == (u32)bpf_jiffies64() && state->flags == WAS_ESTABLISHED && state->owner.pid;
+	return state->flags == WAS_ESTABLISHED && !state->moves_unseen && lane->looked == (u32)bpf_jiffies64() &&
+	       lane->thread == (u32)bpf_get_current_pid_tgid();
 }
 
-static __always_inline void look(void *sk, struct tcp_state *state, u32 accepted, u32 copied, int misses)
+/* After a look at one that was established before; `is_exact`: what calls returned since the last one is all of it. */
+static __always_inline void looked(struct tcp_state *state, struct lane *lane, int is_exact)
 {
-	on_tcp_moved(sk, state, accepted, copied, misses);
-	if (state && !misses)
-		state->looked = bpf_jiffies64();
+	lane->looked = bpf_jiffies64();
+	lane->thread = is_exact ? (u32)bpf_get_current_pid_tgid() : 0;
+	if (!is_exact)
+		state->moves_unseen = 1;
+}
+
+static __always_inline void look_at_sent(void *sk, struct tcp_state *state, u32 sent, int misses)
+{
+	int lasts = state && !misses && state->flags == WAS_ESTABLISHED;
+	u64 expected = state ? state->written + state->out.ahead + sent : 0;
+
+	on_tcp_sent(sk, state, sent, misses);
+	if (lasts)
+		looked(state, &state->out, state->written == expected);
+}
+
+static __always_inline void look_at_received(void *sk, struct tcp_state *state, u32 taken, int misses)
+{
+	int lasts = state && !misses && state->flags == WAS_ESTABLISHED;
+	u64 expected = state ? state->read + state->in.ahead + taken : 0;
+
+	on_tcp_received(sk, state, taken, misses);
+	if (lasts)
+		looked(state, &state->in, state->read == expected);
 }
 
 /* (struct sock *sk, int ret, int flags), after the send. A socket that is known is one of TCP: nothing else is asked.
@@ -43,10 +66,10 @@ int rawtp__sock_send_length(struct bpf_raw_tracepoint_args *ctx)
 	misses = is_on(PREEMPTED);
 	state = find_own(sk, misses);
 	protocol = state ? IPPROTO_TCP : inet_protocol(sk);
-	if (state && is_looked_at(state))
-		__sync_fetch_and_add(&state->written_ahead, sent);
+	if (state && is_looked_at(state, &state->out))
+		state->out.ahead += sent;
 	else if (protocol == IPPROTO_TCP)
-		look(sk, state, sent, 0, misses);
+		look_at_sent(sk, state, sent, misses);
 	else if (protocol == IPPROTO_UDP)
 		on_udp_sent(sk, sent);
 	return 0;
@@ -115,11 +138,10 @@ int rawtp__sock_recv_length(struct bpf_raw_tracepoint_args *ctx)
 	state = find_own(sk, misses);
 	protocol = state ? IPPROTO_TCP : inet_protocol(sk);
 	taken = flags & (MSG_PEEK | MSG_ERRQUEUE) ? 0 : received;
-	if (state && is_looked_at(state)) {
-		if (taken && !(flags & MSG_OOB))
-			__sync_fetch_and_add(&state->read_ahead, taken);
+	if (state && !(flags & MSG_OOB) && is_looked_at(state, &state->in)) {
+		state->in.ahead += taken;
 	} else if (protocol == IPPROTO_TCP) {
-		look(sk, state, 0, taken, misses);
+		look_at_received(sk, state, taken, misses);
 	} else if (protocol == IPPROTO_UDP && flags & (MSG_PEEK | MSG_ERRQUEUE)) {
 		forget_sender();
 	} else if (protocol == IPPROTO_UDP) {

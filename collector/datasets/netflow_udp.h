@@ -129,12 +129,12 @@ static __always_inline void forget_route(void)
 
 static __always_inline void send_home(struct tuple *tuple)
 {
-	if (!is_zero(&tuple->local))
-		tuple->remote = tuple->local;
-	else if (tuple->remote.word[2])
+	if (!tuple->remote.word[2])
+		tuple->remote.word[3] = __builtin_bswap32(1);
+	else if (is_zero(&tuple->local))
 		tuple->remote.word[3] = __builtin_bswap32(0x7f000001);
 	else
-		tuple->remote.word[3] = __builtin_bswap32(1);
+		tuple->remote = tuple->local;
 }
 
 static __always_inline void on_udp_sent(void *sk, u64 bytes)
@@ -151,7 +151,7 @@ static __always_inline void on_udp_sent(void *sk, u64 bytes)
 		tuple.remote_port = __builtin_bswap16(route->remote_port);
 		if (is_zero(&tuple.local))
 			tuple.local = route->local;
-		/* Whoever sends to nobody in particular sends to this machine: udp_sendmsg(). */
+		/* Whoever sends to nobody in particular sends to this machine: udp_sendmsg(), udpv6_sendmsg(). */
 		if (is_zero(&tuple.remote))
 			send_home(&tuple);
 		if (!connected)

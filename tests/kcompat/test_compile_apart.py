@@ -1,6 +1,7 @@
 """A compilation in a child makes the same object, fails in the same words, and leaves nothing behind."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -67,8 +68,27 @@ def test_a_child_that_ends_takes_nobody_with_it(monkeypatch):
         os._exit(1)
 
     monkeypatch.setattr(apart, "compile_source", ends)
-    with pytest.raises(KcompatError, match=r"^bcc could not compile the program: error: no more$"):
+    with pytest.raises(KcompatError, match=r"^bcc could not compile the program: error: no more \(exit status 1\)$"):
         compile_apart("ends")
+
+
+def test_half_an_answer_is_none(monkeypatch):
+    def is_killed(out, source, machine, words_to):
+        os.write(out, b'["object", "half')
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(apart, "_child", is_killed)
+    with pytest.raises(KcompatError, match=r"it said nothing \(killed by signal 9\)$"):
+        compile_apart("int x;")
+
+
+def test_what_nobody_foresaw_is_told_too(monkeypatch):
+    def fails(source, machine, words_to=None):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(apart, "compile_source", fails)
+    with pytest.raises(KcompatError, match="No space left on device"):
+        compile_apart("int x;")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="bcc compiles for root only")

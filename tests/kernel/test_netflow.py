@@ -567,6 +567,43 @@ def test_threads_that_share_a_socket_do_not_count_twice(netflow):
     assert total(records, "bytes_read", direction="incoming") == sum(got)
 
 
+def test_a_call_that_others_see_half_done_is_counted_once(netflow):
+    """Both ends send and receive, by calls that last: what a look sees of one that goes on is not told again."""
+    count, size, rounds = 16, 1 << 18, 12
+
+    def send(sock):
+        for _ in range(count):
+            sock.sendall(bytes(size))
+
+    def receive(sock):
+        buffer, left = bytearray(size), count * size
+        while left:
+            left -= sock.recv_into(buffer, min(size, left), socket.MSG_WAITALL)
+
+    def traffic():
+        for _ in range(rounds):
+            ends = pair()
+            for end in ends:
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            threads = [threading.Thread(target=work, args=(end,)) for end in ends for work in (send, receive)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            idle.append(own_records(netflow))
+            for end in ends:
+                end.close()
+            settle()
+            closed.append(own_records(netflow))
+
+    idle, closed = [], []
+    in_namespace(traffic)
+    for way in ("outgoing", "incoming"):
+        for field in ("bytes_written", "bytes_read"):
+            assert [total(r, field, direction=way) for r in idle] == [count * size] * rounds
+            assert [total(r, field, direction=way) for r in closed] == [0] * rounds
+
+
 def test_connections_that_come_and_go_between_flushes_are_counted_once(netflow):
     """Every path a socket can take to user space, many times: merged, dead with a past, alive."""
     rounds = 200

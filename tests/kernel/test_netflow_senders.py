@@ -3,6 +3,7 @@
 import os
 import random
 import socket
+import struct
 from collections import Counter
 
 import pytest
@@ -160,6 +161,8 @@ def test_each_goes_where_it_was_sent(told):
         with pytest.raises(OSError, match=r"unreachable|denied"):
             one.sendto(b"n" * 4000, ("198.51.100.1", 9))
         sent[OTHER] += one.send(b"c" * 8000)
+        # With a control message the kernel looks for a route anew, and tells of an address that nobody gave.
+        sent[OTHER] += one.sendmsg([b"m" * 16000], [(socket.IPPROTO_IP, socket.IP_TOS, struct.pack("i", 16))])
 
     assert by_peer(told[0], traffic, "bytes_written", ONE) == sent
 
