@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from collector.mapped_files import PROC, FileId, Mapped, file_id, hooked_id, mapped, pattern, pids
+from collector.mapped_files import FileId, Mapped, file_id, hooked_id, mapped, pattern
+from collector.proc_files import PROC, link, pids
 from kcompat.elf import Elf, open_file
 from kcompat.errors import KcompatError
 from kcompat.symbols import function_offset
@@ -53,7 +54,7 @@ def look(pid: int, proc: Path = PROC) -> Bash | None:
 
 def program_of(pid: int, proc: Path = PROC) -> str:
     """The path of the program a process runs, as it was called when it began. Raises OSError."""
-    return str((proc / str(pid) / "exe").readlink())
+    return link(pid, "exe", proc)
 
 
 def is_bash(program: str) -> bool:

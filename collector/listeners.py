@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
+
+from collector.proc_files import PROC, inode, pids, read
 
 _LISTEN = "0A"
 
 
-def listening(proc: Path = Path("/proc")) -> set[tuple[int, int]]:
+def listening(proc: Path = PROC) -> set[tuple[int, int]]:
     """(network namespace number, TCP port) of every listener in every namespace that a process is in.
 
     On a kernel without namespaces, where even our own process has none, the number is 0, as the programs say too.
@@ -18,7 +21,7 @@ def listening(proc: Path = Path("/proc")) -> set[tuple[int, int]]:
     for netns, pid in processes.items():
         for table in ("tcp", "tcp6"):
             try:
-                text = (proc / str(pid) / "net" / table).read_text()
+                text = read(pid, f"net/{table}", proc).decode()
             except OSError:
                 continue  # the process is gone, or the kernel has no IPv6
             found |= {(netns, port) for port in listening_ports(text.splitlines()[1:])}
@@ -33,13 +36,10 @@ def listening_ports(lines: Iterable[str]) -> Iterator[int]:
             yield int(columns[1].rpartition(":")[2], 16)
 
 
-def one_process_each(proc: Path = Path("/proc")) -> dict[int, int]:
+def one_process_each(proc: Path = PROC) -> dict[int, int]:
     """Network namespace number to the pid of some process in it."""
     found: dict[int, int] = {}
-    for entry in proc.iterdir():
-        if entry.name.isdigit():
-            try:
-                found.setdefault((entry / "ns" / "net").stat().st_ino, int(entry.name))
-            except OSError:
-                continue
+    for pid in pids(proc):
+        with suppress(OSError):
+            found.setdefault(inode(pid, "ns/net", proc), pid)
     return found

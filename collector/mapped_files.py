@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from collector.proc_files import PROC, read
 from kcompat import overlay
 from kcompat.errors import Missing
 
-PROC = Path("/proc")
 # Device and inode: what a file is, whatever it is called now and whoever still has it open.
 FileId = tuple[int, int]
 
@@ -38,16 +37,9 @@ def hooked_id(found: Mapped) -> FileId:
     return found.file
 
 
-def pids(proc: Path = PROC) -> Iterator[int]:
-    """Every process there is now."""
-    for entry in os.scandir(proc):
-        if entry.name.isdigit():
-            yield int(entry.name)
-
-
 def mapped_pages(pid: int, proc: Path = PROC) -> bytes:
     """How much the process has mapped in all: told in a tenth of the time that is taken by what. Raises OSError."""
-    return (proc / str(pid) / "statm").read_bytes().partition(b" ")[0]
+    return read(pid, "statm", proc).partition(b" ")[0]
 
 
 def pattern(name: str) -> re.Pattern[bytes]:
@@ -58,10 +50,9 @@ def pattern(name: str) -> re.Pattern[bytes]:
 
 def mapped(pid: int, names: re.Pattern[bytes], proc: Path = PROC) -> Iterator[Mapped]:
     """Files of that name the process has mapped, each once. Raises OSError when the process has ended."""
-    there = proc / str(pid)
     seen = set()
-    for match in names.finditer((there / "maps").read_bytes()):
+    for match in names.finditer(read(pid, "maps", proc)):
         if match[2] not in seen:
             seen.add(match[2])
-            path = f"{there}/map_files/{match[1].decode()}"
+            path = f"{proc}/{pid}/map_files/{match[1].decode()}"
             yield Mapped(file_id(path), path)

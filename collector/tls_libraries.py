@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from collector.exec_events import ExecEvents
-from collector.mapped_files import PROC, FileId, Mapped, file_id, hooked_id, mapped, mapped_pages, pattern, pids
+from collector.mapped_files import FileId, Mapped, file_id, hooked_id, mapped, mapped_pages, pattern
+from collector.proc_files import PROC, pids
 from collector.tls_hooks import PROGRAMS, hooks_in
 from kcompat.attach import Attachment
 from kcompat.elf import Elf, open_file

@@ -1,0 +1,33 @@
+"""Files of processes in /proc, by strings: pathlib interns each part of a path, which thousands of pids a second would
+make the table of all names grow by."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+def pids(proc: Path = PROC) -> Iterator[int]:
+    """Every process there is now."""
+    for entry in os.scandir(proc):
+        if entry.name.isdigit():
+            yield int(entry.name)
+
+
+def read(pid: int | str, name: str, proc: Path = PROC) -> bytes:
+    """Raises OSError, as all of these when the process has ended."""
+    with open(f"{proc}/{pid}/{name}", "rb") as file:  # noqa: PTH123
+        return file.read()
+
+
+def link(pid: int | str, name: str, proc: Path = PROC) -> str:
+    """Where a symbolic link leads. Raises OSError."""
+    return os.readlink(f"{proc}/{pid}/{name}")  # noqa: PTH115
+
+
+def inode(pid: int | str, name: str, proc: Path = PROC) -> int:
+    """Of what a link leads to, as of a namespace. Raises OSError."""
+    return os.stat(f"{proc}/{pid}/{name}").st_ino  # noqa: PTH116
