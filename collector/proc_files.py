@@ -31,3 +31,8 @@ def link(pid: int | str, name: str, proc: Path = PROC) -> str:
 def inode(pid: int | str, name: str, proc: Path = PROC) -> int:
     """Of what a link leads to, as of a namespace. Raises OSError."""
     return os.stat(f"{proc}/{pid}/{name}").st_ino  # noqa: PTH116
+
+
+def exists(pid: int | str, name: str, proc: Path = PROC) -> bool:
+    """Whether it is there, and may be looked at."""
+    return os.path.exists(f"{proc}/{pid}/{name}")  # noqa: PTH110

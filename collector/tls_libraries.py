@@ -16,7 +16,7 @@ from pathlib import Path
 
 from collector.exec_events import ExecEvents
 from collector.mapped_files import FileId, Mapped, file_id, hooked_id, mapped, mapped_pages, pattern
-from collector.proc_files import PROC, pids
+from collector.proc_files import PROC, exists, pids
 from collector.tls_hooks import PROGRAMS, hooks_in
 from kcompat.attach import Attachment
 from kcompat.elf import Elf, open_file
@@ -150,14 +150,19 @@ class TlsLibraries:
         self._hooking_s += time.thread_time() - begun_s
 
     def _sweep(self) -> None:
-        """Forgets the sessions of processes that ended without a word."""
+        """Forgets the sessions of processes that ended without a word, and the calls that threads ended in."""
         table = self._loaded.maps["tls_sockets"]
         gone: dict[int, bool] = {}
         for key, _ in table.items():
             pid = int.from_bytes(key[:8], "little")
             if pid not in gone:
-                gone[pid] = not (self._proc / str(pid)).exists()
+                gone[pid] = not exists(pid, "", self._proc)
             if gone[pid]:
+                table.delete(key)
+        table = self._loaded.maps["tls_calls"]
+        for key, _ in table.items():
+            thread, pid = int.from_bytes(key[:4], "little"), int.from_bytes(key[4:], "little")
+            if not exists(pid, f"task/{thread}", self._proc):
                 table.delete(key)
 
     def _look_at(self, pid: int) -> set[FileId]:

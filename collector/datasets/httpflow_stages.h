@@ -14,7 +14,7 @@ struct handed {
 	u32 is_new;
 };
 
-/* By thread: there are as many as processors, for no program waits. */
+/* By thread: the last program of a chain deletes, so that there are as many as processors, for none waits. */
 BPF_HASH(hands, u64, struct handed, 4096);
 BPF_PROG_ARRAY(stages, 2);
 
@@ -45,6 +45,7 @@ static __always_inline void on_chunk_in_stages(void *ctx, struct chunk *chunk, s
 			stages.call(ctx, PAIR);
 		else
 			stages.call(ctx, FOLLOW);
+		hands.delete(&thread);
 		lose(LOST_CALL);
 		return;
 	}
@@ -69,9 +70,12 @@ int kprobe__pair(struct pt_regs *ctx)
 	scratch.words.text[0] = handed->text[0];
 	scratch.words.text[1] = handed->text[1];
 	conn = conns.lookup(&chunk.key);
-	if (!conn)
+	if (!conn) {
+		hands.delete(&thread);
 		return 0;
+	}
 	if (pair(&scratch, conn, &chunk, is_asked(conn, &chunk), like, 0)) {
+		hands.delete(&thread);
 		count(conn, &chunk);
 		return 0;
 	}
@@ -79,6 +83,7 @@ int kprobe__pair(struct pt_regs *ctx)
 	if (handed)
 		handed->is_new = 1;
 	stages.call(ctx, FOLLOW);
+	hands.delete(&thread);
 	lose(LOST_CALL);
 	return 0;
 }
@@ -97,6 +102,7 @@ int kprobe__follow(struct pt_regs *ctx)
 	chunk = handed->chunk;
 	like = handed->like;
 	is_new = handed->is_new;
+	hands.delete(&thread);
 	conn = conns.lookup(&chunk.key);
 	if (!conn)
 		return 0;

@@ -26,7 +26,10 @@ struct tls_socket {
 	u64 id;
 };
 
-/* By thread: programs insert when a call begins and delete when it ends, so as many as there are calls at a time. */
+/*
+ * By thread: programs insert when a call begins and delete when it ends, so as many as there are calls at a time; user
+ * space deletes those of threads that have ended in one.
+ */
 BPF_HASH(tls_calls, u64, struct tls_call, 32768);
 /*
  * Programs insert, and delete when a session is freed; user space deletes those of processes that have ended. When it

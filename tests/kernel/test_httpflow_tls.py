@@ -61,6 +61,7 @@ def secrets(tmp_path_factory):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def do_GET(self):
         self.send_response(int(self.path[1:4]) if self.path[1:4].isdigit() else 200)
@@ -148,6 +149,55 @@ def test_every_exchange_of_either_side_is_counted_once(port, watching):
     asked, served = watching.take(port)
     assert sums(asked) == sums(served) == expected + Counter({("POST", "/body", 200, "1.1"): 1})
     assert all(s.latency_ns > 0 for s in asked + served)
+
+
+@pytest.mark.thorough
+def test_more_threads_than_any_table_has_room_for_are_seen_one_after_the_other(port, watching):
+    """A server of a thread a connection has so many in an hour; what each leaves behind would fill the tables."""
+    rooms = [watching.dataset.loaded.maps[name].spec.max_entries for name in ("hands", "tls_calls")]
+    threads = min(rooms) + 100
+    watching.take(port)
+    with closing(HTTPSConnection("127.0.0.1", port, context=ssl._create_unverified_context())) as client:
+        def ask():
+            client.request("GET", "/many")
+            client.getresponse().read()
+
+        for _ in range(threads):
+            one = threading.Thread(target=ask)
+            one.start()
+            one.join()
+    asked, served = watching.take(port)
+    assert sums(asked) == sums(served) == {("GET", "/many", 200, "1.1"): threads}
+    assert not watching.dataset.loaded.maps["hands"].items()
+
+
+BLOCKED = """
+import socket, ssl, sys
+plain = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+wrapped = ssl._create_unverified_context().wrap_socket(plain)
+print("ready", flush=True)
+wrapped.recv(1)
+"""
+
+
+def test_a_thread_that_ends_in_a_call_leaves_nothing_behind(port, watching):
+    def calls():
+        return [key for key, _ in watching.dataset.loaded.maps["tls_calls"].items()
+                if int.from_bytes(key[4:], "little") == process.pid]
+
+    def wait_until(there):
+        deadline = time.monotonic() + 60
+        while bool(calls()) != there:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    with subprocess.Popen([sys.executable, "-c", BLOCKED, str(port)], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            wait_until(True)
+        finally:
+            process.kill()
+    wait_until(False)
 
 
 def test_what_is_not_asked_for_is_not_looked_at(oracle, port):
