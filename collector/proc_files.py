@@ -1,5 +1,4 @@
-"""Files of processes in /proc, by strings: pathlib interns each part of a path, which thousands of pids a second would
-make the table of all names grow by."""
+"""Files of processes in /proc, by strings: pathlib would have every pid there ever was in the table of all names."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from kcompat.cli_output import drawn, emit, to_json
 if TYPE_CHECKING:
     from rich.console import Console
 
+_WIDTH = 80
 _STYLES = {"attached": "green", "available": "dim", "degraded": "yellow", "missing": "red", "refused": "red"}
 
 
@@ -85,8 +87,8 @@ def _nat_text(nat: Mapping[str, Any]) -> str:
     where = f" in {nat['namespaces']} namespaces" if nat["namespaces"] else ""
     refused = f", {nat['refused']} cannot be asked" if nat["refused"] else ""
     why = f" (no programs in the tracker: {nat['why']})" if nat["why"] else ""
-    return (f"nat: {nat['connections']} connections translated, to {nat['destinations']} destinations; from "
-            f"{nat['how']}{where}{refused}{why}; lost: {lost}")
+    return textwrap.fill(f"nat: {nat['connections']} connections translated, to {nat['destinations']} destinations; "
+                         f"from {nat['how']}{where}{refused}{why}; lost: {lost}", _WIDTH, subsequent_indent="     ")
 
 
 def _nat_rows(nat: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:

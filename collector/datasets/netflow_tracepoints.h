@@ -35,7 +35,11 @@ static __always_inline void look_at_sent(void *sk, struct tcp_state *state, u32 
 	u64 expected = state ? state->written + state->out.ahead + sent : 0;
 
 	on_tcp_sent(sk, state, sent, misses);
-	if (lasts)
+	if (!lasts)
+		return;
+	/* That there is one then, not every verifier can tell. */
+	asm volatile("" : "+r"(state));
+	if (state)
 		looked(state, &state->out, state->written == expected);
 }
 
@@ -45,7 +49,11 @@ static __always_inline void look_at_received(void *sk, struct tcp_state *state, 
 	u64 expected = state ? state->read + state->in.ahead + taken : 0;
 
 	on_tcp_received(sk, state, taken, misses);
-	if (lasts)
+	if (!lasts)
+		return;
+	/* That there is one then, not every verifier can tell. */
+	asm volatile("" : "+r"(state));
+	if (state)
 		looked(state, &state->in, state->read == expected);
 }
 

@@ -47,7 +47,10 @@ def test_how_well_the_cluster_is_known(cluster, words):
     (TOLD, "7 connections translated, to 2 destinations; from nf_conn by kprobes; lost: nothing"),
     (dataclasses.replace(NAT, tracking=False), "this kernel tracks no connections")])
 def test_what_is_known_of_translations(nat, words):
-    assert last_lines(nat=nat)[-1] == f"nat: {words}"
+    lines = last_lines(nat=nat)
+    begin = next(number for number, line in enumerate(lines) if line.startswith("nat: "))
+    assert max(map(len, lines[begin:])) <= 80
+    assert " ".join(line.strip() for line in lines[begin:]) == f"nat: {words}"
 
 
 def test_the_programs_that_tell_of_translations_are_in_the_table():
