@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from collector.addresses import V4_MAPPED
 from collector.flows import FlowDelta
 from guessers.namespace import Netns, add_ipv6, elsewhere, in_own_thread, wait_until_bindable
 from kcompat.errors import KcompatError
@@ -22,7 +23,6 @@ _PATIENCE_S, _PAUSE_S = 5.0, 0.02
 _CERTAIN_S = 1.0
 STAR = 65535  # what the programs make of an ephemeral port where any one stands for all
 _FIRST_PORT, _LAST_PORT = 1024, 32768
-_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Sighting(NamedTuple):
@@ -117,7 +117,7 @@ def compare(done: Sequence[Sighting], seen: Sequence[Sighting]) -> Iterator[Faul
             yield Fault(f"no {sighting.transport} flow of it was seen", tuple(map(find, _UNSEEN)), True)
             continue
         for what in _differences(sighting, best):
-            is_v6 = sighting.local[:12] != _MAPPED
+            is_v6 = sighting.local[:12] != V4_MAPPED
             told = f"{what} is {_told(getattr(best, what))}, not {_told(getattr(sighting, what))}"
             # UDP is counted by what calls return, and its sockets are seen only with their first packet.
             blamed = () if sighting.transport == "udp" and what in ("read", "written") else _BLAMED[what][is_v6]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from collector.addresses import V4_MAPPED
 from collector.canary import BLAMED_FOR_ENDS, STAR, Fault, bound, ends_of, netns_here
 from collector.http_exchanges import Seen
 from guessers.namespace import add_ipv6, elsewhere, in_own_thread, wait_until_bindable
@@ -72,7 +73,7 @@ def compare(made: Sequence[Asked], seen: Sequence[Asked], unseen: tuple[Field, .
             yield Fault(f"the {side} of {asked.method} {asked.path} was seen {len(alike)} times", unseen)
         else:
             for what in _differences(asked, alike[0]):
-                is_v6 = asked.local[:12] != bytes(10) + b"\xff\xff"
+                is_v6 = asked.local[:12] != V4_MAPPED
                 yield Fault(f"{what} of {asked.method} {asked.path} came out wrong",
                             tuple(map(find, BLAMED_FOR_ENDS[what][is_v6])) if what in BLAMED_FOR_ENDS else unseen)
 

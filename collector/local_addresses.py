@@ -10,12 +10,12 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from collector.addresses import V4_MAPPED
 from collector.listeners import one_process_each
 from guessers.namespace import enter, in_own_thread
 
 _BOUND = 8192
 _HERE = Path("/proc/self/ns/net")
-_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class LocalAddresses:
@@ -83,7 +83,7 @@ def _route_in(fd: int, remote: bytes, _: bytes) -> bytes | None:
 
 def _route(remote: bytes) -> bytes | None:
     """connect(2) of a datagram socket sends nothing; it only chooses a route and a source address."""
-    family = socket.AF_INET if remote.startswith(_MAPPED) else socket.AF_INET6
+    family = socket.AF_INET if remote.startswith(V4_MAPPED) else socket.AF_INET6
     address = socket.inet_ntop(family, remote[12:] if family == socket.AF_INET else remote)
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -91,4 +91,4 @@ def _route(remote: bytes) -> bytes | None:
             local = socket.inet_pton(family, probe.getsockname()[0].partition("%")[0])
     except OSError:
         return None
-    return _MAPPED + local if family == socket.AF_INET else local
+    return V4_MAPPED + local if family == socket.AF_INET else local

@@ -27,6 +27,11 @@ def link(pid: int | str, name: str, proc: Path = PROC) -> str:
     return os.readlink(f"{proc}/{pid}/{name}")  # noqa: PTH115
 
 
+def names(pid: int | str, name: str, proc: Path = PROC) -> list[str]:
+    """What a directory has in it. Raises OSError."""
+    return os.listdir(f"{proc}/{pid}/{name}")  # noqa: PTH208
+
+
 def inode(pid: int | str, name: str, proc: Path = PROC) -> int:
     """Of what a link leads to, as of a namespace. Raises OSError."""
     return os.stat(f"{proc}/{pid}/{name}").st_ino  # noqa: PTH116

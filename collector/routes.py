@@ -6,7 +6,8 @@ import socket
 import struct
 import time
 
-_MAPPED = bytes(10) + b"\xff\xff"
+from collector.addresses import V4_MAPPED
+
 _REQUEST = 1
 _GETROUTE, _NEWROUTE = 26, 24
 _RTA_DST = 1
@@ -39,7 +40,7 @@ class Routes:
         return known
 
     def _ask(self, address: bytes) -> bool:
-        family, packed = (socket.AF_INET, address[12:]) if address.startswith(_MAPPED) else (socket.AF_INET6, address)
+        family, packed = (socket.AF_INET, address[12:]) if address.startswith(V4_MAPPED) else (socket.AF_INET6, address)
         self._sequence += 1
         # struct rtmsg: family, length of the destination in bits, then what a question leaves 0.
         body = struct.pack("=BB10x", family, len(packed) * 8) + struct.pack("=HH", 4 + len(packed), _RTA_DST) + packed

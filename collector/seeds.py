@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from collector import listeners, sock_diag
 from collector.namespaces import doors, visit
+from collector.proc_files import PROC, link, names, pids
 
 log = logging.getLogger(__name__)
 
@@ -89,18 +90,18 @@ def ephemeral() -> int:
         return 32768
 
 
-def pids_of(inodes: set[int], proc: Path = Path("/proc")) -> Mapping[int, int]:
+def pids_of(inodes: set[int], proc: Path = PROC) -> Mapping[int, int]:
     """Socket inode to the lowest pid that holds it; what takes too long to find is left out."""
     found: dict[int, int] = {}
     deadline_s = time.monotonic() + _OWNERS_S
-    for pid in sorted(int(one.name) for one in proc.iterdir() if one.name.isdigit()) if inodes else ():
+    for pid in sorted(pids(proc)) if inodes else ():
         with suppress(OSError):
-            for fd in (proc / str(pid) / "fd").iterdir():
+            for fd in names(pid, "fd", proc):
                 if time.monotonic() > deadline_s:
                     log.info("whose the old connections are is known of %d of %d", len(found), len(inodes))
                     return found
                 with suppress(OSError):
-                    target = str(fd.readlink())
+                    target = link(pid, f"fd/{fd}", proc)
                     if target.startswith("socket:[") and (inode := int(target[8:-1])) in inodes:
                         found.setdefault(inode, pid)
     return found

@@ -13,11 +13,12 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from collector.addresses import V4_MAPPED
+
 _SOCK_DIAG, _BY_FAMILY = 4, 20
 _REQUEST_DUMP, _DONE, _ERROR = 0x301, 3, 2
 # struct inet_diag_msg: family, state, (timer, retrans,) ports, addresses, (interface, cookie, ..., uid,) inode.
 _MESSAGE = struct.Struct(">BB2xHH16s16s28x4s")
-_MAPPED = bytes(10) + b"\xff\xff"
 _PATIENCE_S = 5.0
 ESTABLISHED, SYN_SENT, SYN_RECV, TIME_WAIT, CLOSE, LISTEN = 1, 2, 3, 6, 7, 10
 
@@ -61,5 +62,5 @@ def parsed(message: bytes | memoryview) -> Sock:
     """A ``struct inet_diag_msg``; in network order but for the numbers at its end."""
     family, state, local_port, remote_port, local, remote, inode = _MESSAGE.unpack_from(message)
     if family == socket.AF_INET:
-        local, remote = _MAPPED + local[:4], _MAPPED + remote[:4]
+        local, remote = V4_MAPPED + local[:4], V4_MAPPED + remote[:4]
     return Sock(state, local, local_port, remote, remote_port, int.from_bytes(inode, sys.byteorder))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+from collector.addresses import V4_MAPPED
 from kcompat.hook_status import HookStatus
-
-_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Translation(NamedTuple):
@@ -28,7 +27,7 @@ Told = Callable[[int, bool, Translation], None]
 
 def address(raw: bytes) -> bytes:
     """Of the 4 or 16 bytes of a packet, as everything here has it."""
-    return _MAPPED + raw if len(raw) == 4 else raw
+    return V4_MAPPED + raw if len(raw) == 4 else raw
 
 
 def translated(one: Translation) -> Translation | None:

@@ -206,6 +206,7 @@ def _captured_stderr(into: IO[bytes] | None) -> Iterator[list[str]]:
 
 
 def first_error(words: str) -> str:
+    """Of what the compiler said, the line that says why not."""
     lines = [line for line in words.splitlines() if "error" in line.lower()]
     return (lines or words.splitlines() or ["it said nothing"])[0].strip()
 

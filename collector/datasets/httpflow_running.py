@@ -137,7 +137,7 @@ class HttpflowRunning:
 
 def wanted() -> tuple[Field, ...]:
     """What its own programs use, and what those that tell where connections really go can use."""
-    return tuple(dict.fromkeys(httpflow.wanted() + nf_conn.wanted()))
+    return httpflow.wanted() + nf_conn.wanted()
 
 
 DATASET = Dataset(httpflow.NAME, HttpflowRunning, wanted, httpflow.render)

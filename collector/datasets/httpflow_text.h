@@ -173,8 +173,8 @@ static __always_inline u32 ending_at(const u64 *text, u32 size)
 
 /*
  * Whether these bytes are one request from its first byte to the end of its head, and nothing else; `text` is then its
- * method and path. With `is_read` it is the first window already, which the verifiers do not take from an index that
- * kernels before 5.12 have.
+ * method and path. With `is_read` it is the first window already, and its end is taken from there by an index, which no
+ * verifier before 5.12 lets pass.
  */
 static __always_inline int whole_request(const struct source *source, u32 size, u64 *text, u64 *window, int is_read)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The end of a socket: what it did goes to user space, by the shortest way that counts it once. */
+/* The end of a socket, and the flows that short connections are merged into. */
 
 static __always_inline void add_to_flow(struct flow *flow, const struct tcp_state *state)
 {

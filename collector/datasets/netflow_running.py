@@ -115,7 +115,7 @@ class NetflowRunning:
 
 def wanted() -> tuple[Field, ...]:
     """What its own programs use, and what those that tell where connections really go can use."""
-    return tuple(dict.fromkeys(netflow.wanted() + nf_conn.wanted()))
+    return netflow.wanted() + nf_conn.wanted()
 
 
 DATASET = Dataset(netflow.NAME, NetflowRunning, wanted, netflow.render)
