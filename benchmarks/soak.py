@@ -263,6 +263,8 @@ def soaked(duration_s: float, keep: Path | None = None) -> Result:
     """With `keep` what the collector wrote and said stays there."""
     before = measure.load()
     with tempfile.TemporaryDirectory(prefix="kcompat-soak-") as fleeting:
+        if keep:
+            keep.mkdir(parents=True, exist_ok=True)
         done = soak(duration_s, keep or Path(fleeting))
     return Result("soak", TITLE, tuple(_lines(done, duration_s)), tuple(done.faults) + tuple(_remarks(done)),
                   (before, measure.load()), 1, 0)

@@ -24,7 +24,7 @@ from kcompat.probe import require_bpf
 
 TITLE = "From the command to the first event, and the memory a collector keeps"
 _WARM_S, _MEMORY_MB = 1.0, 80
-_PATIENCE_S, _SETTLE_S = 120.0, 3.0
+_PATIENCE_S, _SETTLE_S = 30.0, 3.0
 TRACEFS = ("unshare", "--mount", "sh", "-c",
             'mount -t tracefs nodev /sys/kernel/tracing 2>/dev/null; exec "$@"', "sh")
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -121,6 +121,8 @@ def running(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[
             process.terminate()
             try:
                 process.wait(_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                print(f"it does not end by SIGTERM, and is killed: {' '.join(command)}", file=sys.stderr)
             finally:
                 process.kill()
 
