@@ -149,11 +149,15 @@ class NfConn:
     def drain(self) -> None:
         """In the order of what happened: each processor has a ring of its own."""
         assert self._rings
-        before = self._rings.lost + self._rings.filled
+        before = self._missed()
         for data in sorted(self._rings.read(), key=_time_of):
             if found := event(data):
                 self._told(*found)
-        self._must_dump |= self._rings.lost + self._rings.filled > before
+        self._must_dump |= self._missed() > before
+
+    def _missed(self) -> int:
+        assert self._rings
+        return self._rings.lost + self._rings.filled + self._rings.changed
 
     def hear(self, netns: int, own: int) -> None:
         self.drain()

@@ -6,9 +6,9 @@ import mmap
 import os
 import select
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 from kcompat.maps import Map
 from kcompat.sysbpf import perf_event_open
@@ -24,28 +24,34 @@ _U64 = struct.Struct("=Q")
 # struct perf_event_header, and of a sample the size of what follows.
 _HEADER = struct.Struct("=IHHI")
 _LOST = struct.Struct("=8xQQ")
+# How often is asked which processors there are.
+_LOOK_S = 1.0
 
 
 class PerfBuffer:
     """Reads a map of the perf event array type. What found a ring full is counted in `lost`.
 
     The kernel tells of it with the next that finds room; `filled` is at once how often there was no more of that.
+    Processors may come and go: one has its ring within a second. What its programs hand over before has nowhere to go,
+    which bpf_perf_event_output() tells them; `changed` is how often that may have been.
     """
 
     def __init__(self, table: Map, size: int) -> None:
         """`size`, a power of two, is what each processor's ring holds, in bytes. Raises OSError."""
-        self.lost = self.filled = 0
-        self._size = size
-        self._rings: list[tuple[int, mmap.mmap]] = []
+        self.lost = self.filled = self.changed = 0
+        self._table, self._size = table, size
+        self._rings: dict[int, tuple[int, mmap.mmap]] = {}
         self._poll = select.epoll()
+        self._online = online()
+        self._look_at_s = time.monotonic() + _LOOK_S
         try:
-            for cpu in online_cpus():
-                self._open(table, cpu)
+            for cpu in cpus_of(self._online):
+                self._open(cpu)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, table: Map, cpu: int) -> None:
+    def _open(self, cpu: int) -> None:
         # struct perf_event_attr: type, size, config, sample_period, sample_type, read_format, flags, wakeup_watermark.
         attr = struct.pack("=IIQQQQQI", _PERF_TYPE_SOFTWARE, _ATTR_SIZE, _BPF_OUTPUT, 1, _SAMPLE_RAW, 0, _WATERMARK,
                            self._size // 4).ljust(_ATTR_SIZE, b"\0")
@@ -55,9 +61,16 @@ class PerfBuffer:
         except BaseException:
             os.close(fd)
             raise
-        self._rings.append((fd, ring))
+        self._rings[cpu] = fd, ring
         self._poll.register(fd, select.EPOLLIN)
-        table.set(struct.pack("=I", cpu), struct.pack("=I", fd))
+        self._table.set(struct.pack("=I", cpu), struct.pack("=I", fd))
+
+    def _shut(self, cpu: int) -> None:
+        fd, ring = self._rings.pop(cpu)
+        self._table.delete(struct.pack("=I", cpu))
+        with suppress(BufferError):
+            ring.close()
+        os.close(fd)
 
     def wait(self, timeout_s: float) -> None:
         """Until a ring is a quarter full, but no longer than this."""
@@ -65,7 +78,30 @@ class PerfBuffer:
 
     def read(self) -> Iterator[bytes]:
         """What is there, of each processor in the order it was handed over; may end in a few bytes of padding."""
-        for _, ring in self._rings:
+        yield from self._read(self._rings)
+        if time.monotonic() >= self._look_at_s:
+            yield from self._follow()
+
+    def _follow(self) -> Iterator[bytes]:
+        """The event of a processor that was switched off is no use when it is on again: its ring goes with it."""
+        self._look_at_s = time.monotonic() + _LOOK_S
+        if (now := online()) == self._online:
+            return
+        self._online, here = now, set(cpus_of(now))
+        for cpu in self._rings.keys() - here:
+            yield from self._read((cpu,))
+            self._shut(cpu)
+        for cpu in here - self._rings.keys():
+            # Off again already, or no memory left: another look finds it.
+            try:
+                self._open(cpu)
+            except OSError:
+                self._online = ""
+        self.changed += 1
+
+    def _read(self, cpus: Iterable[int]) -> Iterator[bytes]:
+        for cpu in cpus:
+            ring = self._rings[cpu][1]
             head, tail = _U64.unpack_from(ring, _HEAD)[0], _U64.unpack_from(ring, _TAIL)[0]
             if head == tail:
                 continue
@@ -84,16 +120,18 @@ class PerfBuffer:
             self.filled += len(data) + size > self._size
 
     def close(self) -> None:
-        while self._rings:
-            fd, ring = self._rings.pop()
-            with suppress(BufferError):
-                ring.close()
-            os.close(fd)
+        for cpu in tuple(self._rings):
+            self._shut(cpu)
         self._poll.close()
 
 
-def online_cpus() -> list[int]:
-    """The processors at work now: one that comes later has no ring, and what its programs hand over is lost."""
-    ranges = Path("/sys/devices/system/cpu/online").read_text().strip().split(",")
-    return [cpu for first, _, last in (one.partition("-") for one in ranges)
+def online() -> str:
+    """The processors at work now, as the kernel tells of them: `0-3,6`."""
+    with open("/sys/devices/system/cpu/online") as file:  # noqa: PTH123 - a hot little read
+        return file.read().strip()
+
+
+def cpus_of(ranges: str) -> list[int]:
+    """The numbers of such a list."""
+    return [cpu for first, _, last in (one.partition("-") for one in ranges.split(","))
             for cpu in range(int(first), int(last or first) + 1)]

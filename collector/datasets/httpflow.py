@@ -41,7 +41,8 @@ _GRACE_S = 0.02
 _POLL_S = 0.2
 # Pieces of one connection are on the rings of several processors: those of the last moment may not all be there.
 _SETTLE_NS = 50_000_000
-_LOSSES = ("http connections", "http exchanges", "http calls", "http calls in TLS over unknown sockets")
+_LOSSES = ("http connections", "http exchanges", "http calls", "http calls in TLS over unknown sockets",
+           "http pieces")
 
 _SOCKET_PROGRAMS = ("rawtp__sock_send_length", "rawtp__sock_recv_length")
 _KEY = struct.Struct("<QQ")
@@ -110,8 +111,8 @@ class Httpflow:
         counts = {reason: int.from_bytes(table.get(slot.to_bytes(4, "little")) or b"", "little")
                   for slot, reason in enumerate(_LOSSES)}
         assert self._rings
+        counts["http pieces"] += self._rings.lost + self._connections.strangers
         return counts | {"http events": sum(map(self._left_out, _SOCKET_PROGRAMS)),
-                         "http pieces": self._rings.lost + self._connections.strangers,
                          "http connections forgotten": self._connections.forgotten,
                          "http/2 exchanges": self._connections.untold}
 

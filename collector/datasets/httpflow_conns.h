@@ -32,7 +32,7 @@ static __always_inline void forget(void *ctx, union scratch *scratch, struct con
 		tell(piece, key, conn, 0);
 		piece->what = CLOSED;
 		piece->time_ns = bpf_ktime_get_ns();
-		pieces.perf_submit(ctx, piece, sizeof(*piece));
+		count_unheard(pieces.perf_submit(ctx, piece, sizeof(*piece)));
 	}
 	conns.delete(key);
 }

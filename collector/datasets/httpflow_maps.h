@@ -129,4 +129,4 @@ BPF_PERF_OUTPUT(pieces);
 /* Slot 0: of how many connections one is looked at, a power of two, less one. User space writes. */
 BPF_ARRAY(sampling, u32, 1);
 /* Slots of `losses`. */
-enum { LOST_CONN, LOST_EXCHANGE, LOST_CALL, LOST_TLS };
+enum { LOST_CONN, LOST_EXCHANGE, LOST_CALL, LOST_TLS, LOST_PIECE };

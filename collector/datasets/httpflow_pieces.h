@@ -45,10 +45,25 @@ static __always_inline void tell(struct piece *piece, const struct conn_key *key
 		piece->other_ns = conn->written_ns;
 }
 
-/* From now on user space pairs; it is told of the request that waits. Of a greeting it only looks for a name. */
-static __always_inline void hand_over(void *ctx, struct piece *piece, struct conn *conn, int like)
+/*
+ * `error` is of one perf_submit(), or several or-ed together. Of a ring that is full user space hears; that a processor
+ * has none, as one just switched on, is heard only here.
+ */
+#define ENOSPC 28
+static __always_inline void count_unheard(int error)
+{
+	if (error && error != -ENOSPC)
+		lose(LOST_PIECE);
+}
+
+/*
+ * From now on user space pairs; it is told of the request that waits. Of a greeting it only looks for a name. What
+ * could not be told is for the caller to count, as of pieces.
+ */
+static __always_inline int hand_over(void *ctx, struct piece *piece, struct conn *conn, int like)
 {
 	struct told_conn *told = (struct told_conn *)piece->text;
+	int error;
 
 	piece->what = GREETED;
 	if (like != GREETING) {
@@ -60,19 +75,21 @@ static __always_inline void hand_over(void *ctx, struct piece *piece, struct con
 		piece->time_ns = conn->asked_ns;
 	told->tuple = conn->tuple;
 	told->owner = conn->owner;
-	pieces.perf_submit(ctx, piece, sizeof(*piece));
+	error = pieces.perf_submit(ctx, piece, sizeof(*piece));
 	if (!conn->waiting)
-		return;
+		return error;
 	conn->waiting = 0;
 	*(struct request *)piece->text = conn->request;
 	piece->what = REQUESTED;
 	piece->size = sizeof(conn->request);
-	pieces.perf_submit(ctx, piece, sizeof(*piece));
+	return error | pieces.perf_submit(ctx, piece, sizeof(*piece));
 }
 
 /* In windows that cannot cross a page, so that what can be read of them is there in one. */
-static __always_inline void hand_pieces(void *ctx, struct piece *piece, struct source *source, u64 left)
+static __always_inline int hand_pieces(void *ctx, struct piece *piece, struct source *source, u64 left)
 {
+	int error = 0;
+	int last = 0;
 	u64 size;
 	int i;
 
@@ -83,19 +100,23 @@ static __always_inline void hand_pieces(void *ctx, struct piece *piece, struct s
 			next_segment(source);
 		size = source->left < left ? source->left : left;
 		if (!size)
-			return;
+			break;
 		piece->lead = source->base & (PIECE_TEXT - 1);
 		if (size > PIECE_TEXT - piece->lead)
 			size = PIECE_TEXT - piece->lead;
 		piece->size = size;
 		if (!bpf_probe_read(piece->text, sizeof(piece->text), (void *)(source->base - piece->lead)))
-			pieces.perf_submit(ctx, piece, sizeof(*piece));
+			last = pieces.perf_submit(ctx, piece, sizeof(*piece));
+		/* One processor has them all. */
+		if (!i)
+			error = last;
 		piece->offset += size;
 		source->base += size;
 		source->left -= size;
 		left -= size;
 		ALONE(left);
 	}
+	return error;
 }
 
 /* Pieces of the call go to user space; with `is_new`, from now on; of a greeting this once. */
@@ -105,6 +126,7 @@ static __always_inline void follow(void *ctx, struct piece *piece, struct chunk 
 	/* Each on its own: before 4.9 no member may be chosen by adding to a map value's address. */
 	u64 offset = conn->read;
 	u64 until = conn->read_until;
+	int error = 0;
 
 	ALONE(offset);
 	ALONE(until);
@@ -131,8 +153,8 @@ static __always_inline void follow(void *ctx, struct piece *piece, struct chunk 
 	__builtin_memset(piece, 0, sizeof(*piece) - PIECE_TEXT);
 	tell(piece, &chunk->key, conn, chunk);
 	if (is_new)
-		hand_over(ctx, piece, conn, like);
+		error = hand_over(ctx, piece, conn, like);
 	piece->time_ns = chunk->time_ns;
 	piece->offset = offset;
-	hand_pieces(ctx, piece, &chunk->source, chunk->size);
+	count_unheard(error | hand_pieces(ctx, piece, &chunk->source, chunk->size));
 }
