@@ -1,9 +1,10 @@
 """What netflow costs the traffic that it counts, beside a bpftrace byte counter and bcc's tools.
 
-``sudo python -m benchmarks.netflow_overhead``: the same load (`netflow_load.c`) with nothing attached and with each,
-in turns, so that what else the machine does falls on all of them alike. `empty` is two programs that do nothing, where
-sends and receives are told of: what a run of them seems to take is the kernel's own clock of programs. Taken off, the
-runs of the others are a share of what moves the bytes, which a busy machine disturbs less than the loss of throughput.
+``sudo python -m benchmarks.netflow_overhead``: the same load (`netflow_load.c`) with nothing attached and with each, in
+turns, so that what else the machine does falls on all of them alike. `empty` is programs that do nothing, where
+netflow's are: its loss is the kernel's way to a program, which none can do without, and what a run of them seems to
+take is the kernel's own clock of programs. Taken off, the runs of the others are a share of what moves the bytes, which
+a busy machine disturbs less than the loss of throughput.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import NamedTuple
 
 from collector.config import Options
 from collector.datasets.netflow import Netflow
+from collector.datasets.netflow_hooks import HOOKS
 from collector.pipeline import wanted
 from kcompat.bpf import compile_source
 from kcompat.btf import BtfResolver
@@ -141,8 +143,9 @@ def attached(name: str) -> Iterator[set[int]]:
     kernel = Kernel.running()
     if name == "empty":
         with Loaded(compile_source(_EMPTY), running_version_code(kernel.release)) as loaded:
-            for hook in ("sock_send_length", "sock_recv_length"):
-                loaded.attach("rawtp__empty", hook)
+            for hook in HOOKS["rawtp"]:
+                if hook.required:
+                    loaded.attach("rawtp__empty", hook.symbols[0])
             yield programs_now().keys() - before
         return
     if name == "netflow":
