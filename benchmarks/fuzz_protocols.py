@@ -34,6 +34,7 @@ _HELLO = (bytes.fromhex("1603010040 0100003c 0303" + "00" * 32 + "00 0002 1301 0
 
 def _talk(is_http2: bool) -> Callable[[bytes], None]:
     """Bytes of both sides: before each piece, whose it is and how much is missing behind it, and how long it is."""
+    from collector.protocols import exchange as exchanges
     from collector.protocols import http1, http2
 
     def feed(data: bytes) -> None:
@@ -46,7 +47,7 @@ def _talk(is_http2: bool) -> Callable[[bytes], None]:
             found = (connection.response if how & 1 else connection.request)(piece, now_ns, missing) or ()
             for exchange in found:
                 assert exchange.path.isprintable() and 100 <= exchange.status_code <= 599, exchange
-                assert 0 <= exchange.latency_ns <= now_ns and len(exchange.path) <= http1.LONGEST_LINE
+                assert 0 <= exchange.latency_ns <= now_ns and len(exchange.path) <= exchanges.LONGEST_LINE
         if isinstance(connection, http2.Connection):
             assert len(connection._streams) <= http2.MAX_STREAMS
         else:

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from collector.protocols import http1, http2
-from collector.protocols.http1 import Exchange
+from collector.protocols.exchange import Exchange
 
 MAX_CONNECTIONS = 1 << 14
 IDLE_NS = 600 * 10**9

@@ -15,7 +15,7 @@ from collector.datasets.hooks import BACKENDS, Backend, attach_first
 from collector.datasets.httpflow_hooks import HOOKS, STAGES
 from collector.datasets.httpflow_registers import find_registers
 from collector.http_exchanges import Ends, HttpConnections, Piece, Seen
-from collector.protocols.http1 import Exchange, path_of
+from collector.protocols.exchange import Exchange, path_of
 from collector.tls_greetings import Greetings
 from collector.tls_libraries import TlsLibraries
 from kcompat import probe, template

@@ -7,7 +7,7 @@ import pytest
 from collector.config import Exclusions, Options
 from collector.http_exchanges import Ends, Seen
 from collector.http_flows import HttpFlows, template_of
-from collector.protocols.http1 import Exchange
+from collector.protocols.exchange import Exchange
 from collector.redaction import Redactions
 
 OPTIONS = Options("box")

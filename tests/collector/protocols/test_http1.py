@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.protocols.http1 import LONGEST_LINE, MAX_PIPELINED, METHODS, Connection, Exchange, path_of
+from collector.protocols.exchange import LONGEST_LINE, METHODS, Exchange, path_of
+from collector.protocols.http1 import MAX_PIPELINED, Connection
 
 GET = b"GET /a?b=c HTTP/1.1\r\nHost: example.org\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"

@@ -11,7 +11,7 @@ from hpack import Encoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.protocols.http1 import LONGEST_LINE, Exchange
+from collector.protocols.exchange import LONGEST_LINE, Exchange
 from collector.protocols.http2 import MAX_STREAMS, PREFACE, Connection
 
 

@@ -1,0 +1,58 @@
+"""One direction of an HTTP/1 connection: where it is in its message, and the line that goes on."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from collector.protocols.exchange import LONGEST_LINE
+
+
+class State(Enum):
+    START = auto()
+    HEAD = auto()
+    BODY = auto()
+    CHUNK_SIZE = auto()
+    CHUNK_END = auto()
+    TRAILER = auto()
+    LOST = auto()
+    """Bytes are missing, or make no sense: until a piece begins like a message."""
+    OVER = auto()
+    """Nothing that comes is HTTP/1: it is never looked at again."""
+
+
+class Side:
+    """Where one direction is in its message. Holds no more than one line."""
+
+    __slots__ = ("chunked", "cut", "first_ns", "head_size", "held", "left", "length", "method", "starts", "state",
+                 "status")
+
+    def __init__(self, starts: tuple[bytes, ...]) -> None:
+        self.starts = starts
+        self.state = State.START
+        self.held = b""
+        self.cut = False
+        self.begin(0)
+
+    def begin(self, time_ns: int) -> None:
+        """A new message, of which nothing is known but when it began."""
+        self.first_ns = time_ns
+        self.left = self.head_size = self.status = 0
+        self.length: int | None = None
+        self.chunked = False
+        self.method = ""
+
+    def could_begin(self, data: bytes) -> bool:
+        """Whether the data is a message's beginning, or the beginning of one."""
+        return any(data.startswith(start) or start.startswith(data) for start in self.starts)
+
+    def line(self, data: bytes, at: int) -> tuple[bytes | None, int]:
+        """The line that goes on at `at`, without its end, and where the next begins; None while it has not ended."""
+        end = data.find(b"\n", at)
+        piece = data[at:end if end >= 0 else len(data)]
+        room = LONGEST_LINE - len(self.held)
+        self.cut = self.cut or len(piece) > room
+        self.held += piece[:room]
+        if end < 0:
+            return None, len(data)
+        line, self.held = self.held, b""
+        return line, end + 1
