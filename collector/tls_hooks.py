@@ -26,6 +26,7 @@ class _Call(NamedTuple):
 
 FUNCTIONS = {
     "SSL_write": _Call("uprobe__tls_write", (1, 2)), "SSL_write_ex": _Call("uprobe__tls_write_ex", (1, 2, 4)),
+    "SSL_write_ex2": _Call("uprobe__tls_write_flags", (1, 2, 5)),
     "SSL_read": _Call("uprobe__tls_read", (1, 2)), "SSL_read_ex": _Call("uprobe__tls_read_ex", (1, 2, 4)),
     "SSL_do_handshake": _Call("uprobe__tls_handshake", (1,)), "SSL_free": _Call("uprobe__tls_free", (1,), False),
     "gnutls_record_send": _Call("uprobe__tls_write", (1, 2)), "gnutls_record_recv": _Call("uprobe__tls_read", (1, 2)),
@@ -66,7 +67,7 @@ def hooks_in(elf: Elf) -> list[Hook]:
 
 
 def _inner_hooks(elf: Elf, functions: dict[str, Function]) -> Iterator[Hook]:
-    """One hook where two functions have the same other do their work, if it costs less there."""
+    """One hook where several functions have the same other do their work, if it costs less there."""
     is_elsewhere = _linkage(elf)
     for name in ("SSL_write", "SSL_read"):
         if name not in functions or functions[name].size > _LONGEST:
@@ -78,10 +79,10 @@ def _inner_hooks(elf: Elf, functions: dict[str, Function]) -> Iterator[Hook]:
         at = probe_sites.nearest(_code(elf, Function(found.at, 0)), found.at, call.arguments)
         if at is None:
             continue
-        other = f"{name}_ex"
-        is_same = other in functions and functions[other].size <= _LONGEST and probe_sites.leaves(
-            _code(elf, functions[other]), functions[other].at) == {found.at}
-        yield _hook(at, call, (name, other) if is_same else (name,))
+        same = [other for other in (f"{name}_ex", f"{name}_ex2")
+                if other in functions and functions[other].size <= _LONGEST
+                and probe_sites.leaves(_code(elf, functions[other]), functions[other].at) == {found.at}]
+        yield _hook(at, call, (name, *same))
 
 
 def _hook(at: int, call: _Call, functions: tuple[str, ...]) -> Hook:

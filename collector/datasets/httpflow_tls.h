@@ -94,7 +94,7 @@ int uprobe__tls_write_ex(struct pt_regs *ctx)
 	return begin_tls(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM4(ctx), 1);
 }
 
-/* (SSL *, const void *, size_t, uint64_t, size_t *): ssl_write_internal from OpenSSL 3.3 on */
+/* (SSL *, const void *, size_t, uint64_t, size_t *): SSL_write_ex2, ssl_write_internal from OpenSSL 3.3 on */
 int uprobe__tls_write_flags(struct pt_regs *ctx)
 {
 	return begin_tls(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM5(ctx), 1);

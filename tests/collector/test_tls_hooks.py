@@ -75,11 +75,56 @@ def test_a_function_said_to_be_as_long_as_its_file_is_not_read_through(monkeypat
     assert time.process_time() - begun_s < 1
 
 
-def test_what_is_no_tls_library_has_none(tmp_path):
+def test_all_writes_of_openssl_3_3_are_seen_at_the_one_place_that_does_them(tmp_path):
+    """ssl/ssl_lib.c since then: each goes through a function that has the flags of SSL_write_ex2 before the count."""
+    elf = built(tmp_path, """
+        #include <stddef.h>
+        #include <stdint.h>
+        extern int sent(void *s, const void *data, size_t size, uint64_t flags, size_t *count);
+        __attribute__((noinline))
+        static int inner(void *s, const void *data, size_t size, uint64_t flags, size_t *count)
+        {
+            return s ? sent(s, data, size, flags, count) : -1;
+        }
+        int SSL_write(void *s, const void *data, int size)
+        {
+            size_t count;
+            int done;
+            if (size < 0)
+                return -1;
+            done = inner(s, data, size, 0, &count);
+            return done > 0 ? (int)count : done;
+        }
+        int SSL_write_ex2(void *s, const void *data, size_t size, uint64_t flags, size_t *count)
+        {
+            int done = inner(s, data, size, flags, count);
+            return done < 0 ? 0 : done;
+        }
+        int SSL_write_ex(void *s, const void *data, size_t size, size_t *count)
+        {
+            int done = inner(s, data, size, 0, count);
+            return done < 0 ? 0 : done;
+        }
+        """)
+    hooks = hooks_in(elf)
+
+    if elf.machine == probe_sites.MACHINE:
+        assert [(hook.programs, set(hook.functions)) for hook in hooks] == [
+            ((RETURN, "uprobe__tls_write_flags"), {"SSL_write", "SSL_write_ex", "SSL_write_ex2"})]
+    else:
+        assert {hook.functions: hook.programs[-1] for hook in hooks} == {
+            ("SSL_write",): "uprobe__tls_write", ("SSL_write_ex",): "uprobe__tls_write_ex",
+            ("SSL_write_ex2",): "uprobe__tls_write_flags"}
+
+
+def built(tmp_path, text):
     if not shutil.which("gcc"):
         pytest.skip("no gcc")
-    other = tmp_path / "other.so"
-    subprocess.run(["gcc", "-shared", "-x", "c", "-", "-o", other], input="int SSL_reader(void) { return 1; }",
-                   text=True, check=True, timeout=60)
+    made = tmp_path / "made.so"
+    subprocess.run(["gcc", "-O2", "-fPIC", "-shared", "-x", "c", "-", "-o", made], input=text, text=True, check=True,
+                   timeout=60)
+    return Elf(open_file(made), made)
 
-    assert hooks_in(Elf(open_file(other), other)) == []
+
+def test_what_is_no_tls_library_has_none(tmp_path):
+    assert hooks_in(built(tmp_path, "int SSL_reader(void) { return 1; }")) == []
