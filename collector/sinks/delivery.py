@@ -14,6 +14,7 @@ from collector.record import Record
 from collector.sinks.chunk import Chunk, Refused, Retry, Transport
 from collector.sinks.sink import CLOSE_DEADLINE_S
 from collector.sinks.spool import Spool
+from collector.sinks.trouble import Trouble
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Delivery:
         """Of all it was to send, packed."""
         self._transport, self._spool, self._backoff = transport, spool, backoff
         self._refused = self._unfit = self._late = 0
-        self._trouble = ""
+        self._trouble = Trouble()
         self._told_lost, self._told_at = 0, -_TOLD_EVERY_S
         self._intake: deque[Chunk] = deque()
         self._intake_bytes = self._intake_points = 0
@@ -117,7 +118,7 @@ class Delivery:
         keeping, sending = self._threads
         keeping.join(max(0.0, end - time.monotonic()))
         with self._changed:
-            self._changed.wait_for(lambda: not self._spool.points or (self._trouble and self._spool.durable),
+            self._changed.wait_for(lambda: not self._spool.points or (self._trouble.now and self._spool.durable),
                                    max(0.0, end - time.monotonic()))
         self._stop.set()
         with self._changed:
@@ -158,70 +159,90 @@ class Delivery:
         return chunk
 
     def _keep(self) -> None:
-        """The thread that spools."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._intake or self._closing)
-                if not self._intake:
-                    return
-                chunk = self._intake[0]
+        """The thread that spools. No fault ends it: from then on all would be lost."""
+        while (chunk := self._oldest_of_intake()) is not None:
+            try:
+                self._keep_one(chunk)
+            except Exception as error:
+                self._surprised(error)
+                self._stop.wait(self._backoff.first_s)
+
+    def _oldest_of_intake(self) -> Chunk | None:
+        """None: there will be no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._intake or self._closing)
+            return self._intake[0] if self._intake else None
+
+    def _keep_one(self, chunk: Chunk) -> None:
+        try:
             self._spool.append(chunk)
+        finally:
+            # Whatever went wrong, the spool has it, in memory at least.
             with self._changed:
                 if self._intake and self._intake[0] is chunk:
                     self._left_intake(self._intake.popleft())
                 last = not self._intake
                 self._changed.notify_all()
-            if last:
-                self._spool.sync()
-            self._tell_lost()
+        if last:
+            self._spool.sync()
+        self._tell_lost()
 
     def _deliver(self) -> None:
-        """The thread that sends."""
+        """The thread that sends. No fault ends it: nothing would be sent any more."""
         failures = 0
         while not self._stop.is_set():
-            chunk = self._spool.head()
-            if chunk is None:
-                with self._changed:
-                    self._changed.notify_all()
-                    self._changed.wait_for(lambda: self._stop.is_set() or self._spool.points)
-                continue
+            asked_s = 0.0
             try:
-                self._transport.send(chunk)
+                if (chunk := self._spool.head()) is not None:
+                    self._send(chunk)
+                else:
+                    self._await_points()
             except Retry as error:
-                failures += 1
                 self._tell(str(error), "will be tried again")
-                self._stop.wait(max(self._backoff.pause_s(failures), min(error.after_s, self._backoff.longest_s)))
-                continue
-            except Refused as error:
-                self._tell(str(error), "the points are dropped")
-                refused = chunk.points if error.points is None else error.points
-                self._refused += refused
-                self.written += chunk.points - refused
+                asked_s = min(error.after_s, self._backoff.longest_s)
             except Exception as error:
-                # A bug, or a library's own surprise: must neither end the thread nor lose the points.
-                failures += 1
-                logger.debug("%s", self.name, exc_info=True)
-                self._tell(f"{type(error).__name__}: {error}", "will be tried again")
-                self._stop.wait(self._backoff.pause_s(failures))
-                continue
+                # A bug, or a library's own surprise: must not lose the points either.
+                self._surprised(error)
             else:
-                self._tell("", "")
-                self.written += chunk.points
-            failures = 0
-            self._spool.done(chunk)
-            with self._changed:
-                self._changed.notify_all()
+                failures = 0
+                continue
+            failures += 1
+            self._stop.wait(max(self._backoff.pause_s(failures), asked_s))
         self._transport.close()
+
+    def _await_points(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._stop.is_set() or self._spool.points)
+
+    def _send(self, chunk: Chunk) -> None:
+        try:
+            self._transport.send(chunk)
+        except Refused as error:
+            self._tell(str(error), "the points are dropped")
+            refused = chunk.points if error.points is None else error.points
+            self._refused += refused
+            self.written += chunk.points - refused
+        else:
+            self._tell("", "")
+            self.written += chunk.points
+        self._spool.done(chunk)
+        with self._changed:
+            self._changed.notify_all()
+
+    def _surprised(self, error: Exception) -> None:
+        logger.debug("%s", self.name, exc_info=True)
+        self._tell(f"{type(error).__name__}: {error}", "will be tried again")
 
     def _tell(self, trouble: str, consequence: str) -> None:
         """One line when the trouble starts or changes and one when it ends, not one a request."""
-        if trouble and trouble != self._trouble:
-            logger.warning("%s: %s (%s)", self.name, trouble, consequence)
-        elif self._trouble and not trouble:
-            logger.info("%s: accepts points again", self.name)
         with self._changed:
-            self._trouble = trouble
+            news = self._trouble.begins(trouble) if trouble else self._trouble.ends()
             self._changed.notify_all()
+        if news and trouble:
+            logger.warning("%s: %s (%s)", self.name, trouble, consequence)
+        elif news:
+            logger.info("%s: accepts points again", self.name)
 
     def _tell_lost(self) -> None:
         lost = self._spool.lost

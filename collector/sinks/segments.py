@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import struct
+import time
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ _SUMMED_FROM = 8
 _CURSOR = struct.Struct("<QQI")
 _LARGEST_SEGMENT = 4 << 20
 _SEGMENTS = 16
+# For so long a disk that cannot be read may become one that can; then what stands there is lost.
+_UNREADABLE_S = 600.0
 
 
 class _Entry(NamedTuple):
@@ -60,6 +63,10 @@ class Segments:
         self._segment_bytes = max(1, min(_LARGEST_SEGMENT, max_bytes // _SEGMENTS))
         self._segments: deque[_Segment] = deque()
         self._writable = False
+        # Files that were dealt with and could not be deleted: no part of the queue any more.
+        self._undeleted: list[Path] = []
+        self._unreadable_since: float | None = None
+        self._unmarked: tuple[int, ...] = ()
         # The key of the chunk that is being sent: should it give way, its fate is for the sender to tell.
         self.in_flight = b""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -93,11 +100,13 @@ class Segments:
             self._begin()
         last = self._segments[-1]
         try:
-            if (done := os.pwrite(last.fd, data, last.size)) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{done} of {len(data)} bytes")
-        except OSError:
-            os.ftruncate(last.fd, last.size)
-            raise
+            if os.pwrite(last.fd, data, last.size) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(last.fd, last.size)
+            raise OSError(error.errno, error.strerror, str(last.path)) from None
+        self._mark()
         last.entries.append(_Entry(last.size, len(data), chunk.points, chunk.time_ns, chunk.key))
         last.size += len(data)
         self.points += chunk.points
@@ -108,13 +117,19 @@ class Segments:
             os.fdatasync(self._segments[-1].fd)
 
     def head(self) -> Chunk | None:
-        """The oldest, which stays until `done`. One that is damaged is lost, and said to be."""
+        """The oldest, which stays until `done`. One that is damaged is lost, and said to be. OSError: not now."""
         while (segment := self._first()) is not None:
             entry = segment.entries[0]
-            chunk = _read(os.pread(segment.fd, entry.size, entry.offset))
-            if chunk is not None:
-                return chunk
-            logger.warning("%s: damaged at byte %d: %d points are lost", segment.path, entry.offset, entry.points)
+            fault = "damaged"
+            try:
+                if (chunk := _read(os.pread(segment.fd, entry.size, entry.offset))) is not None:
+                    self._unreadable_since = None
+                    return chunk
+            except OSError as error:
+                if not self._given_up():
+                    raise OSError(error.errno, error.strerror, str(segment.path)) from None
+                fault = str(error.strerror)
+            logger.warning("%s: %s at byte %d: %d points are lost", segment.path, fault, entry.offset, entry.points)
             self.lost += entry.points
             self._pop(segment)
         return None
@@ -133,12 +148,15 @@ class Segments:
         lost = sum(entry.points for entry in segment.entries if entry.key != self.in_flight)
         self.lost += lost
         self.points -= sum(entry.points for entry in segment.entries)
+        self._mark(segment.number, segment.size)
         self._remove(segment)
 
     def close(self) -> None:
+        self._mark()
         for fd in (*(segment.fd for segment in self._segments), self._cursor, self._lock):
             if fd >= 0:
-                os.close(fd)
+                with contextlib.suppress(OSError):
+                    os.close(fd)
         self._segments.clear()
         self._cursor = self._lock = -1
 
@@ -158,9 +176,9 @@ class Segments:
     def _remove(self, segment: _Segment) -> None:
         self._segments.remove(segment)
         self._writable = self._writable and bool(self._segments)
-        os.close(segment.fd)
-        with contextlib.suppress(FileNotFoundError):
-            segment.path.unlink()
+        with contextlib.suppress(OSError):
+            os.close(segment.fd)
+        self._undeleted = [path for path in (*self._undeleted, segment.path) if not _deleted(path)]
 
     def _begin(self) -> None:
         number = self._next_number
@@ -170,10 +188,22 @@ class Segments:
         self._segments.append(_Segment(number, path, fd))
         self._writable = True
 
-    def _mark(self, number: int, offset: int) -> None:
-        """In place: within a sector, of a file that needs no more room, also where the disk is full."""
-        with contextlib.suppress(OSError):
-            os.pwrite(self._cursor, _CURSOR.pack(number, offset, zlib.crc32(b"%d %d" % (number, offset))), 0)
+    def _mark(self, *at: int) -> None:
+        """In place: within a sector, of a file that needs no more room, also where the disk is full.
+
+        Without a place: the last, where the disk did not take it then.
+        """
+        self._unmarked = at or self._unmarked
+        if self._unmarked:
+            with contextlib.suppress(OSError):
+                os.pwrite(self._cursor, _CURSOR.pack(*self._unmarked, zlib.crc32(b"%d %d" % self._unmarked)), 0)
+                self._unmarked = ()
+
+    def _given_up(self) -> bool:
+        """Whether nothing could be read for so long that what stands there shall hold up nothing any more."""
+        now = time.monotonic()
+        self._unreadable_since = now if self._unreadable_since is None else self._unreadable_since
+        return now - self._unreadable_since >= _UNREADABLE_S
 
     def _recover(self) -> None:
         number, offset = _marked(os.pread(self._cursor, _CURSOR.size, 0))
@@ -190,6 +220,15 @@ class Segments:
             self.points += sum(entry.points for entry in segment.entries)
         if number == 0:
             self._mark(0, 0)
+
+
+def _deleted(path: Path) -> bool:
+    """Whether it is gone. Not yet where a disk is read-only: it is tried again with the next one."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 def _written(chunk: Chunk) -> bytes:

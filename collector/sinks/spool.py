@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 
-from collector.sinks.chunk import Chunk
+from collector.sinks.chunk import Chunk, Retry
 from collector.sinks.segments import Segments
+from collector.sinks.trouble import Trouble
 
 logger = logging.getLogger(__name__)
 
 MEMORY_BYTES = 16 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Spool:
@@ -29,7 +33,7 @@ class Spool:
         self._memory_bytes = memory_bytes
         self._held_bytes = self._lost = self._lost_on_disk = 0
         self._sending: Chunk | None = None
-        self._trouble = ""
+        self._trouble = Trouble()
         self._lock = threading.RLock()
         with self._lock:
             self._open()
@@ -61,11 +65,12 @@ class Spool:
         with self._lock:
             self._memory.append(chunk)
             self._held_bytes += len(chunk.payload)
-            self._settle()
+            fault = self._settle()
             while self._held_bytes > self._memory_bytes:
-                if self._disk and self._disk.size:
+                # On a full disk a file that gives way makes room; on one that fails it would be lost for nothing.
+                if self._disk and self._disk.size and fault in _FULL:
                     self._disk.drop_oldest()
-                    self._settle()
+                    fault = self._settle()
                 else:
                     self._forget()
 
@@ -78,9 +83,12 @@ class Spool:
                     self._tell(error)
 
     def head(self) -> Chunk | None:
-        """The oldest; it stays until `done`."""
+        """The oldest; it stays until `done`. Retry: it stands on a disk that cannot be read now."""
         with self._lock:
-            chunk = self._disk.head() if self._disk else None
+            try:
+                chunk = self._disk.head() if self._disk else None
+            except OSError as error:
+                raise Retry(_said(error)) from None
             if chunk is None and self._memory:
                 chunk = self._memory[0]
             self._gave_way(chunk)
@@ -101,7 +109,8 @@ class Spool:
         """What is in memory only is lost; how many points are left on disk for the next start."""
         with self._lock:
             self._settle()
-            self.head()
+            with contextlib.suppress(Retry):
+                self.head()
             self._send(None)
             while self._memory:
                 self._forget()
@@ -112,19 +121,21 @@ class Spool:
             self._disk, self._opened = None, None
             return left
 
-    def _settle(self) -> None:
-        """From memory to disk, as much as it takes."""
+    def _settle(self) -> int:
+        """From memory to disk, as much as it takes; the number of the error that ended it, or 0."""
         self._open()
         if self._disk is None:
-            return
+            return 0
         try:
             while self._memory:
                 self._disk.put(self._memory[0])
                 self._held_bytes -= len(self._memory.popleft().payload)
         except OSError as error:
             self._tell(error)
-        else:
-            self._tell(None)
+            return error.errno or 0
+        if self._trouble.ends():
+            logger.info("spool: on disk again")
+        return 0
 
     def _open(self) -> None:
         if self._disk is None and self._opened:
@@ -151,16 +162,11 @@ class Spool:
         if self._sending is None or oldest.key != self._sending.key:
             self._lost += oldest.points
 
-    def _tell(self, error: OSError | None) -> None:
-        """When the trouble starts or changes, and when it ends."""
-        if error is None:
-            trouble = ""
-        elif isinstance(error, BlockingIOError):
-            trouble = "another sink or process uses it"
-        else:
-            trouble = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
-        if trouble and trouble != self._trouble:
-            logger.warning("spool: %s; up to %d MiB wait in memory", trouble, self._memory_bytes >> 20)
-        elif self._trouble and not trouble:
-            logger.info("spool: on disk again")
-        self._trouble = trouble
+    def _tell(self, error: OSError) -> None:
+        held = "another sink or process uses it" if isinstance(error, BlockingIOError) else ""
+        if self._trouble.begins(held or str(error.strerror)):
+            logger.warning("spool: %s; up to %d MiB wait in memory", held or _said(error), self._memory_bytes >> 20)
+
+
+def _said(error: OSError) -> str:
+    return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"

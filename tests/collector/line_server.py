@@ -1,12 +1,14 @@
 """A real HTTP server on 127.0.0.1 that takes line protocol, and refuses, fails, stalls or hangs up when told to."""
 
 import gzip
+import os
 import socket
 import ssl
 import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from line_protocol_parser import parse_line
 
@@ -24,6 +26,24 @@ def wait_until(true, deadline_s=DEADLINE_S):
     while not true():
         assert time.monotonic() < end, "it never came to be"
         time.sleep(0.01)
+
+
+@contextmanager
+def unreadable(directory):
+    """What this process has open there answers EIO to whoever reads or writes, as a broken disk does."""
+    found = {int(one.name): one.readlink() for one in Path("/proc/self/fd").iterdir() if one.is_symlink()}
+    fds = [fd for fd, path in found.items() if path.is_relative_to(directory) and path.suffix == ".chunks"]
+    assert fds
+    good = [os.dup(fd) for fd in fds]
+    with open("/proc/self/mem", "r+b", buffering=0) as bad:  # noqa: PTH123
+        for fd in fds:
+            os.dup2(bad.fileno(), fd, inheritable=False)
+    try:
+        yield
+    finally:
+        for fd, one in zip(fds, good, strict=True):
+            os.dup2(one, fd, inheritable=False)
+            os.close(one)
 
 
 class Server(ThreadingHTTPServer):

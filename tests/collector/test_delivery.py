@@ -15,7 +15,7 @@ from collector.sinks.http import LineProtocol
 from collector.sinks.options import Http
 from collector.sinks.segments import Segments
 from collector.sinks.spool import Spool
-from tests.collector.line_server import DEADLINE_S, Server, points, serving, wait_until
+from tests.collector.line_server import DEADLINE_S, Server, points, serving, unreadable, wait_until
 
 REPO = Path(__file__).parents[2]
 BATCH = 512
@@ -175,6 +175,49 @@ def test_a_bug_in_a_transport_neither_ends_the_sink_nor_loses_points(caplog):
 
     assert (sink.written, sink.dropped) == (3, 0)
     assert "ZeroDivisionError: bug (will be tried again)" in caplog.text
+    sink.close()
+
+
+def test_a_disk_that_fails_while_it_is_sent_ends_nothing(server, spool_home, caplog):
+    server.always = 503
+    sink = open_sink(f"datakit://{server.address}?backoff_s=0.01&longest_backoff_s=0.05")
+    sink.write(points(2000))
+    wait_until(lambda: server.requests and sink.waiting == 2000)
+    with unreadable(spool_home):
+        server.always = 200
+        wait_until(lambda: "Input/output error: " in caplog.text)
+        sink.write(points(1000, 2000))
+        wait_until(lambda: "up to 16 MiB wait in memory" in caplog.text)
+        # What was being sent may be taken; nothing else is.
+        assert set(server.accepted) <= set(range(BATCH))
+    sink.flush(DEADLINE_S)
+
+    assert server.accepted == list(range(3000))
+    assert (sink.written, sink.dropped, sink.waiting) == (3000, 0, 0)
+    assert len([record for record in caplog.records if "Input/output error" in record.message]) == 2
+    sink.close()
+
+
+def test_a_bug_in_the_spool_ends_neither_thread(server, caplog):
+    errors = [ZeroDivisionError("one"), OSError(5, "two")]
+
+    class Buggy(Spool):
+        def sync(self):
+            if errors:
+                raise errors.pop()
+
+        def head(self):
+            if errors:
+                raise errors.pop()
+            return super().head()
+
+    sink = Delivery(LineProtocol(Http(url=server.url), lambda measurement: ""), Buggy(None), Backoff(0.001, 0.002))
+    for first in range(0, 3000, 600):
+        sink.write(points(600, first))
+    sink.flush(DEADLINE_S)
+
+    assert server.accepted == list(range(3000))
+    assert "ZeroDivisionError: one (will be tried again)" in caplog.text
     sink.close()
 
 

@@ -1,15 +1,18 @@
 """What waits for a server: in order, bounded, whole after a crash at any byte, and honest about what it lost."""
 
 import shutil
+import subprocess
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collector.sinks.chunk import Chunk
+from collector.sinks.chunk import Chunk, Retry
 from collector.sinks.segments import Segments
 from collector.sinks.spool import Spool
+from tests.collector.line_server import unreadable
 
 ROOM = 1 << 20
 
@@ -78,6 +81,78 @@ def test_what_is_on_its_way_when_it_gives_way_is_not_counted_as_lost(tmp_path):
 
     assert not queue.done(queue.in_flight)
     assert queue.lost == 10 * (999 - len(drained(queue)))
+
+
+@contextmanager
+def read_only(point):
+    """What was open before stays writable, as on a disk that the kernel has just remounted."""
+    subprocess.run(["mount", "--bind", "-o", "ro", point, point], check=True, timeout=20)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", point], check=True, timeout=20)
+
+
+def test_a_file_that_cannot_be_deleted_is_neither_sent_twice_nor_kept_for_ever(mounted):
+    disk = mounted("-t", "tmpfs", "-o", "size=1m", "none")
+    queue = Segments(disk / "spool", 20_000)
+    for number in range(50):
+        queue.put(chunk(number))
+    with read_only(disk):
+        assert [queue.head().payload[:6], queue.done(queue.head().key)] == [b"000000", True]
+        queue.drop_oldest()
+        left = drained(queue)
+    assert left and left == [*range(left[0], 50)]
+    assert len([*(disk / "spool").glob("*.chunks")]) > 3
+    queue.close()
+
+    again = Segments(disk / "spool", 20_000)
+    assert (again.points, again.head()) == (0, None)
+    assert [*(disk / "spool").glob("*.chunks")] == []
+    again.close()
+
+
+def test_what_could_not_be_deleted_is_when_the_next_is(mounted):
+    disk = mounted("-t", "tmpfs", "-o", "size=1m", "none")
+    queue = Segments(disk / "spool", ROOM)
+    queue.put(chunk(0))
+    with read_only(disk):
+        assert drained(queue) == [0]
+    queue.put(chunk(1))
+    assert drained(queue) == [1]
+    assert [*(disk / "spool").glob("*.chunks")] == []
+    queue.close()
+
+
+def test_a_disk_that_cannot_be_read_or_written_loses_nothing_and_goes_on_when_it_heals(tmp_path, caplog):
+    spool = Spool(partial(Segments, tmp_path, ROOM), 1000)
+    for number in range(5):
+        spool.append(chunk(number))
+    with unreadable(tmp_path):
+        for number in range(5, 20):
+            spool.append(chunk(number))
+        with pytest.raises(Retry, match=r"Input/output error: .*\.chunks"):
+            spool.head()
+    # Memory holds ten; those on the disk did not have to give way for that.
+    assert (spool.points, spool.lost) == (150, 50)
+    (told,) = [record.message for record in caplog.records]
+    assert "Input/output error" in told and ".chunks" in told
+
+    assert drained(spool) == [*range(5), *range(10, 20)]
+    assert spool.close() == 0
+
+
+def test_what_cannot_be_read_for_long_holds_up_nothing_any_more(tmp_path, monkeypatch, caplog):
+    queue = Segments(tmp_path, ROOM)
+    for number in range(3):
+        queue.put(chunk(number))
+    with unreadable(tmp_path):
+        with pytest.raises(OSError):
+            queue.head()
+        monkeypatch.setattr("collector.sinks.segments._UNREADABLE_S", 0)
+        assert queue.head() is None
+    assert (queue.points, queue.lost) == (0, 30)
+    assert "Input/output error at byte 0: 10 points are lost" in caplog.text
 
 
 @settings(max_examples=50)

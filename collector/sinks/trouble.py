@@ -1,0 +1,32 @@
+"""Trouble that lasts: news when it begins or becomes another, the same once a minute at most, and once when it ends."""
+
+from __future__ import annotations
+
+import time
+
+_TOLD_EVERY_S = 60.0
+
+
+class Trouble:
+    """`now` is what is wrong, or nothing."""
+
+    def __init__(self) -> None:
+        self.now = ""
+        self._told: dict[str, float] = {}
+        self._to_end = False
+
+    def begins(self, what: str) -> bool:
+        """Whether that is to be told."""
+        before, self.now = self.now, what
+        now = time.monotonic()
+        self._told = {told: at for told, at in self._told.items() if now - at < _TOLD_EVERY_S}
+        if what == before or what in self._told:
+            return False
+        self._told[what] = now
+        self._to_end = True
+        return True
+
+    def ends(self) -> bool:
+        """Whether that is to be told: its beginning was."""
+        told, self.now, self._to_end = self._to_end, "", False
+        return told
