@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,13 +32,15 @@ class Kind(NamedTuple):
 
 def check_sink(spec: Spec) -> None:
     """KcompatError if there is no such kind, or one of its keys is wrong; nothing is opened."""
-    _kind(spec).options(spec)
+    with _named(spec):
+        _kind(spec).options(spec)
 
 
 def open_sink(spec: Spec) -> Sink:
     """The sink a user spelled, open; KcompatError if there is no such kind or it cannot be opened."""
-    kind = _kind(spec)
-    return kind.open(spec, kind.options(spec))
+    with _named(spec):
+        kind = _kind(spec)
+        return kind.open(spec, kind.options(spec))
 
 
 def open_sinks(specs: Iterable[Spec]) -> Fanout:
@@ -46,11 +49,25 @@ def open_sinks(specs: Iterable[Spec]) -> Fanout:
     try:
         for spec in specs:
             opened.append(open_sink(spec))
-    except KcompatError:
+        return Fanout(opened)
+    except BaseException:
         for sink in opened:
             sink.close(0)
         raise
-    return Fanout(opened)
+
+
+@contextmanager
+def _named(spec: Spec) -> Iterator[None]:
+    """Whatever a library thinks of what it is given is a user's mistake first, and must not end who runs already."""
+    try:
+        yield
+    except KcompatError:
+        raise
+    except UnicodeError as error:
+        # Its text quotes what it stumbled over, which may be a secret.
+        raise KcompatError(f"sink {shown(spec)!r}: {error.__class__.__name__}: {error.args[-1]}") from None
+    except Exception as error:
+        raise KcompatError(f"sink {shown(spec)!r}: {error.__class__.__name__}: {error}") from None
 
 
 def _kind(spec: Spec) -> Kind:
@@ -67,6 +84,17 @@ def _options(name: str, scheme: str) -> Callable[[Spec], Any]:
         from collector.sinks.spec import built
         return built(getattr(options, name), network_values(spec, scheme), spec)
     return made
+
+
+def _kafka_options(spec: Spec) -> Any:
+    """Which properties there are librdkafka alone knows; where it is not installed, opening says so."""
+    options = _options("Kafka", "kafka")(spec)
+    try:
+        from collector.sinks.kafka import check
+    except ModuleNotFoundError:
+        return options
+    check(options)
+    return options
 
 
 def _url_options(spec: Spec) -> Any:
@@ -131,7 +159,7 @@ SINKS: dict[str, Kind] = {
     "influxdb2": Kind("influxdb2://HOST:PORT?org=ORG", _options("Influx2", "http"), _open_network),
     "victoriametrics": Kind("victoriametrics://HOST:PORT", _options("Influx", "http"), _open_network),
     "nats": Kind("nats://HOST:PORT", _options("Nats", "nats"), _open_network),
-    "kafka": Kind("kafka://HOST:PORT", _options("Kafka", "kafka"), _open_network),
+    "kafka": Kind("kafka://HOST:PORT", _kafka_options, _open_network),
     "otlp": Kind("otlp://HOST:PORT", _options("Otlp", "http"), _open_network),
 }
 

@@ -15,7 +15,7 @@ import httpx
 
 from collector.record import Record, to_lines
 from collector.sinks.chunk import Chunk, Refused, Retry
-from collector.sinks.options import Http, Influx, Influx2
+from collector.sinks.options import Http, Influx, Influx2, header_value
 from collector.sinks.spec import bare
 from kcompat.errors import KcompatError
 
@@ -160,6 +160,10 @@ def influxdb2(options: Influx2) -> LineProtocol:
 def authorised(options: Http, scheme: str) -> tuple[dict[str, str], tuple[str, str] | None]:
     """Headers and a user with a password."""
     token = options.token
+    try:
+        header_value(token or "")
+    except ValueError as error:
+        raise KcompatError(f"sink {bare(options.url)!r}: the token {error}") from None
     return ({"Authorization": f"{scheme} {token}"} if token else {},
             (options.username, options.password or "") if options.username is not None else None)
 
@@ -171,8 +175,6 @@ def _url(text: str) -> httpx.URL:
         raise KcompatError(f"sink {bare(text)!r}: {error}") from None
     if url.scheme not in ("http", "https"):
         raise KcompatError(f"sink {bare(text)!r}: expected http:// or https://")
-    if not url.host:
-        raise KcompatError(f"sink {bare(text)!r}: the URL names no host")
     return url
 
 

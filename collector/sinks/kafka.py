@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 from urllib.parse import urlsplit
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -15,6 +16,7 @@ from collector.record import Record, to_jsons
 from collector.sinks.chunk import Chunk, Refused, Retry
 from collector.sinks.http import routed
 from collector.sinks.options import Kafka
+from kcompat.errors import KcompatError
 
 # What librdkafka logs of every attempt is told once, with the points it concerns.
 _librdkafka = logging.getLogger(f"{__name__}.librdkafka")
@@ -27,17 +29,12 @@ class Topic:
     """Messages of one host share a key, so a partition, so they stay in order."""
 
     def __init__(self, options: Kafka) -> None:
-        address = urlsplit(options.url)
-        self.name = f"kafka://{address.netloc.rpartition('@')[2]}/{options.topic}"
+        self.name = _name(options)
         self._options = options
         self._trouble = ""
         self._producer: Producer | None = None
-        self._settings = {"bootstrap.servers": address.netloc, "enable.idempotence": True, "compression.type": "lz4",
-                          "message.timeout.ms": int(options.timeout_s * 1000), "client.id": "kcompat",
-                          "socket.connection.setup.timeout.ms": max(1000, int(options.timeout_s * 1000)),
-                          "reconnect.backoff.max.ms": int(options.longest_backoff_s * 1000),
-                          **_secured(options), **options.properties}
-        self._made().close()  # a property there is none of is said now
+        self._settings = _settings(options, options.password or "")
+        _try(options, self._settings)
 
     def encode(self, records: Sequence[Record]) -> Iterator[Chunk]:
         begin = 0
@@ -109,14 +106,42 @@ class Topic:
         self._trouble = error.str()
 
 
-def _secured(options: Kafka) -> dict[str, str]:
+def check(options: Kafka) -> None:
+    """KcompatError for a property that librdkafka does not know or take; nobody is connected to."""
+    _try(options, _settings(options, "no secret is read for that"))
+
+
+def _try(options: Kafka, settings: dict[str, Any]) -> None:
+    try:
+        Producer(settings, logger=_librdkafka).close()
+    except KafkaException as error:
+        raise KcompatError(f"sink {_name(options)!r}: {error.args[0].str()}") from None
+
+
+def _name(options: Kafka) -> str:
+    return f"kafka://{urlsplit(options.url).netloc.rpartition('@')[2]}/{options.topic}"
+
+
+def _settings(options: Kafka, password: str) -> dict[str, Any]:
+    """What `properties` say last."""
+    return {"bootstrap.servers": urlsplit(options.url).netloc, "enable.idempotence": True, "compression.type": "lz4",
+            "message.timeout.ms": int(options.timeout_s * 1000), "client.id": "kcompat",
+            "socket.connection.setup.timeout.ms": max(1000, int(options.timeout_s * 1000)),
+            "reconnect.backoff.max.ms": int(options.longest_backoff_s * 1000),
+            **_secured(options, password), **options.properties}
+
+
+def _secured(options: Kafka, password: str) -> dict[str, str]:
     """By what was given; `properties` say the rest."""
     protocol = "SASL_" if options.username is not None else ""
     protocol += "SSL" if options.ca_file is not None else "PLAINTEXT"
     made = {"security.protocol": protocol}
     if options.ca_file is not None:
+        try:
+            options.ca_file.open().close()
+        except OSError as error:
+            raise KcompatError(f"ca_file: {options.ca_file}: {error.strerror}") from None
         made["ssl.ca.location"] = str(options.ca_file)
     if options.username is not None:
-        made |= {"sasl.mechanisms": "PLAIN", "sasl.username": options.username,
-                 "sasl.password": options.password or ""}
+        made |= {"sasl.mechanisms": "PLAIN", "sasl.username": options.username, "sasl.password": password}
     return made

@@ -6,17 +6,55 @@ Secrets are never values here: `_file` and `_env` name where they stand, so that
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from annotated_types import Interval, MinLen
 
 from collector.config import FORBID, Duration
 from kcompat.errors import KcompatError
 
+if TYPE_CHECKING:
+    from pydantic_core.core_schema import CoreSchema
+
 MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Text that `check` returns, or says what is wrong with it by a ValueError."""
+
+    check: Callable[[str], str]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+
+def _with_hosts(url: str) -> str:
+    """With a host, or several with commas between them, and ports that can be."""
+    for host in urlsplit(url).netloc.rpartition("@")[2].split(","):
+        one = urlsplit(f"//{host}")
+        if not one.hostname or one.port == 0:
+            raise ValueError("the URL names no host" if not one.hostname else "port 0 is none")
+    return url
+
+
+def _header_name(name: str) -> str:
+    if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII):
+        raise ValueError("is no name of a header")
+    return name
+
+
+def header_value(value: str) -> str:
+    if not (value.isascii() and value.isprintable()):
+        raise ValueError("has a character that no header can carry")
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +75,7 @@ class Network:
 
     __pydantic_config__ = FORBID
 
-    url: Annotated[str, MinLen(1)]
+    url: Annotated[str, Checked(_with_hosts)]
     timeout_s: Annotated[float, Duration(), Interval(gt=0, le=600)] = 10.0
     backoff_s: Annotated[float, Duration(), Interval(gt=0, le=600)] = 0.5
     longest_backoff_s: Annotated[float, Duration(), Interval(gt=0, le=3600)] = 30.0
@@ -91,7 +129,8 @@ class Influx2(Http):
 class Otlp(Http):
     """OpenTelemetry logs by HTTP; `headers` for what a backend asks of its clients."""
 
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[Annotated[str, Checked(_header_name)], Annotated[str, Checked(header_value)]] = field(
+        default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,6 @@ from collector.sinks.fanout import Fanout
 from collector.sinks.queued import Queued
 from collector.sinks.sink import CLOSE_DEADLINE_S, Sink
 from collector.status import SinkStatus
-from kcompat.errors import KcompatError
 
 
 class Outputs:
@@ -66,11 +65,11 @@ class Outputs:
                 else:
                     opened.append(open_sink(spec))
                     sinks.append(opened[-1])
-        except KcompatError:
+            self._specs, self._now = list(specs), Fanout(sinks)
+        except BaseException:
             for sink in opened:
                 sink.close(0)
             raise
-        self._specs, self._now = list(specs), Fanout(sinks)
         end = time.monotonic() + CLOSE_DEADLINE_S
         for _, sink in running:
             sink.close(max(0.0, end - time.monotonic()))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from collector.record import Record
-from collector.sinks import Fanout, open_sink, open_sinks
+from collector.sinks import Fanout, check_sink, open_sink, open_sinks
 from collector.sinks.lines import LineSink
 from collector.sinks.outputs import Outputs
 from collector.sinks.queued import Queued
@@ -308,6 +308,53 @@ def test_a_sink_whose_reader_left_gets_no_more_and_the_last_one_ends_it():
     alone.go.set()
     with pytest.raises(BrokenPipeError):
         Fanout([alone]).write(flows(1))
+
+
+@pytest.mark.parametrize(("module", "spec", "message"), [
+    (None, "kafka://[::1", "Invalid IPv6 URL"), (None, "kafka://h:no", "Port"), (None, "nats://h:70000", "Port out of"),
+    (None, {"kind": "kafka", "url": "h:9092"}, "the URL names no host"),
+    ("confluent_kafka", "kafka://h?properties.ling.ms=5", 'No such configuration property: "ling.ms"'),
+    ("confluent_kafka", "kafka://h?ca_file=/nonexistent", "/nonexistent: No such file"),
+    (None, "otlp://h?headers.X=münchen", "headers.X: has a character that no header can carry"),
+    (None, "otlp://h?headers.X=a%0Ab", "no header can carry"),
+    (None, "otlp://h?headers.a%20b=x", "is no name of a header"),
+])
+def test_what_needs_no_network_is_found_wrong_before_anything_is_opened(module, spec, message):
+    if module:
+        pytest.importorskip(module)
+    with pytest.raises(KcompatError, match=message):
+        check_sink(spec)
+
+
+def test_a_password_in_the_environment_of_the_service_alone_is_no_mistake(monkeypatch):
+    monkeypatch.delenv("NOT_HERE", raising=False)
+    check_sink("kafka://h?username=u&password_env=NOT_HERE&properties.linger.ms=5")
+
+
+@pytest.mark.parametrize("spec", ["kafka://[::1", "kafka://h?properties.ling.ms=5", "datakit://h?token_file={}/token",
+                                  "jsonl:{}/a\0b", "otlp://h?token_file={}/token", "influxdb://h?token_file={}/bytes"])
+def test_whatever_is_wrong_with_a_new_output_leaves_the_running_ones(spec, tmp_path, caplog):
+    (tmp_path / "token").write_text("geheim\nmünchen")
+    (tmp_path / "bytes").write_bytes(b"geheim\xff")
+    outputs = Outputs([f"lineproto:{tmp_path}/a"])
+    before = {*Path("/proc/self/fd").iterdir()}
+    with pytest.raises(KcompatError) as error:
+        outputs.reopen([f"lineproto:{tmp_path}/b", spec.format(tmp_path), "datakit://[::1"])
+    outputs.write(flows(3))
+    outputs.close()
+
+    assert len((tmp_path / "a").read_text().splitlines()) == 3
+    assert "geheim" not in str(error.value) and "\n" not in str(error.value)
+    assert not {*Path("/proc/self/fd").iterdir()} - before
+
+
+def test_what_no_library_should_raise_is_said_of_the_sink(monkeypatch):
+    def raising(*args):
+        raise RuntimeError("a surprise")
+
+    monkeypatch.setattr("collector.sinks.network.Delivery", raising)
+    with pytest.raises(KcompatError, match="sink 'datakit://h': RuntimeError: a surprise"):
+        open_sink("datakit://user:geheim@h?timeout_s=5")
 
 
 def test_outputs_that_stay_as_they_were_go_on_when_others_change(tmp_path):
