@@ -14,8 +14,8 @@ PACKAGES := python3-bpfcc python3-venv iproute2
 # What the tests compare with, what boots other kernels, and the browser that looks at the report.
 PACKAGES_DEV := $(PACKAGES) bind9-dnsutils bpftool chromium clang clang-format cpio curl dnsmasq-base \
 	dnsperf e2fsprogs gcc gcc-aarch64-linux-gnu git gnutls-bin influxdb kmod libbpf-dev libc6-dev libelf-dev llvm \
-	nats-server nginx-light nftables openssl pahole qemu-system-x86 rpm tinyproxy-bin tshark util-linux victoria-metrics \
-	wget wrk xz-utils zstd
+	logrotate nats-server nginx-light nftables openssl pahole qemu-system-x86 rpm tinyproxy-bin tshark util-linux \
+	victoria-metrics wget wrk xz-utils zstd
 # What builds kernels of our own (ci/build.py), and what boots those of another machine (ci/disk.py).
 PACKAGES_MATRIX := $(PACKAGES_DEV) bc bison ccache flex g++ gcc-12-plugin-dev libssl-dev qemu-system-arm
 # Every run ends: install, lint and all tests, real kernels in QEMU without KVM among them.

@@ -7,10 +7,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
 from collector.record import Record
+from collector.sinks.files import FileStream, is_file, opened
 from collector.sinks.sink import CLOSE_DEADLINE_S
 from kcompat.errors import KcompatError
 
@@ -23,7 +25,7 @@ _AT_ONCE = 4096
 
 
 class ByteStream(Protocol):
-    """What a `LineSink` writes to: an unbuffered file, or standard output."""
+    """What a `LineSink` writes to: a file, a pipe, or standard output."""
 
     def write(self, data: bytes | memoryview, /) -> int | None: ...
 
@@ -96,19 +98,24 @@ def open_lines(spec: str, path: str, encode: Encode) -> LineSink:
     """Append to `path`; `-` is standard output."""
     if path == "-":
         return LineSink(spec, StdoutStream(), encode)
-    try:
-        return LineSink(spec, Path(path).open("ab", buffering=0), encode, torn=_ends_torn(Path(path)))
-    except OSError as error:
-        raise KcompatError(f"{path}: cannot be opened for writing: {error.strerror}") from None
+    return _opened(spec, Path(path), encode, FileStream)
 
 
 def open_rotating(name: str, path: Path, encode: Encode, max_bytes: int, max_age_s: float,
                   keep: int) -> LineSink:
     """Append to `path`, which is moved aside when it is too large or too old; `keep` old files are kept."""
     from collector.sinks.rotating import RotatingStream
+    if path.parent.resolve().is_relative_to("/proc") or path.parent.resolve() == Path("/dev"):
+        raise KcompatError(f"{path}: the system's own is not rotated")
+    return _opened(name, path, encode, lambda path, file: RotatingStream(path, file, max_bytes, max_age_s, keep))
+
+
+def _opened(name: str, path: Path, encode: Encode, stream: Callable[[Path, FileIO], ByteStream]) -> LineSink:
+    """Of a file `stream` is made; a pipe or a device is written to as it is."""
     try:
         torn = _ends_torn(path)
-        return LineSink(name, RotatingStream(path, max_bytes, max_age_s, keep), encode, torn=torn)
+        file = opened(path)
+        return LineSink(name, stream(path, file) if is_file(file) else file, encode, torn=torn)
     except OSError as error:
         raise KcompatError(f"{path}: cannot be opened for writing: {error.strerror}") from None
 

@@ -1,10 +1,18 @@
 """Files that are rotated: by size, by age, with so many kept; whole lines, none lost, none twice."""
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from collector.sinks import open_sink
 from kcompat.errors import KcompatError
 from tests.collector.line_server import points
+
+REPO = Path(__file__).parents[2]
 
 
 def lines(directory):
@@ -55,15 +63,73 @@ def test_a_batch_larger_than_the_bound_gets_a_file_of_its_own(tmp_path):
     assert [len((tmp_path / name).read_text().splitlines()) for name in ("flows.2", "flows.1", "flows")] == [1, 50, 1]
 
 
-def test_a_file_moved_away_by_logrotate_is_begun_anew(tmp_path):
-    sink = open_sink(f"lineproto:{tmp_path}/flows?max_bytes=100000")
+@pytest.mark.parametrize("limit", ["", "?max_bytes=100000"])
+def test_a_file_moved_away_by_logrotate_is_begun_anew(limit, tmp_path):
+    sink = open_sink(f"lineproto:{tmp_path}/flows{limit}")
     sink.write(points(2))
     (tmp_path / "flows").rename(tmp_path / "elsewhere")
     sink.write(points(3, 2))
+    (tmp_path / "flows").unlink()
+    sink.write(points(4, 5))
     sink.close()
 
     assert len((tmp_path / "elsewhere").read_text().splitlines()) == 2
-    assert len((tmp_path / "flows").read_text().splitlines()) == 3
+    assert len((tmp_path / "flows").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("how", ["create 640", "nocreate", "copytruncate"])
+def test_logrotate_itself_loses_no_line(how, tmp_path):
+    if not (logrotate := shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")):
+        pytest.skip("logrotate is not installed")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "conf").write_text(f"{tmp_path}/logs/flows {{\nrotate 9\n{how}\n}}\n")
+    (tmp_path / "conf").chmod(0o600)
+    sink = open_sink(f"lineproto:{tmp_path}/logs/flows")
+    for first in range(0, 30, 10):
+        sink.write(points(10, first))
+        subprocess.run([logrotate, "-f", "-s", tmp_path / "state", tmp_path / "conf"], check=True, timeout=20)
+    sink.write(points(5, 30))
+    sink.close()
+
+    assert lines(tmp_path / "logs") == [f"netflow,host=box n={number}i {number + 1}" for number in range(35)]
+    assert sorted(path.read_text().count("\n") for path in (tmp_path / "logs").iterdir()) == [5, 10, 10, 10]
+
+
+def test_nobody_else_may_read_a_new_file(tmp_path):
+    (tmp_path / "flows").touch(0o644)
+    for spec in ("flows", "new", "rotated?max_bytes=10"):
+        written(open_sink(f"jsonl:{tmp_path}/{spec}"), (0, 1), (1, 1))
+
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()}
+    assert modes == {"flows": "0o644", "new": "0o600", "rotated": "0o600", "rotated.1": "0o600"}
+
+
+def test_what_is_no_file_is_written_to_as_it_is(tmp_path, caplog):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    sink = open_sink(f"lineproto:{tmp_path}/pipe?max_bytes=10")
+    (tmp_path / "pipe").rename(tmp_path / "elsewhere")
+    written(sink, (0, 1), (1, 2))
+    assert os.read(reader, 1000).count(b"\n") == 3
+    os.close(reader)
+    assert not (tmp_path / "pipe").exists()
+
+    full = open_sink("jsonl:/dev/full")
+    written(full, (0, 3))
+    assert (full.written, full.dropped) == (0, 3)
+    assert "/dev/full: No space left on device" in caplog.text
+
+
+def test_standard_output_by_its_path_is_one_file_however_it_is_moved(tmp_path):
+    program = ("import sys; sys.path.insert(0, '.')\nfrom pathlib import Path\n"
+               "from collector.sinks import open_sink\nfrom tests.collector.line_server import points\n"
+               "sink = open_sink('lineproto:/dev/stdout')\nsink.write(points(2))\n"
+               f"Path('{tmp_path}/out').rename('{tmp_path}/moved')\nsink.write(points(3))\n")
+    with (tmp_path / "out").open("wb") as out:
+        subprocess.run([sys.executable, "-c", program], cwd=REPO, stdout=out, check=True, timeout=60)
+
+    assert len((tmp_path / "moved").read_text().splitlines()) == 5
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_earlier_collectors_file_is_continued(tmp_path):
@@ -81,7 +147,7 @@ def test_a_path_may_have_a_question_mark(tmp_path):
 
 @pytest.mark.parametrize(("spec", "message"), [
     ("jsonl:/nonexistent/x?max_bytes=5", "/nonexistent/x: cannot be opened"), ("jsonl:x?keep=none", "keep"),
-    ({"kind": "jsonl", "pth": "x"}, "no key pth"),
+    ({"kind": "jsonl", "pth": "x"}, "no key pth"), ("jsonl:/dev/stdout?max_bytes=5", "/dev/stdout: .*not rotated"),
 ])
 def test_what_is_wrong_is_named(spec, message):
     with pytest.raises(KcompatError, match=message):
