@@ -204,7 +204,7 @@ class Pipeline:
         options, kept = taken_over(self.options, options)
         if kept:
             log.warning("%s: for the next start; what runs keeps the old value", ", ".join(kept))
-        if options.outputs != self.options.outputs and isinstance(self._sink, Outputs):
+        if isinstance(self._sink, Outputs):
             try:
                 self._sink.reopen(options.outputs)
             except KcompatError as error:

@@ -59,4 +59,7 @@ class Transport(Protocol):
     def report(self, what: str) -> None:
         """Tell the server that the collector cannot start, where it has an ear for that."""
 
+    def renew(self) -> None:
+        """Secrets may be others now: they are read again before they are shown. Called by the collector."""
+
     def close(self) -> None: ...

@@ -102,6 +102,10 @@ class Delivery:
         """For the server to show: the collector cannot start."""
         self._transport.report(what)
 
+    def renew(self) -> None:
+        """Secrets may be others now."""
+        self._transport.renew()
+
     def flush(self, deadline_s: float = CLOSE_DEADLINE_S) -> None:
         """Wait until the server has everything, or the deadline."""
         with self._changed:

@@ -9,6 +9,8 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 import httpx
@@ -17,6 +19,7 @@ from collector.record import Record, to_lines
 from collector.sinks.chunk import Chunk, Refused, Retry
 from collector.sinks.options import Http, Influx, Influx2, header_value
 from collector.sinks.spec import bare
+from collector.sinks.trouble import Trouble
 from kcompat.errors import KcompatError
 
 logger = logging.getLogger(__name__)
@@ -29,25 +32,40 @@ _SHOWN_OF_ANSWER = 300
 _READ_OF_ANSWER = 1 << 16
 # Answers of a server that is busy, not of one that dislikes what it was sent.
 _LATER = frozenset((408, 425, 429))
-_REPORT_TIMEOUT_S = 3.0
+# Answers that are about who sends or where to: they change when a token, an address or a server's database does.
+_UNKNOWN = frozenset((401, 403))
+_ELSEWHERE = frozenset((404, 405, 407))
 _LOGGED = ("bash",)
 
 
-class Poster:
-    """Posts bodies to one server."""
+class Secrets(NamedTuple):
+    """What a request shows of us: in its headers, by HTTP's own authentication, in its query."""
 
-    def __init__(self, options: Http, headers: Mapping[str, str], auth: tuple[str, str] | None = None) -> None:
+    headers: Mapping[str, str]
+    auth: tuple[str, str] | None
+    query: str = ""
+
+
+class Poster:
+    """Posts bodies to one server. `secrets` are read again when it says that it does not know us."""
+
+    def __init__(self, options: Http, headers: Mapping[str, str], secrets: Callable[[], Secrets]) -> None:
         self._url = _url(options.url)
         self._timeout_s = options.timeout_s
-        self._client = httpx.Client(timeout=options.timeout_s, headers=headers, auth=auth,
-                                    verify=_trusted(options, self._url))
+        self._read_secrets, self._secrets, self._stale = secrets, secrets(), False
+        self._unread = Trouble()
+        self._client = httpx.Client(timeout=options.timeout_s, headers=headers, verify=_trusted(options, self._url))
 
     def post(self, target: str, body: bytes, **headers: str) -> bytes:
         """To a path below the server's URL, or to that as it is: the answer. Retry or Refused when it takes it not."""
+        shown = self._renewed()
+        if shown.query:
+            target += f"{'&' if '?' in target else '?'}{shown.query}"
         url = self._url.copy_with(raw_path=(self._url.path.rstrip("/") + target).encode()) if target else self._url
         deadline = time.monotonic() + 2 * self._timeout_s
         try:
-            with self._client.stream("POST", url, content=body, headers=headers) as answer:
+            with self._client.stream("POST", url, content=body, headers={**shown.headers, **headers},
+                                     auth=shown.auth) as answer:
                 said = _read(answer, deadline)
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise Retry(f"{type(error).__name__}: {error}") from None
@@ -55,24 +73,40 @@ class Poster:
             return said
         text = " ".join(said.decode(errors="replace").split())[:_SHOWN_OF_ANSWER]
         told = f"{answer.status_code} {answer.reason_phrase}: {text}"
-        if answer.is_server_error or answer.status_code in _LATER:
+        self._stale = self._stale or answer.status_code in _UNKNOWN
+        if not answer.is_client_error or answer.status_code in _LATER | _UNKNOWN | _ELSEWHERE:
             asked = answer.headers.get("Retry-After", "")
             raise Retry(told, float(asked) if asked.isascii() and asked.isdigit() else 0.0)
         raise Refused(told)
 
+    def renew(self) -> None:
+        """May be called by another thread."""
+        self._stale = True
+
     def close(self) -> None:
         self._client.close()
+
+    def _renewed(self) -> Secrets:
+        """Where they cannot be read now, those of before may still do."""
+        if self._stale:
+            self._stale = False
+            try:
+                self._secrets = self._read_secrets()
+                self._unread.ends()
+            except KcompatError as error:
+                if self._unread.begins(str(error)):
+                    logger.warning("%s (what was read before is shown)", error)
+        return self._secrets
 
 
 class LineProtocol:
     """Line protocol, gzipped, at most 512 points a request; `target` is the path of a measurement."""
 
-    def __init__(self, options: Http, target: Callable[[str], str], headers: Mapping[str, str] | None = None,
-                 auth: tuple[str, str] | None = None, report_to: str | None = None) -> None:
+    def __init__(self, options: Http, target: Callable[[str], str], secrets: Callable[[], Secrets],
+                 report_to: str | None = None) -> None:
         self.name = bare(options.url)
         self._target, self._report_to = target, report_to
-        self._headers = {**_LINES, **(headers or {})}
-        self._poster = Poster(options, self._headers, auth)
+        self._poster = Poster(options, _LINES, secrets)
 
     def encode(self, records: Sequence[Record]) -> Iterator[Chunk]:
         for route, points in routed(records, self._target):
@@ -93,6 +127,9 @@ class LineProtocol:
         except (Retry, Refused) as error:
             logger.debug("%s: %s", self.name, error)
 
+    def renew(self) -> None:
+        self._poster.renew()
+
     def close(self) -> None:
         self._poster.close()
 
@@ -112,29 +149,19 @@ def routed(records: Sequence[Record], route: Callable[[str], str]) -> Iterator[t
 
 def plain(options: Http) -> LineProtocol:
     """At the URL as it is, which may hold a user, a password, or a token in its query."""
-    return LineProtocol(options, lambda measurement: "", *authorised(options, "Token"))
+    return LineProtocol(options, lambda measurement: "", partial(authorised, options, "Token"))
 
 
 def datakit(options: Http) -> LineProtocol:
     """DataKit keeps flows and what people type apart; a token is only for a DataWay."""
-    token = f"&{urlencode({'token': options.token})}" if options.token else ""
-
     def target(measurement: str) -> str:
         category, source = ("logging", "ebpf-bash") if measurement in _LOGGED else ("network", "ebpf-net")
         return f"/v1/write/{category}?input={source}"
 
-    return _DataKit(options, target, token)
+    def secrets() -> Secrets:
+        return Secrets({}, None, urlencode({"token": token}) if (token := options.token) else "")
 
-
-class _DataKit(LineProtocol):
-    """The token is added when a request is made: routes are written to disk."""
-
-    def __init__(self, options: Http, target: Callable[[str], str], token: str) -> None:
-        super().__init__(options, target, report_to="/v1/lasterror")
-        self._token = token
-
-    def send(self, chunk: Chunk) -> None:
-        super().send(replace(chunk, route=chunk.route + self._token))
+    return LineProtocol(options, target, secrets, report_to="/v1/lasterror")
 
 
 def influxdb(options: Influx) -> LineProtocol:
@@ -149,23 +176,23 @@ def victoriametrics(options: Influx) -> LineProtocol:
 def _influx(options: Influx, scheme: str) -> LineProtocol:
     policy = {"rp": options.retention_policy} if options.retention_policy else {}
     target = "/write?" + urlencode({"db": options.database, **policy, "precision": "ns"})
-    return LineProtocol(options, lambda measurement: target, *authorised(options, scheme))
+    return LineProtocol(options, lambda measurement: target, partial(authorised, options, scheme))
 
 
 def influxdb2(options: Influx2) -> LineProtocol:
     target = "/api/v2/write?" + urlencode({"org": options.org, "bucket": options.bucket, "precision": "ns"})
-    return LineProtocol(options, lambda measurement: target, *authorised(options, "Token"))
+    return LineProtocol(options, lambda measurement: target, partial(authorised, options, "Token"))
 
 
-def authorised(options: Http, scheme: str) -> tuple[dict[str, str], tuple[str, str] | None]:
-    """Headers and a user with a password."""
+def authorised(options: Http, scheme: str) -> Secrets:
+    """A token in a header, and a user with a password."""
     token = options.token
     try:
         header_value(token or "")
     except ValueError as error:
         raise KcompatError(f"sink {bare(options.url)!r}: the token {error}") from None
-    return ({"Authorization": f"{scheme} {token}"} if token else {},
-            (options.username, options.password or "") if options.username is not None else None)
+    return Secrets({"Authorization": f"{scheme} {token}"} if token else {},
+                   (options.username, options.password or "") if options.username is not None else None)
 
 
 def _url(text: str) -> httpx.URL:

@@ -33,8 +33,7 @@ class Topic:
         self._options = options
         self._trouble = ""
         self._producer: Producer | None = None
-        self._settings = _settings(options, options.password or "")
-        _try(options, self._settings)
+        self._made().close()  # what is wrong with it is said now
 
     def encode(self, records: Sequence[Record]) -> Iterator[Chunk]:
         begin = 0
@@ -49,7 +48,10 @@ class Topic:
         return replace(chunk, payload=zlib.compress(chunk.payload, 1))
 
     def send(self, chunk: Chunk) -> None:
-        producer = self._producer = self._producer or self._made()
+        try:
+            producer = self._producer = self._producer or self._made()
+        except KcompatError as error:
+            raise Retry(str(error)) from None
         lines = zlib.decompress(chunk.payload).split(b"\n")
         errors: list[KafkaError] = []
         acknowledged = 0
@@ -80,6 +82,9 @@ class Topic:
     def report(self, what: str) -> None:
         """A topic is for records."""
 
+    def renew(self) -> None:
+        """They are read for every producer, and one that is no more let in is replaced."""
+
     def close(self) -> None:
         self._producer = None
 
@@ -100,7 +105,8 @@ class Topic:
                 return
 
     def _made(self) -> Producer:
-        return Producer({**self._settings, "error_cb": self._heard}, logger=_librdkafka)
+        settings = _settings(self._options, self._options.password or "")
+        return _producer(self._options, {**settings, "error_cb": self._heard})
 
     def _heard(self, error: KafkaError) -> None:
         self._trouble = error.str()
@@ -108,12 +114,12 @@ class Topic:
 
 def check(options: Kafka) -> None:
     """KcompatError for a property that librdkafka does not know or take; nobody is connected to."""
-    _try(options, _settings(options, "no secret is read for that"))
+    _producer(options, _settings(options, "no secret is read for that")).close()
 
 
-def _try(options: Kafka, settings: dict[str, Any]) -> None:
+def _producer(options: Kafka, settings: dict[str, Any]) -> Producer:
     try:
-        Producer(settings, logger=_librdkafka).close()
+        return Producer(settings, logger=_librdkafka)
     except KafkaException as error:
         raise KcompatError(f"sink {_name(options)!r}: {error.args[0].str()}") from None
 

@@ -36,7 +36,7 @@ class JetStream:
         self._options = options
         self._loop = asyncio.new_event_loop()
         self._client: Client | None = None
-        self._settings = _settings(options)
+        _settings(options)  # what is wrong with them is said now
 
     def encode(self, records: Sequence[Record]) -> Iterator[Chunk]:
         subject = self._options.subject
@@ -51,6 +51,8 @@ class JetStream:
             self._loop.run_until_complete(asyncio.wait_for(self._send(chunk), 2 * self._options.timeout_s))
         except (Refused, Retry):
             raise
+        except KcompatError as error:
+            raise Retry(str(error)) from None
         except Exception as error:
             # nats-py raises its own, asyncio's and the socket's errors: none of them says the message is at fault.
             self._loop.run_until_complete(self._hang_up())
@@ -58,6 +60,9 @@ class JetStream:
 
     def report(self, what: str) -> None:
         """A stream is for records."""
+
+    def renew(self) -> None:
+        """They are read for every connection, and one that stands was let in."""
 
     def close(self) -> None:
         self._loop.run_until_complete(self._hang_up())
@@ -82,7 +87,7 @@ class JetStream:
         """Of a connection that stands; the stream is made where it is missing and we may."""
         if self._client is None or not self._client.is_connected:
             await self._hang_up()
-            self._client = await nats.connect(self._options.url, **self._settings)
+            self._client = await nats.connect(self._options.url, **_settings(self._options))
             stream = self._client.jetstream(timeout=self._options.timeout_s)
             try:
                 await stream.stream_info(self._options.stream)

@@ -20,7 +20,7 @@ from opentelemetry.sdk.resources import Resource
 
 from collector.record import FieldValue, Record, fits
 from collector.sinks.chunk import Chunk, Refused
-from collector.sinks.http import Poster, authorised, routed
+from collector.sinks.http import Poster, Secrets, authorised, routed
 from collector.sinks.options import Otlp
 from collector.sinks.spec import bare
 
@@ -34,8 +34,7 @@ class OtlpLogs:
 
     def __init__(self, options: Otlp) -> None:
         self.name = bare(options.url)
-        headers, auth = authorised(options, "Bearer")
-        self._poster = Poster(options, {**_HEADERS, **headers, **options.headers}, auth)
+        self._poster = Poster(options, _HEADERS, lambda: _secrets(options))
         self._target = "" if bare(options.url).endswith(_PATH) else _PATH
         self._resource = Resource.create({"service.name": "kcompat"}).attributes
 
@@ -64,8 +63,16 @@ class OtlpLogs:
     def report(self, what: str) -> None:
         """OTLP has no place for it."""
 
+    def renew(self) -> None:
+        self._poster.renew()
+
     def close(self) -> None:
         self._poster.close()
+
+
+def _secrets(options: Otlp) -> Secrets:
+    read = authorised(options, "Bearer")
+    return read._replace(headers={**read.headers, **options.headers})
 
 
 def _log(record: Record) -> LogRecord:

@@ -52,7 +52,10 @@ class Outputs:
         self._now.report(what)
 
     def reopen(self, specs: Sequence[Spec]) -> None:
-        """Others from now on; unchanged ones go on, the rest deliver what they hold. KcompatError: all stay."""
+        """Others from now on; the rest deliver what they hold. Unchanged ones go on, with secrets that are read again.
+
+        KcompatError: all stay.
+        """
         running = list(zip(self._specs, self._now.sinks, strict=True))
         sinks: list[Sink] = []
         opened: list[Sink] = []
@@ -70,6 +73,9 @@ class Outputs:
             for sink in opened:
                 sink.close(0)
             raise
+        for sink in sinks:
+            if isinstance(sink, Delivery):
+                sink.renew()
         end = time.monotonic() + CLOSE_DEADLINE_S
         for _, sink in running:
             sink.close(max(0.0, end - time.monotonic()))

@@ -47,7 +47,10 @@ def unreadable(directory):
 
 
 class Server(ThreadingHTTPServer):
-    """Answers with `answers` in turn (a status, "hang up", "stall" or "dribble"), then `always`; keeps what it took."""
+    """Answers with `answers` in turn (a status, "hang up", "stall" or "dribble"), then `always`; keeps what it took.
+
+    An answer may also be made of the request, by a function.
+    """
 
     daemon_threads = True
 
@@ -73,6 +76,8 @@ class Handler(BaseHTTPRequestHandler):
         lines = [parse_line(line)["fields"]["n"] for line in gzip.decompress(body).decode().split("\n")]
         self.server.requests.append((self.path, dict(self.headers), lines))
         answer = self.server.answers.pop(0) if self.server.answers else self.server.always
+        if callable(answer):
+            answer = answer(self)
         if answer == "stall":
             self.server.released.wait(DEADLINE_S)
             answer = 200

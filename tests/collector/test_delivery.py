@@ -11,7 +11,7 @@ from pathlib import Path
 from collector.sinks import open_sink, open_sinks
 from collector.sinks.chunk import Chunk, Retry
 from collector.sinks.delivery import Backoff, Delivery
-from collector.sinks.http import LineProtocol
+from collector.sinks.http import plain
 from collector.sinks.options import Http
 from collector.sinks.segments import Segments
 from collector.sinks.spool import Spool
@@ -211,7 +211,7 @@ def test_a_bug_in_the_spool_ends_neither_thread(server, caplog):
                 raise errors.pop()
             return super().head()
 
-    sink = Delivery(LineProtocol(Http(url=server.url), lambda measurement: ""), Buggy(None), Backoff(0.001, 0.002))
+    sink = Delivery(plain(Http(url=server.url)), Buggy(None), Backoff(0.001, 0.002))
     for first in range(0, 3000, 600):
         sink.write(points(600, first))
     sink.flush(DEADLINE_S)
@@ -296,7 +296,7 @@ def test_the_collectors_thread_only_encodes(no_proxy):
         def close(self):
             return 0
 
-    sink = Delivery(LineProtocol(Http(url="http://127.0.0.1:9"), lambda measurement: "/"), HungDisk())
+    sink = Delivery(plain(Http(url="http://127.0.0.1:9")), HungDisk())
     for _ in range(10):
         sink.write(points(600))
     wait_until(lambda: sink.waiting == 6000)

@@ -5,13 +5,19 @@ import socket
 import ssl
 import subprocess
 import time
+from base64 import b64decode
+from http import HTTPStatus
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from collector.config import Options
+from collector.pipeline import Pipeline
 from collector.sinks import check_sink, open_sink, open_sinks
+from collector.sinks.outputs import Outputs
 from kcompat.errors import KcompatError
+from kcompat.offsets import Offsets
 from tests.collector.line_server import DEADLINE_S, points, serving, wait_until
 
 
@@ -92,8 +98,8 @@ def test_a_url_keeps_its_token_out_of_the_name(server):
     assert sink.name == f"http://{server.address}/v1/write/network"
 
 
-@pytest.mark.parametrize("answer", [500, 503, 429, "hang up"])
-def test_a_server_error_is_tried_again(server, answer, caplog):
+@pytest.mark.parametrize("answer", [500, 503, 429, "hang up", 301, 307, 401, 403, 404, 405, 407])
+def test_what_is_not_the_points_fault_is_tried_again(server, answer, caplog):
     server.answers = [answer] * 20
     sink = quick(server)
     sink.write(points(600))
@@ -106,9 +112,64 @@ def test_a_server_error_is_tried_again(server, answer, caplog):
     assert len([record for record in caplog.records if "will be tried again" in record.message]) == 1
 
 
-def test_a_refusal_is_dropped_and_the_servers_answer_is_logged_once(server, caplog):
+def test_an_answer_that_comes_and_goes_is_logged_once_a_minute(server, caplog):
+    server.answers = [401, 200] * 5
+    sink = quick(server)
+    for first in range(0, 50, 10):
+        sink.write(points(10, first))
+        sink.flush(DEADLINE_S)
+    sink.close()
+
+    assert server.accepted == list(range(50))
+    (told,) = [record.message for record in caplog.records]
+    assert told.endswith('401 Unauthorized: {"error_code": "datakit.badPoint", "message": "no such thing"} '
+                         '(will be tried again)')
+
+
+@pytest.mark.parametrize(("kind", "more", "shown"), [
+    ("datakit", {}, lambda request: request.path.rpartition("token=")[2]),
+    ("influxdb2", {"org": "o"}, lambda request: request.headers["Authorization"].removeprefix("Token ")),
+    ("victoriametrics", {}, lambda request: request.headers["Authorization"].removeprefix("Bearer ")),
+    ("http", {"username": "u"}, lambda request: b64decode(request.headers["Authorization"][6:]).decode()[2:]),
+])
+def test_a_token_that_is_replaced_is_read_again_after_a_refusal(server, tmp_path, caplog, kind, more, shown):
+    secret = tmp_path / "secret"
+    secret.write_text("old")
+    server.always = lambda request: 200 if shown(request) == "new" else 403
+    sink = quick(server, kind, **{"password_file" if "username" in more else "token_file": str(secret)}, **more)
+    sink.write(points(600))
+    wait_until(lambda: len(server.requests) > 2)
+    secret.unlink()
+    wait_until(lambda: "secret cannot be read" in caplog.text)
+    secret.write_text("new")
+    sink.flush(DEADLINE_S)
+    sink.close()
+
+    assert server.accepted == list(range(600))
+    assert (sink.written, sink.dropped) == (600, 0)
+    # The server's answer, and the file that was not there.
+    assert len(caplog.records) == 2
+
+
+def test_a_token_that_is_replaced_is_read_again_when_the_configuration_is(server, tmp_path):
+    (tmp_path / "token").write_text("old")
+    options = Options("box", outputs=(f"datakit://{server.address}?token_file={tmp_path}/token",))
+    outputs = Outputs(options.outputs)
+    runs = Pipeline(options, Offsets(), outputs)
+    outputs.write(points(1))
+    outputs.flush(DEADLINE_S)
+    (tmp_path / "token").write_text("new")
+    runs._change(options)
+    outputs.write(points(1, 1))
+    outputs.close(DEADLINE_S)
+
+    assert [path.rpartition("=")[2] for path, _, _ in server.requests] == ["old", "new"]
+
+
+@pytest.mark.parametrize("answer", [400, 413, 422])
+def test_a_refusal_is_dropped_and_the_servers_answer_is_logged_once(server, caplog, answer):
     caplog.set_level("INFO")
-    server.answers = [400, 400]
+    server.answers = [answer, answer]
     sink = open_sink(server.url)
     sink.write(points(1536))
     sink.flush(DEADLINE_S)
@@ -116,9 +177,9 @@ def test_a_refusal_is_dropped_and_the_servers_answer_is_logged_once(server, capl
 
     assert server.accepted == list(range(1024, 1536))
     assert (sink.written, sink.dropped) == (512, 1024)
-    (told,) = [record.message for record in caplog.records if "400 Bad Request" in record.message]
-    assert told.endswith('400 Bad Request: {"error_code": "datakit.badPoint", "message": "no such thing"} '
-                         '(the points are dropped)')
+    (told,) = [record.message for record in caplog.records if "the points are dropped" in record.message]
+    assert told.endswith(f'{answer} {HTTPStatus(answer).phrase}: {{"error_code": "datakit.badPoint", '
+                         '"message": "no such thing"} (the points are dropped)')
     assert "secret" not in caplog.text
 
 

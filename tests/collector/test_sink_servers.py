@@ -218,6 +218,23 @@ def test_nats_that_comes_back_gets_what_waited(run, tmp_path, caplog):
     sink.close()
 
 
+def test_nats_whose_password_is_replaced_gets_what_waited(run, tmp_path, caplog):
+    pytest.importorskip("nats")
+    (port,) = free_ports(1)
+    run(port, command("nats-server"), "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", tmp_path / "js",
+        "--user", "kcompat", "--pass", "geheim")
+    (tmp_path / "password").write_text("of yesterday")
+    sink = open_sink(f"nats://127.0.0.1:{port}?username=kcompat&password_file={tmp_path}/password&backoff_s=0.05"
+                     "&longest_backoff_s=0.1")
+    sink.write(flows(99))
+    wait_until(lambda: "Authorization Violation" in caplog.text)
+    (tmp_path / "password").write_text("geheim")
+    sink.flush(DEADLINE_S)
+
+    assert (sink.written, sink.dropped, sink.waiting) == (100, 0, 0)
+    sink.close()
+
+
 def test_kafka():
     """The broker is librdkafka's own, which it has for tests of its clients: it speaks the protocol over TCP."""
     kafka = pytest.importorskip("confluent_kafka")
@@ -263,7 +280,7 @@ class Collector(BaseHTTPRequestHandler):
         if self.server.rejects:
             answer.partial_success.rejected_log_records = self.server.rejects
             answer.partial_success.error_message = "too old"
-        self.send_response(200)
+        self.send_response(200 if self.server.wanted in (None, self.headers["Authorization"]) else 401)
         said = answer.SerializeToString()
         self.send_header("Content-Length", str(len(said)))
         self.end_headers()
@@ -277,7 +294,7 @@ class Collector(BaseHTTPRequestHandler):
 def otlp():
     pytest.importorskip("opentelemetry.sdk")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
-    server.requests, server.rejects = [], 0
+    server.requests, server.rejects, server.wanted = [], 0, None
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
@@ -306,6 +323,20 @@ def test_otlp(otlp, monkeypatch):
     assert got == [(record.measurement, {key: value for key, value in {**record.tags, **record.fields}.items()
                                          if value != "" and key != "message"}, record.time) for record in records]
     assert bodies == ["m0", "m1", "m2"]
+
+
+def test_otlp_whose_token_is_replaced_gets_what_waited(otlp, tmp_path):
+    (tmp_path / "token").write_text("old")
+    otlp.wanted = "Bearer new"
+    sink = open_sink(f"otlp://127.0.0.1:{otlp.server_port}?token_file={tmp_path}/token&headers.X-Tenant=a&backoff_s=0.01")
+    sink.write(flows(99))
+    wait_until(lambda: len(otlp.requests) > 1)
+    (tmp_path / "token").write_text("new")
+    sink.flush(DEADLINE_S)
+
+    assert (sink.written, sink.dropped) == (100, 0)
+    assert {headers["X-Tenant"] for headers, _ in otlp.requests} == {"a"}
+    sink.close()
 
 
 def test_otlp_says_what_was_rejected(otlp, caplog):
