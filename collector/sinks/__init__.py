@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +16,8 @@ from kcompat.errors import KcompatError
 if TYPE_CHECKING:
     from collector.sinks.lines import LineSink
 
-__all__ = ["SINKS", "SINK_HELP", "Fanout", "Kind", "Sink", "Spec", "check_sink", "open_sink", "open_sinks"]
+__all__ = ["SINKS", "SINK_HELP", "Fanout", "Kind", "Sink", "Spec", "check_sink", "open_sink", "open_sinks",
+           "settle_spools"]
 
 # A sink as a user names it: text, or a table of the configuration.
 Spec = str | Mapping[str, Any]
@@ -45,6 +46,8 @@ def open_sink(spec: Spec) -> Sink:
 
 def open_sinks(specs: Iterable[Spec]) -> Fanout:
     """All of them as one sink; if one cannot be opened, none stays open."""
+    specs = list(specs)
+    settle_spools(specs)
     opened: list[Sink] = []
     try:
         for spec in specs:
@@ -54,6 +57,18 @@ def open_sinks(specs: Iterable[Spec]) -> Fanout:
         for sink in opened:
             sink.close(0)
         raise
+
+
+def settle_spools(specs: Iterable[Spec]) -> None:
+    """Before they are opened, told of all: what earlier collectors left on disk goes to whose it is."""
+    outputs = []
+    for spec in specs:
+        with suppress(KcompatError), _named(spec):  # opening says it
+            if (kind := _kind(spec)).open is _open_network:
+                outputs.append((kind_of(spec), kind.options(spec)))
+    if outputs:
+        from collector.sinks.places import settle
+        settle(outputs)
 
 
 @contextmanager

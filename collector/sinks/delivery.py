@@ -43,8 +43,10 @@ class Delivery:
     Counters only grow: `written` points a server took, `dropped` were refused or did not fit the spool.
     """
 
-    def __init__(self, transport: Transport, spool: Spool, backoff: Backoff = Backoff()) -> None:
+    def __init__(self, transport: Transport, spool: Spool, backoff: Backoff = Backoff(), place: str = "") -> None:
         self.name = transport.name
+        self.place = place
+        """What tells it from others of that name: its spool's."""
         self.written = 0
         self.given_bytes = 0
         """Of all it was to send, packed."""

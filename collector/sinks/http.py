@@ -104,7 +104,7 @@ class LineProtocol:
 
     def __init__(self, options: Http, target: Callable[[str], str], secrets: Callable[[], Secrets],
                  report_to: str | None = None) -> None:
-        self.name = bare(options.url)
+        self.name = options.name
         self._target, self._report_to = target, report_to
         self._poster = Poster(options, _LINES, secrets)
 
@@ -190,7 +190,7 @@ def authorised(options: Http, scheme: str) -> Secrets:
     try:
         header_value(token or "")
     except ValueError as error:
-        raise KcompatError(f"sink {bare(options.url)!r}: the token {error}") from None
+        raise KcompatError(f"sink {options.name!r}: the token {error}") from None
     return Secrets({"Authorization": f"{scheme} {token}"} if token else {},
                    (options.username, options.password or "") if options.username is not None else None)
 

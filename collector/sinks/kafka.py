@@ -29,7 +29,7 @@ class Topic:
     """Messages of one host share a key, so a partition, so they stay in order."""
 
     def __init__(self, options: Kafka) -> None:
-        self.name = _name(options)
+        self.name = options.name
         self._options = options
         self._trouble = ""
         self._producer: Producer | None = None
@@ -121,11 +121,7 @@ def _producer(options: Kafka, settings: dict[str, Any]) -> Producer:
     try:
         return Producer(settings, logger=_librdkafka)
     except KafkaException as error:
-        raise KcompatError(f"sink {_name(options)!r}: {error.args[0].str()}") from None
-
-
-def _name(options: Kafka) -> str:
-    return f"kafka://{urlsplit(options.url).netloc.rpartition('@')[2]}/{options.topic}"
+        raise KcompatError(f"sink {options.name!r}: {error.args[0].str()}") from None
 
 
 def _settings(options: Kafka, password: str) -> dict[str, Any]:

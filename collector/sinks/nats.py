@@ -20,7 +20,6 @@ from collector.record import Record, to_jsons
 from collector.sinks.chunk import Chunk, Refused, Retry
 from collector.sinks.http import routed
 from collector.sinks.options import Nats
-from collector.sinks.spec import bare
 from kcompat.errors import KcompatError
 
 
@@ -32,7 +31,7 @@ class JetStream:
     """
 
     def __init__(self, options: Nats) -> None:
-        self.name = f"{bare(options.url)}/{options.stream}"
+        self.name = options.name
         self._options = options
         self._loop = asyncio.new_event_loop()
         self._client: Client | None = None

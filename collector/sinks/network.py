@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from collector.sinks import options as of
 from collector.sinks.chunk import Transport
 from collector.sinks.delivery import Backoff, Delivery
+from collector.sinks.places import place
 from collector.sinks.segments import Segments
 from collector.sinks.spool import MEMORY_BYTES, Spool
 from kcompat.errors import Missing
-from offset_db.files import default_path
 
 
 def opened(kind: str, options: of.Network) -> Delivery:
     """KcompatError for what cannot be right; a server that is not there yet is no error."""
     transport = _TRANSPORTS[kind](options)
+    directory = place(kind, options)
     if options.spool == "memory":
         spool = Spool(None, options.spool_bytes)
     else:
-        directory = (options.spool_dir or spool_home()) / _directory(kind, transport.name)
         spool = Spool(partial(Segments, directory, options.spool_bytes), MEMORY_BYTES)
-    return Delivery(transport, spool, Backoff(options.backoff_s, options.longest_backoff_s))
-
-
-def spool_home() -> Path:
-    """Where spools are, each in a directory of its own."""
-    if given := os.environ.get("KCOMPAT_SPOOL"):
-        return Path(given)
-    return default_path().with_name("spool")
-
-
-def _directory(kind: str, name: str) -> str:
-    """The same for the same server, also after a change of token or time-out: so what waits is found again."""
-    return f"{kind}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return Delivery(transport, spool, Backoff(options.backoff_s, options.longest_backoff_s), directory.name)
 
 
 # Libraries are imported by the sinks that need them: httpx alone takes longer than a warm start of all the rest.

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from annotated_types import Interval, MinLen
 
 from collector.config import FORBID, Duration
+from collector.sinks.spec import bare
 from kcompat.errors import KcompatError
 
 if TYPE_CHECKING:
@@ -83,6 +84,11 @@ class Network:
     spool_dir: Path | None = None
     spool_bytes: Annotated[int, Interval(ge=4096)] = 256 * MIB
 
+    @property
+    def name(self) -> str:
+        """Where to, without secrets."""
+        return bare(self.url)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authenticated(Network):
@@ -141,6 +147,10 @@ class Nats(Authenticated):
     subject: Annotated[str, MinLen(1)] = "kcompat"
     credentials_file: Path | None = None
 
+    @property
+    def name(self) -> str:
+        return f"{bare(self.url)}/{self.stream}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kafka(Network):
@@ -152,6 +162,10 @@ class Kafka(Network):
     password_file: Path | None = None
     password_env: str | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"kafka://{urlsplit(self.url).netloc.rpartition('@')[2]}/{self.topic}"
 
     @property
     def password(self) -> str | None:

@@ -22,7 +22,6 @@ from collector.record import FieldValue, Record, fits
 from collector.sinks.chunk import Chunk, Refused
 from collector.sinks.http import Poster, Secrets, authorised, routed
 from collector.sinks.options import Otlp
-from collector.sinks.spec import bare
 
 _HEADERS = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}
 _PATH = "/v1/logs"
@@ -33,9 +32,9 @@ class OtlpLogs:
     """The resource is the SDK's, so that OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES mean what they always do."""
 
     def __init__(self, options: Otlp) -> None:
-        self.name = bare(options.url)
+        self.name = options.name
         self._poster = Poster(options, _HEADERS, lambda: _secrets(options))
-        self._target = "" if bare(options.url).endswith(_PATH) else _PATH
+        self._target = "" if options.name.endswith(_PATH) else _PATH
         self._resource = Resource.create({"service.name": "kcompat"}).attributes
 
     def encode(self, records: Sequence[Record]) -> Iterator[Chunk]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from collector.record import Record
-from collector.sinks import Spec, open_sink, open_sinks
+from collector.sinks import Spec, open_sink, open_sinks, settle_spools
 from collector.sinks.delivery import Delivery
 from collector.sinks.fanout import Fanout
 from collector.sinks.queued import Queued
@@ -57,6 +58,7 @@ class Outputs:
         KcompatError: all stay.
         """
         running = list(zip(self._specs, self._now.sinks, strict=True))
+        settle_spools(specs)
         sinks: list[Sink] = []
         opened: list[Sink] = []
         try:
@@ -84,9 +86,22 @@ class Outputs:
             self._bytes_before += sink.given_bytes if isinstance(sink, Delivery) else 0
 
     def statuses(self) -> tuple[SinkStatus, ...]:
-        return tuple(_status(sink) for sink in self._now.sinks)
+        return tuple(map(_status, self._now.sinks, _unique(self._now.sinks)))
 
 
-def _status(sink: Sink) -> SinkStatus:
+def _unique(sinks: Sequence[Sink]) -> list[str]:
+    """Their names, each once: of several alike each has its spool's too, the same in whatever order they are."""
+    alike = Counter(sink.name for sink in sinks)
+    names = [f"{sink.name} ({sink.place})" if isinstance(sink, Delivery) and alike[sink.name] > 1 else sink.name
+             for sink in sinks]
+    seen: Counter[str] = Counter()
+    for at, name in enumerate(names):
+        seen[name] += 1
+        if seen[name] > 1:
+            names[at] = f"{name} #{seen[name]}"
+    return names
+
+
+def _status(sink: Sink, name: str) -> SinkStatus:
     waiting = sink.waiting if isinstance(sink, Queued | Delivery) else 0
-    return SinkStatus(sink.name, sink.written, sink.dropped, waiting, sink.lag_s if isinstance(sink, Delivery) else 0.0)
+    return SinkStatus(name, sink.written, sink.dropped, waiting, sink.lag_s if isinstance(sink, Delivery) else 0.0)

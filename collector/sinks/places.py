@@ -1,0 +1,106 @@
+"""In which directory what waits for an output stands, and what becomes of those that are no output's any more."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from collector.sinks.options import Network
+from offset_db.files import default_path
+
+logger = logging.getLogger(__name__)
+
+# How it is sent and who is trusted, not where to; what a file or a variable holds is not asked.
+_NOT_WHERE = {one.name for one in fields(Network)} | {"ca_file", "password_file", "password_env", "properties"}
+_SECRET = re.compile(r"token|secret|pass|pwd|key|auth|sig|^p$", re.IGNORECASE)
+
+
+def place(kind: str, options: Network) -> Path:
+    """The same after a change of a token's value, a password or a time-out: so what waits is found again.
+
+    Another for whatever else tells two outputs apart: what waits for one tenant never goes out with another's token.
+    """
+    asked = {one.name: value for one in fields(options)
+             if one.name not in _NOT_WHERE and (value := getattr(options, one.name)) and value != one.default}
+    told = [kind, _address(options.url), asked]
+    return _home(options) / _named(kind, json.dumps(told, sort_keys=True, default=str))
+
+
+def settle(outputs: Iterable[tuple[str, Network]]) -> None:
+    """Before they are opened: they get what the first version named by the server alone, and strays are told."""
+    places: set[Path] = set()
+    owners: dict[Path, set[Path]] = defaultdict(set)
+    for kind, options in outputs:
+        if options.spool == "memory":
+            continue
+        places.add(mine := place(kind, options))
+        owners[mine.parent / _named(kind, options.name)].add(mine)
+    try:
+        for old, new in owners.items():
+            # With one output at that server it is certain whose it is.
+            if len(new) == 1 and old.is_dir() and not min(new).exists():
+                _move(old, min(new))
+        for path in sorted(_waiting({one.parent for one in places}) - places):
+            names = " or ".join(sorted(one.name for one in owners.get(path, ())))
+            logger.warning("%s: what waits there is for no output that there is now%s", path,
+                           f", unless you rename it to {names}" if names else "")
+    except OSError as error:
+        logger.warning("%s: %s", error.filename, error.strerror)
+
+
+def _named(kind: str, told: str) -> str:
+    return f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+
+
+def _address(url: str) -> str:
+    """With the user and the query, but neither password nor token."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    query = [one for one in parse_qsl(parts.query, keep_blank_values=True) if not _SECRET.search(one[0])]
+    return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}?{urlencode(query)}"
+
+
+def _home(options: Network) -> Path:
+    """Where spools are, each in a directory of its own."""
+    if options.spool_dir:
+        return options.spool_dir
+    return Path(given) if (given := os.environ.get("KCOMPAT_SPOOL")) else default_path().with_name("spool")
+
+
+def _move(old: Path, new: Path) -> None:
+    with _held(old) as mine:
+        if mine:
+            old.rename(new)
+
+
+def _waiting(homes: Iterable[Path]) -> set[Path]:
+    """Spools in which something waits and nobody, another collector for one, is at work."""
+    found = set()
+    for path in (path for home in homes if home.is_dir() for path in home.iterdir()):
+        if any(file.stat().st_size for file in path.glob("*.chunks")):
+            with _held(path) as mine:
+                found |= {path} if mine else set()
+    return found
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    """Whether nobody else has it, and has not until the end."""
+    fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(fd)
