@@ -111,10 +111,9 @@ class Segments:
         last.size += len(data)
         self.points += chunk.points
 
-    def sync(self) -> None:
-        """What was put survives a power cut from here on."""
-        if self._writable:
-            os.fdatasync(self._segments[-1].fd)
+    def unsynced(self) -> list[int]:
+        """Descriptors of what a power cut would take. The caller's, to fdatasync and close."""
+        return [os.dup(self._segments[-1].fd)] if self._writable else []
 
     def head(self) -> Chunk | None:
         """The oldest, which stays until `done`. One that is damaged is lost, and said to be. OSError: not now."""

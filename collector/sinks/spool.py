@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from collector.sinks.chunk import Chunk, Retry
 from collector.sinks.segments import Segments
@@ -16,11 +18,20 @@ from collector.sinks.trouble import Trouble
 logger = logging.getLogger(__name__)
 
 MEMORY_BYTES = 16 << 20
+# Of who ends, with a disk that does not answer.
+_PATIENCE_S = 0.5
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+class _Held(NamedTuple):
+    points: int = 0
+    lost: int = 0
+    oldest_ns: int | None = None
+    durable: bool = False
+
+
 class Spool:
-    """Chunks leave as they came. Past its bounds the oldest give way.
+    """Chunks leave as they came. Past its bounds the oldest give way. What it holds is told without waiting for a disk.
 
     `opened` gives the part on disk and may fail (disk full, not allowed, held by another process): until it does not,
     chunks wait in memory. None: in memory only. Safe for threads.
@@ -31,40 +42,37 @@ class Spool:
         self._disk: Segments | None = None
         self._memory: deque[Chunk] = deque()
         self._memory_bytes = memory_bytes
-        self._held_bytes = self._lost = self._lost_on_disk = 0
+        self._held_bytes = self._held_points = self._lost = self._lost_on_disk = 0
+        self._held = _Held()
         self._sending: Chunk | None = None
         self._trouble = Trouble()
         self._lock = threading.RLock()
-        with self._lock:
+        with self._changing():
             self._open()
 
     @property
     def durable(self) -> bool:
         """Whether what waits outlives this process."""
-        with self._lock:
-            return self._disk is not None and not self._memory
+        return self._held.durable
 
     @property
     def lost(self) -> int:
-        with self._lock:
-            return self._lost + (self._disk.lost if self._disk else self._lost_on_disk)
+        return self._held.lost
 
     @property
     def points(self) -> int:
-        with self._lock:
-            return (self._disk.points if self._disk else 0) + sum(chunk.points for chunk in self._memory)
+        return self._held.points
 
     @property
     def oldest_ns(self) -> int | None:
         """When the oldest came."""
-        with self._lock:
-            told = self._disk.oldest_ns if self._disk else None
-            return told if told is not None else self._memory[0].time_ns if self._memory else None
+        return self._held.oldest_ns
 
     def append(self, chunk: Chunk) -> None:
-        with self._lock:
+        with self._changing():
             self._memory.append(chunk)
             self._held_bytes += len(chunk.payload)
+            self._held_points += chunk.points
             fault = self._settle()
             while self._held_bytes > self._memory_bytes:
                 # On a full disk a file that gives way makes room; on one that fails it would be lost for nothing.
@@ -75,16 +83,22 @@ class Spool:
                     self._forget()
 
     def sync(self) -> None:
-        with self._lock:
-            if self._disk:
-                try:
-                    self._disk.sync()
-                except OSError as error:
-                    self._tell(error)
+        """What was put survives a power cut from here on. Others may put and take meanwhile: it may take seconds."""
+        fds: list[int] = []
+        try:
+            with self._lock:
+                fds += self._disk.unsynced() if self._disk else ()
+            for fd in fds:
+                os.fdatasync(fd)
+        except OSError as error:
+            self._tell(error)
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def head(self) -> Chunk | None:
         """The oldest; it stays until `done`. Retry: it stands on a disk that cannot be read now."""
-        with self._lock:
+        with self._changing():
             try:
                 chunk = self._disk.head() if self._disk else None
             except OSError as error:
@@ -97,29 +111,55 @@ class Spool:
 
     def done(self, chunk: Chunk) -> None:
         """It arrived, or never will."""
-        with self._lock:
+        with self._changing():
             self._send(None)
             if self._disk and self._disk.done(chunk.key):
                 return
             if self._memory and self._memory[0].key == chunk.key:
-                self._memory.popleft()
-                self._held_bytes -= len(chunk.payload)
+                self._left_memory()
 
     def close(self) -> int:
         """What is in memory only is lost; how many points are left on disk for the next start."""
+        if not self._lock.acquire(timeout=_PATIENCE_S):
+            logger.warning("spool: the disk hangs; what it holds is left to it")
+            return 0
+        try:
+            with self._changing():
+                return self._closed()
+        finally:
+            self._lock.release()
+
+    def _closed(self) -> int:
+        self._settle()
+        with contextlib.suppress(Retry):
+            self.head()
+        self._send(None)
+        while self._memory:
+            self._forget()
+        left = self._disk.points if self._disk else 0
+        if self._disk:
+            self._lost_on_disk = self._disk.lost
+            self._disk.close()
+        self._disk, self._opened = None, None
+        return left
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
         with self._lock:
-            self._settle()
-            with contextlib.suppress(Retry):
-                self.head()
-            self._send(None)
-            while self._memory:
-                self._forget()
-            left = self._disk.points if self._disk else 0
-            if self._disk:
-                self._lost_on_disk = self._disk.lost
-                self._disk.close()
-            self._disk, self._opened = None, None
-            return left
+            try:
+                yield
+            finally:
+                disk, first = self._disk, self._memory[0].time_ns if self._memory else None
+                told = disk.oldest_ns if disk else None
+                self._held = _Held((disk.points if disk else 0) + self._held_points,
+                                   self._lost + (disk.lost if disk else self._lost_on_disk),
+                                   first if told is None else told, disk is not None and not self._memory)
+
+    def _left_memory(self) -> Chunk:
+        chunk = self._memory.popleft()
+        self._held_bytes -= len(chunk.payload)
+        self._held_points -= chunk.points
+        return chunk
 
     def _settle(self) -> int:
         """From memory to disk, as much as it takes; the number of the error that ended it, or 0."""
@@ -129,7 +169,7 @@ class Spool:
         try:
             while self._memory:
                 self._disk.put(self._memory[0])
-                self._held_bytes -= len(self._memory.popleft().payload)
+                self._left_memory()
         except OSError as error:
             self._tell(error)
             return error.errno or 0
@@ -157,8 +197,7 @@ class Spool:
             self._lost += self._sending.points
 
     def _forget(self) -> None:
-        oldest = self._memory.popleft()
-        self._held_bytes -= len(oldest.payload)
+        oldest = self._left_memory()
         if self._sending is None or oldest.key != self._sending.key:
             self._lost += oldest.points
 

@@ -1,12 +1,15 @@
 """Delivery when a server is down, slow or gone, and when the collector is killed: what arrives, what is counted."""
 
 import gzip
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+
+import pytest
 
 from collector.sinks import open_sink, open_sinks
 from collector.sinks.chunk import Chunk, Retry
@@ -302,3 +305,60 @@ def test_the_collectors_thread_only_encodes(no_proxy):
     wait_until(lambda: sink.waiting == 6000)
     hung.set()
     sink.close()
+
+
+def in_time(call):
+    """What it gives, if it does so without waiting for a disk."""
+    gave = []
+    thread = threading.Thread(target=lambda: gave.append(call()), daemon=True)
+    thread.start()
+    thread.join(DEADLINE_S / 6)
+    assert gave, "it waits for the disk"
+    return gave[0]
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fdatasync"])
+def test_a_disk_that_does_not_answer_holds_up_neither_the_collector_nor_its_status(server, monkeypatch, call):
+    server.always, hung, entered = 503, threading.Event(), threading.Event()
+    sink = open_sink(f"datakit://{server.address}?backoff_s=0.01&longest_backoff_s=0.02")
+    original = getattr(os, call)
+
+    def hanging(fd, *rest):
+        if threading.current_thread() is sink._threads[0]:
+            entered.set()
+            hung.wait(DEADLINE_S)
+        return original(fd, *rest)
+
+    monkeypatch.setattr(os, call, hanging)
+    sink.write(points(600))
+    assert entered.wait(DEADLINE_S)
+    in_time(lambda: sink.write(points(600, 600)) or True)
+    assert in_time(lambda: (sink.waiting, sink.dropped)) == (1200, 0)
+    assert in_time(lambda: sink.lag_s) >= 0
+    if call == "fdatasync":
+        server.always = 200
+        wait_until(lambda: server.accepted)
+        server.always = 503
+    hung.set()
+    server.always = 200
+    sink.flush(DEADLINE_S)
+    assert server.accepted == list(range(1200))
+    sink.close()
+
+
+def test_a_disk_that_does_not_answer_does_not_hold_up_the_end(server, monkeypatch, caplog):
+    server.always, hung, entered = 503, threading.Event(), threading.Event()
+    sink = open_sink(f"datakit://{server.address}?backoff_s=0.01&longest_backoff_s=0.02")
+    original = os.pwrite
+
+    def hanging(*arguments):
+        entered.set()
+        hung.wait(DEADLINE_S)
+        return original(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", hanging)
+    sink.write(points(600))
+    assert entered.wait(DEADLINE_S)
+    in_time(lambda: sink.close(0.1) or True)
+    assert "the disk hangs" in caplog.text
+    hung.set()

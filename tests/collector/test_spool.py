@@ -35,7 +35,6 @@ def test_what_was_put_comes_back_after_a_restart_in_order(tmp_path):
     given = [chunk(number) for number in range(50)]
     for one in given:
         first.put(one)
-    first.sync()
     first.close()
 
     again = Segments(tmp_path, ROOM)
