@@ -12,6 +12,7 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 import struct
 import time
 import zlib
@@ -44,7 +45,7 @@ class _Entry(NamedTuple):
     key: bytes
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Segment:
     number: int
     path: Path
@@ -63,6 +64,9 @@ class Segments:
         self._segment_bytes = max(1, min(_LARGEST_SEGMENT, max_bytes // _SEGMENTS))
         self._segments: deque[_Segment] = deque()
         self._writable = False
+        # What is not yet on the disk whatever happens: files that go on no more, directories with new names in them.
+        self._full: list[_Segment] = []
+        self._named = {directory.parent}
         # Files that were dealt with and could not be deleted: no part of the queue any more.
         self._undeleted: list[Path] = []
         self._unreadable_since: float | None = None
@@ -111,9 +115,17 @@ class Segments:
         last.size += len(data)
         self.points += chunk.points
 
-    def unsynced(self) -> list[int]:
-        """Descriptors of what a power cut would take. The caller's, to fdatasync and close."""
-        return [os.dup(self._segments[-1].fd)] if self._writable else []
+    def unsynced(self, *, last: bool) -> Iterator[int]:
+        """Descriptors of what a power cut would take: full files, new names, and the last file if that is asked for.
+
+        They are the caller's, for `sync` and to close.
+        """
+        full, self._full = [one for one in self._full if one in self._segments], []
+        for one in (*full, self._segments[-1]) if last and self._writable else full:
+            yield os.dup(one.fd)
+        named, self._named = self._named, set()
+        for directory in named:
+            yield os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def head(self) -> Chunk | None:
         """The oldest, which stays until `done`. One that is damaged is lost, and said to be. OSError: not now."""
@@ -180,11 +192,14 @@ class Segments:
         self._undeleted = [path for path in (*self._undeleted, segment.path) if not _deleted(path)]
 
     def _begin(self) -> None:
+        if self._writable:
+            self._full.append(self._segments[-1])
         number = self._next_number
         path = self._directory / f"{number:016d}.chunks"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._next_number += 1
         self._segments.append(_Segment(number, path, fd))
+        self._named.add(self._directory)
         self._writable = True
 
     def _mark(self, *at: int) -> None:
@@ -219,6 +234,14 @@ class Segments:
             self.points += sum(entry.points for entry in segment.entries)
         if number == 0:
             self._mark(0, 0)
+
+
+def sync(fd: int) -> None:
+    """To the disk. The names in a directory are metadata, which fdatasync may leave out."""
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.fsync(fd)
+    else:
+        os.fdatasync(fd)
 
 
 def _deleted(path: Path) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from collector.sinks.chunk import Chunk, Retry
-from collector.sinks.segments import Segments
+from collector.sinks.segments import Segments, sync
 from collector.sinks.trouble import Trouble
 
 logger = logging.getLogger(__name__)
@@ -81,15 +81,20 @@ class Spool:
                     fault = self._settle()
                 else:
                     self._forget()
+        self._sync(last=False)
 
     def sync(self) -> None:
-        """What was put survives a power cut from here on. Others may put and take meanwhile: it may take seconds."""
+        """What was put survives a power cut from here on."""
+        self._sync(last=True)
+
+    def _sync(self, *, last: bool) -> None:
+        """Without the lock, for others may put and take meanwhile: it may take seconds."""
         fds: list[int] = []
         try:
             with self._lock:
-                fds += self._disk.unsynced() if self._disk else ()
+                fds.extend(self._disk.unsynced(last=last) if self._disk else ())
             for fd in fds:
-                os.fdatasync(fd)
+                sync(fd)
         except OSError as error:
             self._tell(error)
         finally:

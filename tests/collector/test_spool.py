@@ -1,9 +1,11 @@
 """What waits for a server: in order, bounded, whole after a crash at any byte, and honest about what it lost."""
 
+import os
 import shutil
 import subprocess
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -28,6 +30,34 @@ def drained(queue):
         numbers.append(int(head.payload[:6]))
         queue.done(head.key if isinstance(queue, Segments) else head)
     return numbers
+
+
+def test_a_power_cut_takes_no_file_that_is_full_and_no_name(tmp_path, monkeypatch):
+    """What the kernel is asked to keep, in order: by the names of what it is asked for."""
+    synced = []
+
+    def recording(original):
+        def call(fd):
+            synced.append(Path(f"/proc/self/fd/{fd}").readlink())
+            return original(fd)
+        return call
+
+    monkeypatch.setattr(os, "fdatasync", recording(os.fdatasync))
+    monkeypatch.setattr(os, "fsync", recording(os.fsync))
+    spool = Spool(partial(Segments, tmp_path / "one", 16 * 1000))
+    for number in range(20):
+        spool.append(chunk(number))
+    files = sorted((tmp_path / "one").glob("*.chunks"))
+    assert len(files) == 3
+    # Each file's name at its beginning, its bytes at its end; the directory's own name once.
+    assert synced.count(tmp_path / "one") == 3 and synced.count(tmp_path) == 1
+    assert [path for path in synced if path in files] == files[:-1]
+    spool.sync()
+    assert synced[-1] == files[-1]
+    before = len([*Path("/proc/self/fd").iterdir()])
+    spool.sync()
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
+    spool.close()
 
 
 def test_what_was_put_comes_back_after_a_restart_in_order(tmp_path):
