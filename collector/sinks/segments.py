@@ -20,29 +20,17 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from collector.sinks.chunk import Chunk
+from collector.sinks.entries import Entry, entries, read, written
 
 logger = logging.getLogger(__name__)
 
-_MAGIC = b"kcs1"
-# Magic, CRC-32 of all that follows it, bytes of payload, points, time, key, bytes of route.
-_HEAD = struct.Struct("<4sIIIQ8sH")
-_SUMMED_FROM = 8
 _CURSOR = struct.Struct("<QQI")
 _LARGEST_SEGMENT = 4 << 20
 _SEGMENTS = 16
 # For so long a disk that cannot be read may become one that can; then what stands there is lost.
 _UNREADABLE_S = 600.0
-
-
-class _Entry(NamedTuple):
-    offset: int
-    size: int
-    points: int
-    time_ns: int
-    key: bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -51,7 +39,7 @@ class _Segment:
     path: Path
     fd: int
     size: int = 0
-    entries: deque[_Entry] = field(default_factory=deque)
+    entries: deque[Entry] = field(default_factory=deque)
 
 
 class Segments:
@@ -94,7 +82,7 @@ class Segments:
 
     def put(self, chunk: Chunk) -> None:
         """At the end; the oldest give way where the bound asks for it. OSError: not written, nothing is changed."""
-        data = _written(chunk)
+        data = written(chunk)
         if len(data) > self._max_bytes:
             self.lost += chunk.points
             return
@@ -111,7 +99,7 @@ class Segments:
                 os.ftruncate(last.fd, last.size)
             raise OSError(error.errno, error.strerror, str(last.path)) from None
         self._mark()
-        last.entries.append(_Entry(last.size, len(data), chunk.points, chunk.time_ns, chunk.key))
+        last.entries.append(Entry(last.size, len(data), chunk.points, chunk.time_ns, chunk.key))
         last.size += len(data)
         self.points += chunk.points
 
@@ -133,7 +121,7 @@ class Segments:
             entry = segment.entries[0]
             fault = "damaged"
             try:
-                if (chunk := _read(os.pread(segment.fd, entry.size, entry.offset))) is not None:
+                if (chunk := read(os.pread(segment.fd, entry.size, entry.offset))) is not None:
                     self._unreadable_since = None
                     return chunk
             except OSError as error:
@@ -230,7 +218,7 @@ class Segments:
             self._segments.append(segment)
             self._next_number = max(self._next_number, segment.number + 1)
             begin = 0 if segment.number > number else offset if segment.number == number else segment.size
-            segment.entries.extend(_entries(segment, begin))
+            segment.entries.extend(entries(path, fd, segment.size, begin))
             self.points += sum(entry.points for entry in segment.entries)
         if number == 0:
             self._mark(0, 0)
@@ -251,43 +239,6 @@ def _deleted(path: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _written(chunk: Chunk) -> bytes:
-    route = chunk.route.encode()
-    head = _HEAD.pack(_MAGIC, 0, len(chunk.payload), chunk.points, chunk.time_ns, chunk.key, len(route))
-    data = bytearray(head + route + chunk.payload)
-    struct.pack_into("<I", data, 4, zlib.crc32(memoryview(data)[_SUMMED_FROM:]))
-    return bytes(data)
-
-
-def _read(data: bytes) -> Chunk | None:
-    """None: damaged."""
-    if len(data) < _HEAD.size or zlib.crc32(memoryview(data)[_SUMMED_FROM:]) != struct.unpack_from("<I", data, 4)[0]:
-        return None
-    _, _, _, points, time_ns, key, routed = _HEAD.unpack_from(data)
-    begin = _HEAD.size + routed
-    return Chunk(data[_HEAD.size:begin].decode(), points, data[begin:], key, time_ns)
-
-
-def _entries(segment: _Segment, offset: int) -> Iterator[_Entry]:
-    """By their heads alone; whether what they hold is sound is seen when it is read."""
-    while offset < segment.size:
-        head = os.pread(segment.fd, _HEAD.size, offset)
-        if len(head) < _HEAD.size:
-            break
-        magic, _, length, points, time_ns, key, routed = _HEAD.unpack(head)
-        size = _HEAD.size + routed + length
-        if magic != _MAGIC:
-            logger.warning("%s: damaged at byte %d: what the last %d bytes held is lost", segment.path, offset,
-                           segment.size - offset)
-            return
-        if offset + size > segment.size:
-            break
-        yield _Entry(offset, size, points, time_ns, key)
-        offset += size
-    if offset < segment.size:
-        logger.info("%s: the last write was cut short and is left out: %d bytes", segment.path, segment.size - offset)
 
 
 def _marked(data: bytes) -> tuple[int, int]:
