@@ -189,8 +189,7 @@ class Delivery:
                     self._left_intake(self._intake.popleft())
                 last = not self._intake
                 self._changed.notify_all()
-        if last:
-            self._spool.sync()
+        self._spool.sync(last=last)
         self._tell_lost()
 
     def _deliver(self) -> None:

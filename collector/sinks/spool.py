@@ -81,14 +81,12 @@ class Spool:
                     fault = self._settle()
                 else:
                     self._forget()
-        self._sync(last=False)
 
-    def sync(self) -> None:
-        """What was put survives a power cut from here on."""
-        self._sync(last=True)
+    def sync(self, *, last: bool) -> None:
+        """What stands in full files, or also in the last, survives a power cut from here on.
 
-    def _sync(self, *, last: bool) -> None:
-        """Without the lock, for others may put and take meanwhile: it may take seconds."""
+        It may take seconds: others put and take meanwhile.
+        """
         fds: list[int] = []
         try:
             with self._lock:

@@ -205,7 +205,7 @@ def test_a_bug_in_the_spool_ends_neither_thread(server, caplog):
     errors = [ZeroDivisionError("one"), OSError(5, "two")]
 
     class Buggy(Spool):
-        def sync(self):
+        def sync(self, last):
             if errors:
                 raise errors.pop()
 
@@ -290,7 +290,7 @@ def test_the_collectors_thread_only_encodes(no_proxy):
         def append(self, chunk):
             hung.wait(DEADLINE_S)
 
-        def sync(self):
+        def sync(self, last):
             pass
 
         def head(self):

@@ -47,15 +47,16 @@ def test_a_power_cut_takes_no_file_that_is_full_and_no_name(tmp_path, monkeypatc
     spool = Spool(partial(Segments, tmp_path / "one", 16 * 1000))
     for number in range(20):
         spool.append(chunk(number))
+        spool.sync(last=False)
     files = sorted((tmp_path / "one").glob("*.chunks"))
     assert len(files) == 3
     # Each file's name at its beginning, its bytes at its end; the directory's own name once.
     assert synced.count(tmp_path / "one") == 3 and synced.count(tmp_path) == 1
     assert [path for path in synced if path in files] == files[:-1]
-    spool.sync()
+    spool.sync(last=True)
     assert synced[-1] == files[-1]
     before = len([*Path("/proc/self/fd").iterdir()])
-    spool.sync()
+    spool.sync(last=True)
     assert len([*Path("/proc/self/fd").iterdir()]) == before
     spool.close()
 
