@@ -29,10 +29,10 @@ def wait_until(true, deadline_s=DEADLINE_S):
 
 
 @contextmanager
-def unreadable(directory):
+def unreadable(directory, names="*.chunks"):
     """What this process has open there answers EIO to whoever reads or writes, as a broken disk does."""
     found = {int(one.name): one.readlink() for one in Path("/proc/self/fd").iterdir() if one.is_symlink()}
-    fds = [fd for fd, path in found.items() if path.is_relative_to(directory) and path.suffix == ".chunks"]
+    fds = [fd for fd, path in found.items() if path.is_relative_to(directory) and path.match(names)]
     assert fds
     good = [os.dup(fd) for fd in fds]
     with open("/proc/self/mem", "r+b", buffering=0) as bad:  # noqa: PTH123

@@ -154,6 +154,23 @@ def test_what_could_not_be_deleted_is_when_the_next_is(mounted):
     queue.close()
 
 
+@pytest.mark.parametrize("then", ["put", "close"])
+def test_a_cursor_that_could_not_be_written_is_when_the_disk_heals(then, tmp_path):
+    queue = Segments(tmp_path, ROOM)
+    for number in range(5):
+        queue.put(chunk(number))
+    with unreadable(tmp_path, "cursor"):
+        for _ in range(3):
+            assert queue.done(queue.head().key)
+    if then == "put":
+        queue.put(chunk(5))
+        shutil.copytree(tmp_path, again := tmp_path / "after kill -9")
+    else:
+        queue.close()
+        again = tmp_path
+    assert drained(Segments(again, ROOM)) == [3, 4, 5][:3 if then == "put" else 2]
+
+
 def test_a_disk_that_cannot_be_read_or_written_loses_nothing_and_goes_on_when_it_heals(tmp_path, caplog):
     spool = Spool(partial(Segments, tmp_path, ROOM), 1000)
     for number in range(5):
