@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 
 _TOLD_EVERY_S = 60.0
+# A server may well say something new each time.
+_REMEMBERED = 64
 
 
 class Trouble:
@@ -22,6 +24,8 @@ class Trouble:
         self._told = {told: at for told, at in self._told.items() if now - at < _TOLD_EVERY_S}
         if what == before or what in self._told:
             return False
+        if len(self._told) >= _REMEMBERED:
+            self._told.clear()
         self._told[what] = now
         self._to_end = True
         return True
