@@ -12,7 +12,7 @@ from collector.dns_exchanges import PORT, Exchange
 from collector.flows import NameOf
 from collector.protocols.dns import question_text
 from collector.protocols.packets import TCP
-from collector.record import FieldValue, Record
+from collector.record import FieldValue, Record, apart
 
 if TYPE_CHECKING:
     from ddsketch import DDSketch
@@ -94,9 +94,9 @@ class DnsFlows:
         sums, self._sums = self._sums, {}
         sketches, self._sketches = self._sketches, {}
         self._ends.clear()  # addresses come and go
-        return [Record(MEASUREMENT, self._tags(key, values[3], name_of),
-                       self._fields(key, values) | _percentiles(sketches.get(key), values[2]), time_ns)
-                for key, values in sums.items()]
+        return apart(Record(MEASUREMENT, self._tags(key, values[3], name_of),
+                            self._fields(key, values) | _percentiles(sketches.get(key), values[2]), time_ns)
+                     for key, values in sums.items())
 
     def _told(self, exchange: Exchange, way: _Way) -> _Ends:
         """What is the same for every query on this way, worked out once an interval."""

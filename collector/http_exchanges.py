@@ -53,19 +53,15 @@ class Piece(NamedTuple):
 
 
 class _Followed:
-    __slots__ = ("asked_ns", "connection", "ends", "gone", "last_ns")
+    __slots__ = ("answered_ns", "asked_ns", "connection", "ends", "gone", "last_ns")
 
     def __init__(self, ends: Ends) -> None:
         self.ends = ends
         # HTTP/2 once its preface was seen, with which the kernel hands a connection over.
-        self.connection: http1.Connection | http2.Connection = http1.Connection()
+        self.connection: http1.Connection | http2.Connection = http1.Connection(is_sure=True)
         # Bytes that have gone, by whether they were written; None before the first piece.
         self.gone: list[int | None] = [None, None]
-        self.asked_ns = self.last_ns = 0
-
-    @property
-    def untold(self) -> int:
-        return self.connection.untold if isinstance(self.connection, http2.Connection) else 0
+        self.answered_ns = self.asked_ns = self.last_ns = 0
 
     def feed(self, is_request: bool, data: bytes, time_ns: int, missing: int = 0) -> list[Exchange]:
         if is_request:
@@ -73,6 +69,7 @@ class _Followed:
                 self.connection = http2.Connection()
             self.asked_ns = time_ns
             return self.connection.request(data, time_ns, missing) or []
+        self.answered_ns = time_ns
         return self.connection.response(data, time_ns, missing)
 
 
@@ -89,7 +86,7 @@ class HttpConnections:
 
     @property
     def untold(self) -> int:
-        """Responses of HTTP/2 whose requests could not be told: their headers, or what came before, were lost."""
+        """Exchanges of which one half, or what came before it, was lost."""
         return self._untold
 
     def __len__(self) -> int:
@@ -117,17 +114,19 @@ class HttpConnections:
         self._followed.move_to_end(piece.connection)
         followed.last_ns = piece.time_ns
         is_request = piece.written == followed.ends.asks
-        if not is_request and piece.other_ns > followed.asked_ns:
-            followed.feed(True, b"", piece.other_ns)  # more of the request, of which no piece was handed over
+        # More went the other way, of which no piece was handed over, or it was lost.
+        if piece.other_ns > (followed.answered_ns if is_request else followed.asked_ns):
+            followed.feed(not is_request, b"", piece.other_ns)
         before = followed.gone[piece.written]
         if before is None:
             before = piece.offset
         found: list[Exchange] = []
-        untold = followed.untold
+        untold = followed.connection.untold
         if piece.offset > before:
             found += followed.feed(is_request, b"", piece.time_ns, piece.offset - before)
-        found += followed.feed(is_request, piece.data[max(0, before - piece.offset):], piece.time_ns)
-        self._untold += followed.untold - untold
+        if data := piece.data[max(0, before - piece.offset):]:
+            found += followed.feed(is_request, data, piece.time_ns)
+        self._untold += followed.connection.untold - untold
         followed.gone[piece.written] = max(before, piece.offset + len(piece.data))
         return [Seen(followed.ends, exchange, 1, exchange.latency_ns) for exchange in found]
 

@@ -11,7 +11,7 @@ from collector.config import Options
 from collector.flows import NameOf, ProcessOf, TargetOf
 from collector.http_exchanges import Ends, Seen
 from collector.packed_flows import NOT_KNOWN, Target
-from collector.record import FieldValue, Record
+from collector.record import FieldValue, Record, apart
 
 MEASUREMENT = "httpflow"
 OVERFLOW = "*"
@@ -90,8 +90,8 @@ class HttpFlows:
         sums, self._sums = self._sums, {}
         self._paths.clear()
         self._ways.clear()
-        return [Record(MEASUREMENT, self._tags(key, name_of), _fields(key, *values), time_ns)
-                for key, values in sums.items()]
+        return apart(Record(MEASUREMENT, self._tags(key, name_of), _fields(key, *values), time_ns)
+                     for key, values in sums.items())
 
     def _path(self, path: str, count: int) -> str:
         path = self.options.redact.path(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from kcompat.errors import KcompatError
@@ -45,20 +45,21 @@ NO_REDACTIONS = Redactions()
 
 def _redacted(expressions: tuple[re.Pattern[str], ...], text: str) -> str:
     for expression in expressions:
-        text = expression.sub(_masked, text)
+        hidden, at = "", 0
+        # One may lie within another, or before it: a group may be in what is only looked at, ahead or behind.
+        for begin, end in sorted(_spans(expression, text)):
+            if end > at:
+                hidden += text[at:begin] + (MASK if begin >= at else "")
+                at = end
+        text = hidden + text[at:]
     return text
 
 
-def _masked(match: re.Match[str]) -> str:
-    if not match.re.groups:
-        return MASK if match[0] else ""
-    text, at = "", match.start()
-    for begin, end in sorted(match.span(group) for group in range(1, match.re.groups + 1)):
-        # One that matched nothing is at -1; one within another is hidden with it.
-        if at <= begin < end:
-            text += match.string[at:begin] + MASK
-            at = end
-    return text + match.string[at:match.end()]
+def _spans(expression: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
+    """What is to be hidden; of what matched nothing, nothing is."""
+    groups = range(1, expression.groups + 1) if expression.groups else (0,)
+    for match in expression.finditer(text):
+        yield from (span for group in groups if (span := match.span(group))[0] < span[1])
 
 
 def _bad(rule: str, fault: str) -> KcompatError:

@@ -7,11 +7,9 @@ import os
 import signal
 import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 
 from collector import pipeline
 from collector.canary import Refuted
@@ -21,6 +19,7 @@ from collector.instance import Lock, StatusSocket, run_dir
 from collector.sinks.outputs import Outputs
 from collector.sinks.sink import CLOSE_DEADLINE_S
 from kcompat.bpf import compile_source, compiling_by
+from kcompat.caught import Caught
 from kcompat.cli_errors import log_as, say
 from kcompat.cli_sources import Request, answer, quarantine
 from kcompat.compile_apart import compile_apart
@@ -79,10 +78,10 @@ def run(request: Request, options: Options, *, duration: float | None, again: Ca
     log_as(options.log.format, options.log.level, options.log.per_minute)
     few_arenas()
     sinks = Outputs(options.outputs)
-    caught, manager = _Caught(), ServiceManager()
+    caught, manager = Caught(), ServiceManager()
     try:
         require_bpf()
-        with _alone() as directory, _signals(caught), compiling_by(compile_apart):
+        with _alone() as directory, caught, compiling_by(compile_apart):
             kernel, offsets = _offsets_of_any(request, options.datasets)
 
             def off(name: str, error: KcompatError) -> None:
@@ -101,7 +100,7 @@ def run(request: Request, options: Options, *, duration: float | None, again: Ca
         sinks.report(str(error))
         raise
     finally:
-        sinks.close(caught.patience_s())
+        sinks.close(_patience_s(caught))
     say(_told(summary, sinks.dropped))
     return 130 if signal.SIGINT in caught.numbers else 0
 
@@ -189,6 +188,11 @@ class _Announced(threading.Event):
         self._manager.ready()
 
 
+def _patience_s(caught: Caught) -> float:
+    """How long sinks may still take: what was caught asks for an end within five seconds, the last flush too."""
+    return max(_LEAST_S, _END_S - caught.since_s) if caught.numbers else CLOSE_DEADLINE_S
+
+
 def _told(summary: pipeline.Summary, dropped: int) -> str:
     """What was collected and, above all, what was lost."""
     lost = {name: count for name, count in summary.lost.items() if count}
@@ -199,41 +203,3 @@ def _told(summary: pipeline.Summary, dropped: int) -> str:
     words = (f"{summary.records} record{'s' * (summary.records != 1)} in {summary.flushes} "
              f"interval{'s' * (summary.flushes != 1)} with {', '.join(summary.how.values())}")
     return f"{words}; lost: {', '.join(f'{count} {name}' for name, count in lost.items()) or 'nothing'}"
-
-
-class _Caught:
-    """Signals so far, and what they set off. The first SIGTERM or SIGINT asks for a last flush."""
-
-    def __init__(self) -> None:
-        self.numbers: list[int] = []
-        self._first_s = 0.0
-        self.stop = threading.Event()
-        self.on_hangup: Callable[[], None] = lambda: None
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:
-            # Reading files is nothing for a signal's handler, which may have interrupted anything.
-            threading.Thread(target=self.on_hangup, name="reload", daemon=True).start()
-            return
-        if number == signal.SIGINT and self.numbers:
-            raise KeyboardInterrupt
-        if not self.numbers:
-            self._first_s = time.monotonic()
-        self.numbers.append(number)
-        self.stop.set()
-
-    def patience_s(self) -> float:
-        """How long sinks may still take: what was caught asks for an end within five seconds, the last flush too."""
-        return max(_LEAST_S, _END_S - (time.monotonic() - self._first_s)) if self.numbers else CLOSE_DEADLINE_S
-
-
-@contextmanager
-def _signals(caught: _Caught) -> Iterator[None]:
-    """Has them caught. A second Ctrl-C does not wait for the last flush."""
-    before = {number: signal.signal(number, caught.handle)
-              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

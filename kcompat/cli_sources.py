@@ -15,6 +15,7 @@ from kcompat.errors import BadInput, KcompatError, Missing
 from kcompat.fields import Field
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offset, Offsets, State
+from kcompat.proved import Proved
 
 if TYPE_CHECKING:
     from guessers.guess import Guess
@@ -90,17 +91,17 @@ def answer(request: Request, wanted: Sequence[Field], spared: Collection[Field] 
     with _Memory(request) as memory:
         if guesser:
             guesser.near, guesser.spared = memory.near(kernel), spared
-        asked = [_Watched(r) for r in _resolvers(request, foreign, memory.db, guesser)]
+        asked = [_Watched(r) for r in _resolvers(request, foreign, unproved, memory.db, guesser)]
         resolution = resolve(kernel, wanted, asked)
         offsets = resolution.offsets
+        if another := next((w.error for w in asked if unproved and isinstance(w.error, BadInput)), None):
+            raise another
         if not any(a.answered for a in resolution.attempts) and (failed := [w.error for w in asked if w.error]):
             raise failed[-1]
         if request.source == "db" and not any(o.source == "db" for o in offsets.values()):
             raise KcompatError(f"{memory.path}: holds nothing of kernel {kernel.release or kernel.key} that was asked "
                                "for; `kcompat resolve` or `sudo kcompat guess` fills it")
         _tell_failures(resolution.attempts)
-        if unproved and request.vmlinux:
-            _prove(request.vmlinux, kernel, offsets)
         recorded = request.record and memory.record(kernel, offsets)
     guess = guesser.last if guesser else None
     stats = dict(guess.stats.as_json()) if guess else dict(_NO_GUESS)
@@ -156,6 +157,8 @@ def _kernel(request: Request) -> tuple[Kernel, bool]:
     # Raw BTF does not say whose it is: used for the running kernel, it is put to the proof.
     if request.running_only and kernel.build_id and not kernel.build_id.startswith("btf-"):
         raise BadInput(request.vmlinux, f"of kernel {kernel.key}, and {running.key} is running")
+    if request.running_only and kernel.release not in ("", running.release):
+        raise BadInput(request.vmlinux, f"of kernel {kernel.release}, and {running.release} is running")
     return kernel, True
 
 
@@ -166,10 +169,13 @@ def _guesser(backend: Backend | None) -> GuessResolver:
     return GuessResolver((backend,) if backend else BACKENDS)
 
 
-def _resolvers(request: Request, foreign: bool, db: Database | None,
+def _resolvers(request: Request, foreign: bool, unproved: bool, db: Database | None,
                guesser: GuessResolver | None) -> Iterable[Resolver]:
     def takes(name: str) -> bool:
         return request.source in ("auto", name)
+
+    def proved(resolver: Resolver) -> Resolver:
+        return Proved(resolver, request.vmlinux, _verify) if unproved and request.vmlinux else resolver
 
     if takes("db") and db:
         from offset_db.resolver import DatabaseResolver
@@ -181,11 +187,11 @@ def _resolvers(request: Request, foreign: bool, db: Database | None,
         # A vmlinux of the running kernel adds DWARF in `auto`; its BTF is what the kernel shows anyway.
         own = request.vmlinux and (foreign or request.running_only or request.source == "btf"
                                    or not RUNNING.exists())
-        yield BtfResolver(request.vmlinux if own and request.vmlinux else RUNNING)
+        yield proved(BtfResolver(request.vmlinux if own and request.vmlinux else RUNNING))
     if takes("dwarf") and request.vmlinux:
         from kcompat.dwarf import DwarfResolver
 
-        yield DwarfResolver(request.vmlinux)
+        yield proved(DwarfResolver(request.vmlinux))
     if guesser:
         yield guesser
     elif request.source == "guess":
@@ -198,14 +204,6 @@ def _verify(kernel: Kernel, offsets: Sequence[Offset]) -> Mapping[Field, bool]:
 
     require_bpf()
     return verify(kernel, offsets)
-
-
-def _prove(path: Path, kernel: Kernel, offsets: Offsets) -> None:
-    """Raises BadInput when one event of the running kernel refutes what a file says of it."""
-    held = _verify(kernel, [o for o in offsets.known().values() if o.source in ("btf", "dwarf")])
-    if refuted := [f for f, true in held.items() if not true]:
-        raise BadInput(path, f"not of the running kernel: one event refutes {len(refuted)} of its offsets, "
-                             f"{min(f.name for f in refuted)} for one")
 
 
 class _Memory:

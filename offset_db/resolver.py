@@ -10,6 +10,7 @@ from kcompat.errors import KcompatError
 from kcompat.fields import Field
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offset, State, Verdict
+from kcompat.proved import BORNE_OUT, Verify
 from offset_db import rows
 from offset_db.by_release import Name, ReleaseResolver
 from offset_db.db import Database
@@ -17,13 +18,6 @@ from offset_db.rows import Stored
 from offset_db.trust import contradict, module_build_id, told_apart, usable
 
 log = logging.getLogger(__name__)
-
-# An event agrees with it, which is less than what a guess of many events has to say.
-_BORNE_OUT = 0.9
-
-# Gets the known offsets the memory would give, returns which of them an event bore out and which it refuted; of a
-# field that is not in the answer it showed nothing. Raises KcompatError when it cannot tell at all.
-Verify = Callable[[Kernel, Sequence[Offset]], Mapping[Field, bool]]
 
 
 class DatabaseResolver:
@@ -45,7 +39,8 @@ class DatabaseResolver:
                 yield Offset.unknown(field, self.name, f"sources disagree: {told_apart(offsets)}", disputed=True)
             elif answers:
                 agreed[field] = answers
-        yield from self._proved(kernel, agreed)
+        doubted = {s.offset.source: s.offset.field for s in own if s.quarantined_at}
+        yield from self._proved(kernel, agreed, doubted if self._verify else {})
         if self._verify:
             refuted = {s.offset.field for s in own if s.quarantined_at}
             missing = [f for f in wanted if f not in held and f not in refuted]
@@ -69,10 +64,11 @@ class DatabaseResolver:
             return
         for offset in told:
             if held.get(offset.field):
-                yield replace(offset, source=self.name, verdict=Verdict.OK, confidence=_BORNE_OUT,
+                yield replace(offset, source=self.name, verdict=Verdict.OK, confidence=BORNE_OUT,
                               evidence={**offset.evidence, "tested": True})
 
-    def _proved(self, kernel: Kernel, agreed: dict[Field, list[Stored]]) -> Iterator[Offset]:
+    def _proved(self, kernel: Kernel, agreed: dict[Field, list[Stored]], doubted: dict[str, Field]) -> Iterator[Offset]:
+        """Who is wrong in one field (`doubted`, by source) is believed in no other that nothing has shown."""
         # Nothing can be seen of a field that is not there, so only known ones are put to the proof.
         known = [answers[0].offset for answers in agreed.values() if answers[0].offset.state is State.KNOWN]
         held: Mapping[Field, bool] = {}
@@ -85,9 +81,16 @@ class DatabaseResolver:
                     yield Offset.unknown(field, self.name, f"remembered, but it cannot be verified: {error}")
                 return
             self._remember(kernel, agreed, held)
+        # It may be of another kernel.
+        doubted |= {s.offset.source: field for field, true in held.items() if not true for s in agreed[field]}
         for field, answers in agreed.items():
-            if held.get(field, True):
-                yield _given(answers[0], self.name, tested=field in held)
+            sound = answers if field in held else [s for s in answers if s.offset.source not in doubted]
+            if not sound:
+                source = answers[0].offset.source
+                yield Offset.unknown(field, self.name, f"an event refuted {doubted[source]} from {source}, "
+                                                       "and has shown nothing of this")
+            elif held.get(field, True):
+                yield _given(sound[0], self.name, tested=field in held)
 
     def _remember(self, kernel: Kernel, agreed: dict[Field, list[Stored]], held: Mapping[Field, bool]) -> None:
         """Write down what the event said; the answers are as good if that fails, so a failure is only logged."""

@@ -114,7 +114,7 @@ class Httpflow:
         counts["http pieces"] += self._rings.lost + self._connections.strangers
         return counts | {"http events": sum(map(self._left_out, _SOCKET_PROGRAMS)),
                          "http connections forgotten": self._connections.forgotten,
-                         "http/2 exchanges": self._connections.untold}
+                         "half http exchanges": self._connections.untold}
 
     def _left_out(self, program: str) -> int:
         """Events that its second try, where it has one, was kept from too."""

@@ -44,11 +44,20 @@ static __always_inline void complete(union scratch *scratch, struct conn *conn, 
 	__sync_fetch_and_add(&exchange->latency_ns, latency_ns);
 }
 
-/* Of a PLAIN connection, what begins like no message: a request's rest moves its end. */
+/*
+ * Of a PLAIN connection, what begins like no message: a request's rest moves its end. Where none waits it may be a
+ * request of another kind, as WebDAV has: its answer is no early one of the next.
+ */
 static __always_inline void passed(struct conn *conn, const struct chunk *chunk, int asked)
 {
-	if (asked && conn->waiting)
+	if (!asked)
+		return;
+	if (conn->waiting) {
 		conn->asked_ns = chunk->time_ns;
+	} else {
+		conn->done = 0;
+		conn->early_ns = 0;
+	}
 }
 
 /* On a PLAIN connection. 0 when what happens is more than can be paired here. `is_read`: see whole_request(). */

@@ -7,14 +7,17 @@ missing where a capture was cut, and what cannot be followed is only waited out.
 from __future__ import annotations
 
 import re
-from collections import deque
 
 from collector.protocols.exchange import METHODS, PRINTABLE, Exchange, path_of
+from collector.protocols.http1_asked import Asked, Request
 from collector.protocols.http1_side import Side, State
 
 LONGEST_HEAD = 1 << 16
 # Requests a client may send before the first is answered: more than browsers, or anybody else, do.
 MAX_PIPELINED = 64
+
+# As some clients send after a body.
+_LINE_END = 2
 
 _REQUEST_STARTS = tuple(method + b" " for method in METHODS)
 _RESPONSE_STARTS = (b"HTTP/1.0 ", b"HTTP/1.1 ")
@@ -22,14 +25,8 @@ _VERSIONS = (b"HTTP/1.0", b"HTTP/1.1")
 _STATUS = re.compile(rb"HTTP/(1\.[01]) ([1-5]\d\d)(?: |\r?\Z)")
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}(?=[;\s]|\Z)")
 _LENGTH = re.compile(rb"\d{1,18}\Z")
-
-
-class _Request:
-    __slots__ = ("host", "last_ns", "method", "path", "truncated")
-
-    def __init__(self, method: str, path: str, truncated: bool, last_ns: int) -> None:
-        self.method, self.path, self.truncated, self.last_ns = method, path, truncated, last_ns
-        self.host = ""
+# Methods that are none of ours (a token, RFC 9110 5.6.2), as WebDAV's: known for requests once one of ours was seen.
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}(?: |\Z)")
 
 
 class Connection:
@@ -38,11 +35,20 @@ class Connection:
     Nothing in it grows with what it is fed. Raises nothing, whatever that is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_sure: bool = False) -> None:
+        """`is_sure`: it is HTTP/1, so that what makes no sense is only waited out."""
+        self._no_message = State.LOST if is_sure else State.OVER
         self._client, self._server = Side(_REQUEST_STARTS), Side(_RESPONSE_STARTS)
-        self._asked: deque[_Request] = deque()
-        self._asking: _Request | None = None
+        self._asked = Asked()
+        self._asking: Request | None = None
         """The last request, as long as more of it may come."""
+        self._answering = False
+        """Whether the server was the last to send."""
+
+    @property
+    def untold(self) -> int:
+        """Requests whose responses were lost."""
+        return self._asked.untold
 
     @property
     def is_over(self) -> bool:
@@ -50,13 +56,21 @@ class Connection:
         return State.OVER in (self._client.state, self._server.state)
 
     def request(self, data: bytes, time_ns: int, missing: int = 0) -> None:
-        """What the client sent; `missing` bytes after it were not captured."""
+        """What the client sent; `missing` bytes after it were not captured. Without either: something went by."""
         if self._asking:
             self._asking.last_ns = time_ns
+        elif (not data and not missing) or (self._answering and self._client.state is State.LOST):
+            self._ask_unseen(time_ns)
+        if data:
+            self._answering = False
         self._feed(self._client, data, time_ns, missing)
+        self._answering = False
 
     def response(self, data: bytes, time_ns: int, missing: int = 0) -> list[Exchange]:
-        """What the server sent."""
+        """What the server sent; without either of both something went by."""
+        if not data and not missing:
+            self._answer_unseen(time_ns)
+        self._answering = True
         return self._feed(self._server, data, time_ns, missing)
 
     def _feed(self, side: Side, data: bytes, time_ns: int, missing: int) -> list[Exchange]:
@@ -67,17 +81,31 @@ class Connection:
             if not data.startswith(side.starts):
                 return found
             side.state = State.START
+            if side is self._server:
+                self._asked.lose_all_but_the_last()
         at = 0
         while at < len(data) and not self.is_over and side.state is not State.LOST:
             if side.state is State.BODY:
                 at += self._take(side, len(data) - at)
             elif side.state is State.START and not side.held and data[at] in b"\r\n":
-                at += 1  # as some clients send after a body
+                at += 1
             else:
                 at = self._line(side, data, at, time_ns, found)
         if missing and not self.is_over:
             self._skip(side, missing, time_ns, found)
         return found
+
+    def _ask_unseen(self, time_ns: int) -> None:
+        """Something of the client's went by: within a message that is followed it is of that, else of another."""
+        side = self._client
+        if side.state is State.START and side.held:
+            side.state, side.held, side.cut = State.LOST, b"", False
+        if side.state in (State.START, State.LOST):
+            self._asked.begin_unseen(time_ns)
+
+    def _answer_unseen(self, time_ns: int) -> None:
+        if self._server.state is State.START and not self._server.held:
+            self._asked.lose_before(time_ns)
 
     def _take(self, side: Side, most: int) -> int:
         """Takes of a body what there is of it."""
@@ -91,21 +119,31 @@ class Connection:
         return taken
 
     def _skip(self, side: Side, missing: int, time_ns: int, found: list[Exchange]) -> None:
-        if side.state is State.BODY and missing <= side.left:
+        beyond = missing - side.left if side.state is State.BODY else missing
+        if side.state is State.BODY and beyond <= 0:
             self._take(side, missing)
             return
+        if side.state is State.BODY:
+            self._take(side, side.left)
         if side.state is State.START and side.held:
             side.cut = True
             self._start(side, side.held, found)
+        elif side is self._client and side.state is State.START and beyond > _LINE_END:
+            self._ask_unseen(time_ns)
         if side.state is not State.OVER:
             side.state, side.held, side.cut = State.LOST, b"", False
+        if side is self._client and self._answering:
+            # The response came before what is missing, which is of another request then.
+            self._asking = None
+            self._answer_unseen(time_ns)
+            self._ask_unseen(time_ns)
 
     def _line(self, side: Side, data: bytes, at: int, time_ns: int, found: list[Exchange]) -> int:
         if side.state is State.START and not side.held:
             side.begin(time_ns)
         line, at = side.line(data, at)
         if side.state is State.START and not side.could_begin(side.held if line is None else line):
-            side.state = State.OVER
+            side.state, side.held, side.cut = self._no_message, b"", False
             return at
         if line is None:
             return at
@@ -126,20 +164,22 @@ class Connection:
     def _start(self, side: Side, line: bytes, found: list[Exchange]) -> None:
         begun = self._status(side, line, found) if side is self._server else self._ask(line, side.cut, side.first_ns)
         if side.state is not State.OVER:
-            side.state = State.HEAD if begun else State.OVER
+            side.state = State.HEAD if begun else self._no_message
 
     def _ask(self, line: bytes, is_cut: bool, time_ns: int) -> bool:
-        """Whether the line is a request's; then it waits for its response."""
+        """Whether the line is a request's; then it waits for its response, which of other methods is not told."""
         method, _, rest = line.partition(b" ")
         target, space, version = rest.partition(b" ")
         version = version.rstrip(b"\r")
-        if method not in METHODS or len(self._asked) >= MAX_PIPELINED:
+        is_ours = method in METHODS
+        if not (is_ours or (self._client.others and _TOKEN.match(line))) or len(self._asked) >= MAX_PIPELINED:
             return False
         if version not in _VERSIONS and not (is_cut and any(known.startswith(version) for known in _VERSIONS)):
             return False
-        path, ended = path_of(target, method == b"CONNECT")
-        self._asking = _Request(method.decode(), path, not (space or ended), time_ns)
-        self._asked.append(self._asking)
+        path, ended = path_of(target, method == b"CONNECT") if is_ours else ("", False)
+        self._client.others = _TOKEN
+        self._asking = Request(method.decode(), path, not (space or ended), time_ns)
+        self._asked.begin(self._asking)
         return True
 
     def _status(self, side: Side, line: bytes, found: list[Exchange]) -> bool:
@@ -150,8 +190,13 @@ class Connection:
         side.status = int(told[2])
         if side.status < 200 and side.status != 101:
             return True
-        if self._asked:
-            asked = self._asked.popleft()
+        asker = self._client
+        if not self._asked and asker.state is State.START and asker.held:
+            # What it answers has not ended for us: the rest is late, or lost.
+            asker.cut = True
+            self._start(asker, asker.held, found)
+            asker.held, asker.cut = b"", False
+        if asked := self._asked.take():
             side.method = asked.method
             if asked.path:
                 found.append(Exchange(asked.method, asked.path, asked.truncated, side.status, told[1].decode(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum, auto
 
 from collector.protocols.exchange import LONGEST_LINE
@@ -23,11 +24,13 @@ class State(Enum):
 class Side:
     """Where one direction is in its message. Holds no more than one line."""
 
-    __slots__ = ("chunked", "cut", "first_ns", "head_size", "held", "left", "length", "method", "starts", "state",
-                 "status")
+    __slots__ = ("chunked", "cut", "first_ns", "head_size", "held", "left", "length", "method", "others", "starts",
+                 "state", "status")
 
     def __init__(self, starts: tuple[bytes, ...]) -> None:
         self.starts = starts
+        self.others: re.Pattern[bytes] | None = None
+        """What else messages may begin with."""
         self.state = State.START
         self.held = b""
         self.cut = False
@@ -43,7 +46,8 @@ class Side:
 
     def could_begin(self, data: bytes) -> bool:
         """Whether the data is a message's beginning, or the beginning of one."""
-        return any(data.startswith(start) or start.startswith(data) for start in self.starts)
+        return (any(data.startswith(start) or start.startswith(data) for start in self.starts)
+                or (self.others is not None and self.others.match(data) is not None))
 
     def line(self, data: bytes, at: int) -> tuple[bytes | None, int]:
         """The line that goes on at `at`, without its end, and where the next begins; None while it has not ended."""

@@ -32,8 +32,6 @@ from collector.protocols.http2_side import LONGEST_BLOCK, UNKNOWN, Headers, Side
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 # Those at a time that have no end yet; of more, the oldest is forgotten.
 MAX_STREAMS = 256
-# Pieces that make no sense in a row, before a connection is given up for good.
-_STRIKES = 64
 
 _STATUS = re.compile(rb"[1-5]\d\d\Z")
 _GRPC_STATUS = re.compile(rb"\d{1,3}\Z")
@@ -65,11 +63,6 @@ class Connection:
         self.untold = 0
         """Responses whose method, path or status could not be told, or whose requests were forgotten."""
 
-    @property
-    def is_over(self) -> bool:
-        """Whether it is no HTTP/2: nothing more will come of it."""
-        return max(self._client.strikes, self._server.strikes) >= _STRIKES
-
     def request(self, data: bytes, time_ns: int, missing: int = 0) -> list[Exchange]:
         """What the client sent; `missing` bytes after it were not captured. A reset may end a gRPC exchange."""
         return self._feed(self._client, data, time_ns, missing)
@@ -80,8 +73,6 @@ class Connection:
 
     def _feed(self, side: Side, data: bytes, time_ns: int, missing: int) -> list[Exchange]:
         found: list[Exchange] = []
-        if self.is_over:
-            return found
         side.now_ns = time_ns
         at = self._begin(side, data)
         while at < len(data) and side.state is not State.LOST:
@@ -118,11 +109,8 @@ class Connection:
                     side.state = State.HEAD
                 return at
             side.lose()
-        if side.state is State.LOST and data:
-            if len(data) >= HEAD.size and Frame.of(data[:HEAD.size]).is_sure:
-                side.state, side.strikes = State.HEAD, 0
-            else:
-                side.strikes += 1
+        if side.state is State.LOST and len(data) >= HEAD.size and Frame.of(data[:HEAD.size]).is_sure:
+            side.state = State.HEAD
         return 0
 
     def _head(self, side: Side, frame: Frame, found: list[Exchange]) -> None:
@@ -198,9 +186,12 @@ class Connection:
         if side is self._client:
             if stream is None:
                 self._ask(side, first.stream, headers)
-        elif stream is not None and stream.answered is None:
+        elif stream is None:
+            # What the server began itself, 1xx and trailers are no answers.
+            self.untold += first.stream & 1 and headers.get(b":status", b"1")[:1] != b"1"
+        elif stream.answered is None:
             self._answer(first.stream, stream, headers, side.first_ns, found)
-        elif stream is not None and stream.answered:
+        else:
             stream.answered = stream.answered._replace(grpc_status=_grpc_status(headers))
 
     def _could_not_tell(self, side: Side, first: Frame) -> None:
@@ -231,7 +222,6 @@ class Connection:
             made.host = authority.decode()
         if len(self._streams) > MAX_STREAMS:
             self._streams.popitem(last=False)
-            self.untold += 1
 
     def _answer(self, number: int, stream: _Stream, headers: Headers, first_ns: int, found: list[Exchange]) -> None:
         status = headers.get(b":status", UNKNOWN)

@@ -40,13 +40,12 @@ class State(Enum):
 class Side:
     """Where one direction is in its frames. Holds no more than one message's headers."""
 
-    __slots__ = ("block", "decoder", "first", "first_ns", "frame", "frame_ns", "held", "left", "now_ns", "state",
-                 "strikes")
+    __slots__ = ("block", "decoder", "first", "first_ns", "frame", "frame_ns", "held", "left", "now_ns", "state")
 
     def __init__(self) -> None:
         self.state = State.START
         self.held = bytearray()
-        self.left = self.now_ns = self.frame_ns = self.first_ns = self.strikes = 0
+        self.left = self.now_ns = self.frame_ns = self.first_ns = 0
         self.frame = self.first = Frame(0, 0, 0, 0)
         """The frame it is in; the one that began the headers that have not ended."""
         self.block: bytearray | None = None

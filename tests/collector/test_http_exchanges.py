@@ -20,23 +20,31 @@ def conversation(paths):
     return requests, responses
 
 
-def cut(messages, written, begin_ns, rng):
+def cut(messages, written, begin_ns, rng, smallest=1):
     """Pieces of each message, in order; each message's first one at a time of its own."""
     offset = 0
     for number, message in enumerate(messages):
         at = 0
         while at < len(message):
-            size = rng.randrange(1, 30)
+            size = rng.randrange(smallest, 30)
             time_ns = begin_ns + 1000 * number + at
             yield Piece("c", time_ns, written, offset + at, message[at:at + size], 0)
             at += size
         offset += len(message)
 
 
-def pieces_of(ends, rng, paths=PATHS):
+def pieces_of(ends, rng, paths=PATHS, smallest=1):
     requests, responses = conversation(paths)
-    made = [*cut(requests, ends.asks, 0, rng), *cut(responses, not ends.asks, 500, rng)]
+    made = [*cut(requests, ends.asks, 0, rng, smallest), *cut(responses, not ends.asks, 500, rng, smallest)]
     return sorted(made, key=lambda piece: piece.time_ns)
+
+
+def with_other_times(pieces):
+    """As the kernel tells of each when the last byte before it went the other way."""
+    last = {True: 0, False: 0}
+    for piece in pieces:
+        last[piece.written] = piece.time_ns
+        yield piece._replace(other_ns=last[not piece.written])
 
 
 def told(ends, pieces):
@@ -59,6 +67,17 @@ def test_lost_pieces_lose_exchanges_and_make_none(ends, rng, lost):
 
     assert len(seen) <= len(PATHS)
     assert all(200 <= s.exchange.status_code < 204 and s.exchange.method in ("POST", "GET") for s in seen)
+
+
+@given(st.sampled_from([SERVER, CLIENT]), st.randoms(use_true_random=False), st.integers(0, 60), st.integers(1, 3))
+def test_pieces_lost_in_a_row_give_no_path_the_status_of_another(ends, rng, first, count):
+    """Of more than that whole messages of both sides can be lost together, of which nothing tells."""
+    pieces = list(with_other_times(pieces_of(ends, rng)))
+    seen = told(ends, pieces[:first] + pieces[first + count:])
+
+    # What was lost may be a path's end, and these bodies try to be taken for requests.
+    whole = {(s.exchange.method, s.exchange.path, s.exchange.status_code) for s in seen if not s.exchange.truncated}
+    assert whole <= {("POST", path, 200 + number % 4) for number, path in enumerate(PATHS)}
 
 
 def test_what_is_told_twice_counts_once():
@@ -134,3 +153,16 @@ def test_http2_is_known_by_its_preface(ends, rng):
 
     assert [(s.exchange.path, s.exchange.status_code) for s in seen] == [(p, 200 + n % 4) for n, p in enumerate(PATHS)]
     assert {s.exchange.http_version for s in seen} == {"2"}
+
+
+@given(st.sampled_from([SERVER, CLIENT]), st.randoms(use_true_random=False), st.integers(0, 30), st.integers(1, 30))
+def test_whatever_was_lost_what_comes_well_behind_it_is_paired_rightly(ends, rng, first, count):
+    paths = [f"/{number}" for number in range(20)]
+    # That a message begins is known by its first piece, if that is not too short.
+    pieces = list(with_other_times(pieces_of(ends, rng, paths, smallest=16)))
+    lost_until_ns = pieces[min(first + count, len(pieces) - 1)].time_ns
+    seen = told(ends, pieces[:first] + pieces[first + count:])
+
+    later = paths[lost_until_ns // 1000 + 3:]
+    assert [(s.exchange.path, s.exchange.status_code) for s in seen if s.exchange.path in later] == [
+        (path, 200 + int(path[1:]) % 4) for path in later]

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from line_protocol_parser import parse_line
 
-from collector.record import Record, to_json, to_line_protocol, to_lines
+from collector.record import Record, apart, to_json, to_line_protocol, to_lines
 
 names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12).filter(
     lambda text: not text.startswith("#"))
@@ -108,3 +108,11 @@ def test_a_lone_surrogate_is_replaced():
 
     assert json.loads(to_json(record))["tags"] == {"t": "a?"}
     assert to_line_protocol(record).encode() == b'm,t=a? f="b?" 1'
+
+
+def test_points_that_differ_in_fields_alone_have_times_of_their_own():
+    one, other = {"src_ip": "10.0.0.1"}, {"src_ip": "10.0.0.2"}
+    records = apart(Record("dnsflow", tags, {"rcode": number}, 7) for number, tags in enumerate((one, other, one, one)))
+
+    assert [(r.tags, r.fields["rcode"], r.time) for r in records] == [
+        (one, 0, 7), (other, 1, 7), (one, 2, 8), (one, 3, 9)]

@@ -27,6 +27,14 @@ def test_all_that_is_matched_is_hidden(command, shown):
     assert COMMANDS.command(command) == shown
 
 
+@pytest.mark.parametrize(("rule", "command", "shown"), [
+    (r"password(?=[= ](\S+))", "mysql --password=hunter2 -h x", "mysql --password=*** -h x"),
+    (r"(?<=key (\w{3}))\w+", "key abcdef", "key ***def"), (r"(a(b))c", "xabcabc", "x***c***c"),
+    (r"(?=(ab))a(bc)", "xabcd", "x***d")])
+def test_a_group_is_hidden_wherever_it_looks(rule, command, shown):
+    assert Redactions.parse([f"command={rule}"]).command(command) == shown
+
+
 @given(st.text(), st.sampled_from(["path", "command"]))
 def test_without_rules_nothing_changes_and_an_empty_match_hides_nothing(text, kind):
     for rules in ((), [f"{kind}=x*y{{99}}|"]):

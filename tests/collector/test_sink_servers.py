@@ -14,12 +14,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from collector.config import Options
+from collector.dns_exchanges import Exchange as DnsExchange
+from collector.dns_flows import DnsFlows
+from collector.http_exchanges import Ends, Seen
+from collector.http_flows import HttpFlows
+from collector.protocols.exchange import Exchange as HttpExchange
 from collector.record import Record, to_json
 from collector.sinks import open_sink
 from tests.collector.line_server import DEADLINE_S, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_proxy")
 
+V4 = bytes(10) + b"\xff\xff"
 BEGIN_NS = 1_764_000_000_000_000_000
 # What is hard to carry: quotes, backslashes, commas, non-ASCII, 64 bits, floats, booleans, empty tags.
 NASTY = Record("netflow", {"host": "web-1", "process_name": "a b,c=d", "dst_domain": "münchen.example", "none": ""},
@@ -36,6 +43,18 @@ def bash_lines(count):
     return [Record("bash", {"host": "web-1", "source": "bash"},
                    {"cmd": f"ls {number}", "pid": "1", "message": f"m{number}"}, BEGIN_NS + number)
             for number in range(count)]
+
+
+def exchanges():
+    """As httpflow and dnsflow make them: of one pair of ends, different in nothing but fields."""
+    ends = Ends(V4 + bytes((10, 0, 0, 1)), 40_000, V4 + bytes((10, 0, 0, 2)), 80, 7, 42, "curl", True, False)
+    flows = HttpFlows(Options("web-1"))
+    queries = DnsFlows(Options("web-1"), lambda netns, address: address == ends.local)
+    for path, status in (("/a", 200), ("/b", 200), ("/b", 404), ("/c", 500)):
+        flows.add(Seen(ends, HttpExchange("GET", path, False, status, "1.1", 5, ""), 1, 5))
+    for rcode in (0, 2, 3, -1):
+        queries.add(DnsExchange(ends.netns, ends.local, 40_000, ends.remote, 53, 17, rcode, 5, b""))
+    return [*flows.take(BEGIN_NS, lambda netns, address: ""), *queries.take(BEGIN_NS, lambda netns, address: "")]
 
 
 def command(*names):
@@ -112,11 +131,11 @@ bind-address = "127.0.0.1:{http_port}"
 ''')
     run(http_port, command("influxd"), "-config", config)
     asked(http_port, "/query", q="CREATE DATABASE flows")
-    records = flows(1300) + bash_lines(3)
+    records = flows(1300) + bash_lines(3) + exchanges()
     delivered(open_sink(f"influxdb://127.0.0.1:{http_port}?database=flows"), records)
 
     got = []
-    for name in ("netflow", "bash"):
+    for name in ("netflow", "bash", "httpflow", "dnsflow"):
         # GROUP BY * gives tags apart from fields.
         (answer,) = asked(http_port, "/query", db="flows", epoch="ns", q=f'SELECT * FROM "{name}" GROUP BY *')
         for series in answer["results"][0]["series"]:

@@ -115,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(b"hello")
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_OPTIONS = do_PATCH = do_TRACE = answer
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_OPTIONS = do_PATCH = do_TRACE = do_PROPFIND = answer
 
     def log_message(self, *_):
         pass
@@ -170,6 +170,25 @@ def test_every_request_is_counted_once_on_either_side(httpflow):
     assert {(r.tags["direction"], r.tags["src_ip"], r.tags["family"], r.fields["http_version"], r.fields["truncated"])
             for r in sides[0]} == {("outgoing", "127.0.0.1", "IPv4", "1.1", False)}
     assert {r.tags["direction"] for r in sides[1]} == {"incoming"}
+
+
+def test_a_request_of_another_method_takes_its_own_response(httpflow):
+    """As WebDAV's, at once before others: its response is not the next one's, nor are theirs shifted by one."""
+    asked = [("GET", 200), ("PROPFIND", 207), ("GET", 404), ("PROPFIND", 207), ("POST", 500), ("GET", 201)]
+
+    def work(port):
+        client = HTTPConnection("127.0.0.1", port)
+        for method, status in asked:
+            client.request(method, f"/{status}")
+            assert client.getresponse().read() == b"hello"
+        client.close()
+
+    with flows_of(httpflow) as flows:
+        port, _ = talking(work)
+        records = flows.take()
+
+    expected = {(method, f"/{status}", status): 1 for method, status in asked if method != "PROPFIND"}
+    assert [sums(side) for side in ours(records, port)] == [expected, expected]
 
 
 @pytest.mark.thorough

@@ -13,7 +13,7 @@ from offset_db import rows
 from offset_db.db import Database
 from offset_db.resolver import DatabaseResolver
 
-DADDR, DPORT, COOKIE = find("skc_daddr"), find("skc_dport"), find("skc_cookie")
+DADDR, DPORT, COOKIE, NUM = find("skc_daddr"), find("skc_dport"), find("skc_cookie"), find("skc_num")
 
 
 def confirm(kernel, offsets):
@@ -121,6 +121,28 @@ def test_what_the_event_refutes_is_quarantined_with_all_who_said_so(db, kernel, 
     assert reasons == {(DADDR, "btf"): refuted, (DADDR, "guess"): refuted, (DPORT, "btf"): None}
     assert "btf says 0 is refuted" in caplog.text
     assert list(ask(db, kernel, DADDR, DPORT)) == [DPORT]
+
+
+def test_who_is_refuted_in_one_field_is_not_believed_in_what_no_event_shows(db, kernel):
+    """A row of another kernel under this one's key: what is wrong of it may lie where the event does not look."""
+    db.record(kernel, [Offset.known(DADDR, 0, "btf"), Offset.known(DPORT, 12, "btf"),
+                       Offset.absent(COOKIE, "btf", "no such member"), Offset.known(NUM, 8, "guess")])
+    wanted = DADDR, DPORT, COOKIE, NUM
+    first = ask(db, kernel, *wanted, verify=lambda kernel, offsets: {DADDR: False})
+    again = ask(db, kernel, *wanted, verify=lambda kernel, offsets: {})
+    for answers in (first, again):
+        assert DADDR not in answers
+        assert {answers[f].state for f in (DPORT, COOKIE)} == {State.UNKNOWN}
+        assert answers[DPORT].reason == ("an event refuted sock_common.skc_daddr from btf, and has shown nothing of "
+                                         "this")
+        assert (answers[NUM].state, answers[NUM].offset) == (State.KNOWN, 8)
+
+
+def test_another_source_that_says_the_same_is_believed(db, kernel):
+    db.record(kernel, [Offset.known(DADDR, 0, "btf"), Offset.known(DPORT, 12, "btf"), Offset.known(DPORT, 12, "guess")])
+    answers = ask(db, kernel, DADDR, DPORT, verify=lambda kernel, offsets: {DADDR: False})
+    assert list(answers) == [DPORT]
+    assert (answers[DPORT].offset, answers[DPORT].evidence["recorded_source"]) == (12, "guess")
 
 
 def test_a_memory_that_cannot_be_verified_is_not_trusted(db, kernel):

@@ -106,6 +106,35 @@ def test_a_capture_that_is_cut_costs_the_body_alone():
     assert third.path == "/" + "x" * 50
 
 
+@pytest.mark.parametrize("other", [
+    b"PROPFIND /dav HTTP/1.1\r\nContent-Length: 7\r\n\r\nGET / H", b"LIST /v1/secret HTTP/1.1\r\n\r\n",
+    b"M-SEARCH * HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_a_request_of_another_method_takes_its_own_response(other, pipelined):
+    asked = [GET, other, GET.replace(b"/a", b"/b")]
+    answers = [b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status for status in (200, 207, 404)]
+    talk = [*(("c", data, 0) for data in asked), *(("s", data, 1) for data in answers)]
+    if not pipelined:
+        talk = [one for pair in zip(talk[:3], talk[3:], strict=True) for one in pair]
+    whole = exchanged(*talk)
+
+    assert [(e.path, e.status_code) for e in whole] == [("/a", 200), ("/b", 404)]
+    assert exchanged(*((side, data[i:i + 1], at) for side, data, at in talk for i in range(len(data)))) == whole
+
+
+def test_one_lost_response_costs_itself_alone():
+    connection, found = Connection(), []
+    for number in range(5):
+        connection.request(b"GET /%d HTTP/1.1\r\n\r\n" % number, 10 * number)
+        answer = b"HTTP/1.1 20%d X\r\nContent-Length: 0\r\n\r\n" % number
+        is_lost = number == 1
+        found += connection.response(b"" if is_lost else answer, 10 * number + 1, len(answer) if is_lost else 0)
+
+    assert [(e.path, e.status_code, e.latency_ns) for e in found] == [
+        (f"/{n}", 200 + n, 1) for n in (0, 2, 3, 4)]
+    assert connection.untold == 1
+
+
 def test_a_path_that_never_ends_is_cut_and_told():
     connection = Connection()
     connection.request(b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\n\r\n", 0)
