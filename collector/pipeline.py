@@ -102,6 +102,8 @@ class Pipeline:
         self._ready = ready or threading.Event()
         self._off, self._again, self._alive = off, again, alive
         self._datasets: dict[str, Supervised] = {}
+        # Taken out by another configuration; their counters go on should they be put in again.
+        self._taken_out: dict[str, Supervised] = {}
         self._summary = Summary()
         self._started_s = time.time()
         self._reloads = 0
@@ -161,7 +163,9 @@ class Pipeline:
         self._took_stock()
 
     def _begin(self, name: str) -> None:
-        one = self._datasets[name] = Supervised(DATASETS[name], self._off)
+        if name not in self._taken_out:
+            self._taken_out[name] = Supervised(DATASETS[name], self._off)
+        one = self._datasets[name] = self._taken_out.pop(name)
         if one.start(self._setup):
             self._summary.how[name] = one.how
 
@@ -212,7 +216,8 @@ class Pipeline:
                 options = replace(options, outputs=self.options.outputs)
         self._setup.options = options
         for name in self._datasets.keys() - set(options.datasets):
-            self._datasets.pop(name).close()
+            one = self._taken_out[name] = self._datasets.pop(name)
+            one.close()
         if new := [name for name in dict.fromkeys(options.datasets) if name not in self._datasets]:
             self._ask_again()
             for name in new:
@@ -248,9 +253,10 @@ class Pipeline:
             summary.records += len(records)
             if records:
                 self._sink.write(records)
-        for one in self._datasets.values():
+        counted = (*self._datasets.values(), *self._taken_out.values())
+        for one in counted:
             summary.lost |= one.lost
-        summary.left_out = sum((one.left_out for one in self._datasets.values()), Counter())
+        summary.left_out = sum((one.left_out for one in counted), Counter())
         summary.flushes += 1
         self._took_stock()
 

@@ -42,7 +42,7 @@ class PerfBuffer:
         self._table, self._size = table, size
         self._rings: dict[int, tuple[int, mmap.mmap]] = {}
         self._poll = select.epoll()
-        self._online = online()
+        self._online, self._asleep_s = online(), asleep_s()
         self._look_at_s = time.monotonic() + _LOOK_S
         try:
             for cpu in cpus_of(self._online):
@@ -83,12 +83,17 @@ class PerfBuffer:
             yield from self._follow()
 
     def _follow(self) -> Iterator[bytes]:
-        """The event of a processor that was switched off is no use when it is on again: its ring goes with it."""
+        """The event of a processor that was switched off is no use when it is on again: its ring goes with it.
+
+        A machine that sleeps switches off all but one.
+        """
         self._look_at_s = time.monotonic() + _LOOK_S
-        if (now := online()) == self._online:
+        now, slept_s = online(), asleep_s() - self._asleep_s
+        if now == self._online and slept_s < _LOOK_S:
             return
         self._online, here = now, set(cpus_of(now))
-        for cpu in self._rings.keys() - here:
+        self._asleep_s += slept_s
+        for cpu in tuple(self._rings) if slept_s >= _LOOK_S else self._rings.keys() - here:
             yield from self._read((cpu,))
             self._shut(cpu)
         for cpu in here - self._rings.keys():
@@ -129,6 +134,11 @@ def online() -> str:
     """The processors at work now, as the kernel tells of them: `0-3,6`."""
     with open("/sys/devices/system/cpu/online") as file:  # noqa: PTH123 - a hot little read
         return file.read().strip()
+
+
+def asleep_s() -> float:
+    """How long the machine has slept since it was booted: only one of these clocks goes on then (clock_gettime(2))."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
 
 
 def cpus_of(ranges: str) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kcompat import perf_buffer
 from kcompat.bpf import compile_cached
 from kcompat.load import Loaded
 from kcompat.perf_buffer import PerfBuffer, cpus_of, online
@@ -119,6 +120,18 @@ def test_what_found_the_ring_full_is_counted(loaded, rings):
     assert came == [*range(1, len(came)), 1001]
     assert rings.lost == 1001 - len(came)
     assert rings.filled >= 1
+
+
+def test_after_a_sleep_every_processor_has_a_ring_that_works(loaded, rings, monkeypatch):
+    before = perf_buffer.asleep_s()
+    monkeypatch.setattr(perf_buffer, "asleep_s", lambda: before + 3600)
+    tell(3)
+    time.sleep(SOON_S)
+    assert numbers(rings) == [1, 2, 3] and rings.changed == 1
+    tell(2)
+    time.sleep(SOON_S)
+    assert numbers(rings) == [4, 5]
+    assert (rings.changed, untold(loaded)) == (1, 0)
 
 
 @pytest.mark.usefixtures("affinity")

@@ -1,0 +1,47 @@
+"""The loop over the datasets: what users add up never falls, whichever of them another configuration takes out."""
+
+import threading
+from dataclasses import replace
+
+from collector import pipeline
+from collector.config import Options
+from collector.dataset import Dataset
+from kcompat.offsets import Offsets
+from tests.collector.test_supervised import Scripted
+
+
+class Kept:
+    """What a sink is given."""
+
+    def __init__(self):
+        self.records = []
+
+    def write(self, records):
+        self.records += records
+
+
+def test_counters_of_a_dataset_that_was_taken_out_and_put_in_again_go_on(monkeypatch):
+    monkeypatch.setattr(pipeline, "DATASETS", {name: Dataset(name, Scripted) for name in ("one", "two")})
+    both, alone = (Options("box", datasets=names, interval_s=1) for names in (("one", "two"), ("one",)))
+    ready, stop = threading.Event(), threading.Event()
+    sink = Kept()
+    runs = pipeline.Pipeline(both, Offsets(), sink, ready=ready)
+    done = []
+    thread = threading.Thread(target=lambda: done.append(runs.run(stop)))
+    thread.start()
+    try:
+        assert ready.wait(20)
+        for reloads, options in enumerate((alone, replace(alone, interval_s=2), both), 1):
+            runs.adopt(options)
+            while runs.status.reloads < reloads:
+                assert thread.is_alive()
+            assert [told.dataset for told in runs.status.datasets] == list(options.datasets)
+    finally:
+        stop.set()
+        thread.join(20)
+    (summary,) = done
+    told = {one.dataset: one for one in runs.status.datasets}
+    # "two" was flushed before the first change and at the end, and lost three packets in each of its two lives.
+    assert (told["two"].records, told["two"].lost, told["two"].restarts) == (10, {"packets": 6}, 1)
+    assert told["two"].left_out == {"unasked": 4}
+    assert summary.records == len(sink.records)
