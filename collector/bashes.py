@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from collector.mapped_files import FileId, Mapped, file_id, hooked_id, mapped, pattern
 from collector.proc_files import PROC, link, pids
-from kcompat.elf import Elf, open_file
+from kcompat.elf import Elf
 from kcompat.errors import KcompatError
+from kcompat.foreign_file import ForeignFile
 from kcompat.symbols import function_offset
 
 FUNCTION = "readline"
@@ -78,4 +79,5 @@ def target(pid: int, proc: Path = PROC) -> Target:
 
 
 def _offset(path: str) -> int | None:
-    return function_offset(Elf(open_file(Path(path)), Path(path)), FUNCTION)
+    with ForeignFile(Path(path)) as data:
+        return function_offset(Elf(data, Path(path)), FUNCTION)

@@ -180,9 +180,10 @@ class BashLines:
                 log.info("bash lines are read in %s", where)
         except FileNotFoundError:
             return  # it has ended
-        except (KcompatError, OSError) as error:
+        except Exception as error:
+            # Anybody may have made the file: whatever is wrong with it, the others are looked at.
             self._programs[program] = None
-            log.warning("a bash is not seen: %s", error)
+            log.warning("a bash is not seen: %s", error, exc_info=not isinstance(error, KcompatError | OSError))
             return
         self._programs[program] = where.file
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from collector import bashes
 from collector.config import Options
 from collector.dataset import Setup
 from collector.datasets.bash import BashLines
@@ -338,6 +339,23 @@ def test_a_shared_libreadline_is_seen_in_bash_alone(tmp_path):
 
     assert [r.fields["cmd"] for r in records if r.fields["pid"] == str(bash.pid)] == ["second"]
     assert [r for r in records if r.fields["pid"] == str(other.pid)] == []
+
+
+def test_a_bash_that_cannot_be_looked_into_hinders_no_other(tmp_path, monkeypatch, caplog):
+    """By any fault nobody has thought of: anybody may have made the file."""
+    shutil.copy(shutil.which("sleep"), tmp_path / "bash")
+    with subprocess.Popen([tmp_path / "bash", "600"]) as odd:
+        try:
+            target = bashes.target
+            monkeypatch.setattr(bashes, "target", lambda pid: 1 // (pid != odd.pid) and target(pid))
+            with terminal() as at, collecting() as running:
+                wait_for_hook(running, at.pid)
+                at.type(b": first")
+                at.type(b": second")
+                assert commands(running, at.pid)[-1] == ": second"
+        finally:
+            odd.kill()
+    assert len([r for r in caplog.records if "a bash is not seen" in r.message and "zero" in r.message]) == 1
 
 
 def test_nothing_is_left_behind():
