@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from collector.mapped_files import FileId, Mapped, file_id, hooked_id, mapped, pattern
-from collector.proc_files import PROC, link, pids
-from kcompat.elf import Elf, open_file
+from collector.proc_files import PROC, link, pids, read
+from kcompat.elf import Elf
 from kcompat.errors import KcompatError
+from kcompat.foreign_file import ForeignFile
 from kcompat.symbols import function_offset
 
 FUNCTION = "readline"
@@ -22,11 +23,12 @@ _LIBREADLINE = pattern(r"libreadline\.so[^/\n]*")
 
 
 class Bash(NamedTuple):
-    """One process that runs a bash; `root` is the directory it takes for /."""
+    """One process that runs a bash; `root` is the directory it takes for /, `comm` what it is called, as sh."""
 
     pid: int
     program: FileId
     root: FileId
+    comm: str
 
 
 class Target(NamedTuple):
@@ -48,7 +50,8 @@ def look(pid: int, proc: Path = PROC) -> Bash | None:
     """The process, if it is there and runs a bash."""
     with suppress(OSError):
         if is_bash(program_of(pid, proc)):
-            return Bash(pid, file_id(f"{proc}/{pid}/exe"), file_id(f"{proc}/{pid}/root"))
+            comm = read(pid, "comm", proc).decode(errors="replace").removesuffix("\n")
+            return Bash(pid, file_id(f"{proc}/{pid}/exe"), file_id(f"{proc}/{pid}/root"), comm)
     return None
 
 
@@ -78,4 +81,5 @@ def target(pid: int, proc: Path = PROC) -> Target:
 
 
 def _offset(path: str) -> int | None:
-    return function_offset(Elf(open_file(Path(path)), Path(path)), FUNCTION)
+    with ForeignFile(Path(path)) as data:
+        return function_offset(Elf(data, Path(path)), FUNCTION)

@@ -18,6 +18,9 @@ MAX_PENDING = 1 << 16
 # A copy of a query on its way through one more interface may be captured after the answer, but hardly later than this.
 _ECHO_NS = 1_000_000
 _MAX_ANSWERED = 8192
+# A query that gets another sender's address on its way (MASQUERADE, SNAT) leaves hardly later than this.
+_TRANSLATED_NS = 10_000_000
+_MAX_PASSING = 8192
 _STREAM_IDLE_S = 60.0
 
 # The network namespace, client and server with their ports, the protocol, the message's number.
@@ -25,7 +28,11 @@ _Key = tuple[int, bytes, int, bytes, int, int, int]
 
 
 class Exchange(NamedTuple):
-    """One query that was answered, or was not in time: then `rcode` is -1 and `latency_ns` 0."""
+    """One query that was answered, or was not in time: then `rcode` is -1 and `latency_ns` 0.
+
+    `behind` is who sent the same bytes to the same server in the same namespace a moment before, empty for nobody: this
+    may be that query under another address.
+    """
 
     netns: int
     client: bytes
@@ -37,11 +44,13 @@ class Exchange(NamedTuple):
     latency_ns: int
     question: bytes
     addresses: tuple[tuple[bytes, int], ...] = ()
+    behind: bytes = b""
 
 
 class _Query(NamedTuple):
     question: bytes
     time_ns: int
+    behind: bytes = b""
 
 
 class Exchanges:
@@ -55,6 +64,8 @@ class Exchanges:
         self._max_pending = max_pending
         self._pending: OrderedDict[_Key, _Query] = OrderedDict()
         self._answered: OrderedDict[_Key, _Query] = OrderedDict()
+        # By namespace, server, protocol and what is asked, byte by byte: by whom lately.
+        self._passing: OrderedDict[tuple[int, bytes, int, int], tuple[bytes, int]] = OrderedDict()
         self._connections = Connections()
         self.lost: Counter[str] = Counter()
         """Queries that found no room, and that another with their number took the place of."""
@@ -94,7 +105,7 @@ class Exchanges:
             if abs(now_ns - query.time_ns) <= TIMEOUT_NS:
                 return
             del self._pending[key]
-            yield Exchange(*key[:6], NO_REPLY, 0, query.question)
+            yield _in_vain(key, query)
 
     def _saw_message(self, netns: int, segment: Segment, wire: bytes, time_ns: int) -> Exchange | None:
         message = dns.parse(wire)
@@ -111,10 +122,10 @@ class Exchanges:
         if segment.destination_port == PORT and is_port_kept(self._one_of, segment.source_port):
             key = (netns, segment.source, segment.source_port, segment.destination, PORT, segment.transport,
                    message.id)
-            self._saw_query(key, _Query(message.question, time_ns))
+            self._saw_query(key, _Query(message.question, time_ns), hash(wire))
         return None
 
-    def _saw_query(self, key: _Key, query: _Query) -> None:
+    def _saw_query(self, key: _Key, query: _Query, content: int) -> None:
         before = self._pending.get(key)
         if before is not None:
             if before.question == query.question:
@@ -127,7 +138,21 @@ class Exchanges:
         if len(self._pending) >= self._max_pending:
             self.lost["dns queries"] += 1
             return
-        self._pending[key] = query
+        self._pending[key] = query._replace(behind=self._behind(key, content, query.time_ns))
+
+    def _behind(self, key: _Key, content: int, time_ns: int) -> bytes:
+        netns, client, _, server, _, transport, _ = key
+        way = (netns, server, transport, content)
+        before, before_ns = self._passing.pop(way, (client, 0))
+        if before != client and abs(time_ns - before_ns) <= _TRANSLATED_NS:
+            return before
+        self._passing[way] = (client, time_ns)
+        while len(self._passing) > _MAX_PASSING or abs(time_ns - self._oldest_passing_ns()) > _TRANSLATED_NS:
+            self._passing.popitem(last=False)
+        return b""
+
+    def _oldest_passing_ns(self) -> int:
+        return next(iter(self._passing.values()))[1]
 
     def _saw_response(self, key: _Key, message: dns.Message, time_ns: int) -> Exchange | None:
         query = self._pending.get(key)
@@ -143,5 +168,9 @@ class Exchanges:
             self._answered.popitem(last=False)
         latency_ns = max(0, time_ns - query.time_ns)
         if latency_ns > TIMEOUT_NS:
-            return Exchange(*key[:6], NO_REPLY, 0, query.question)
-        return Exchange(*key[:6], message.rcode, latency_ns, query.question, message.addresses)
+            return _in_vain(key, query)
+        return Exchange(*key[:6], message.rcode, latency_ns, query.question, message.addresses, query.behind)
+
+
+def _in_vain(key: _Key, query: _Query) -> Exchange:
+    return Exchange(*key[:6], NO_REPLY, 0, query.question, behind=query.behind)

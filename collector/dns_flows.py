@@ -52,7 +52,8 @@ class _Ends(NamedTuple):
 class DnsFlows:
     """Sums since the last `take`. `left_out` says how many exchanges are in no record and why, for good.
 
-    `forwarded` ones have neither end here: they are of the namespaces, or the machines, at their ends.
+    `forwarded` ones have neither end here: they are of the namespaces, or the machines, at their ends. So are those
+    that got our address on their way: they were seen from whoever sent them a moment before.
     """
 
     def __init__(self, options: Options, is_local: IsLocal) -> None:
@@ -65,12 +66,14 @@ class DnsFlows:
         self._ends: dict[_Way, _Ends] = {}
 
     def add(self, exchange: Exchange) -> None:
-        netns, client, client_port, server, _, transport, rcode, latency_ns, question, _ = exchange
+        netns, client, client_port, server, _, transport, rcode, latency_ns, question, _, behind = exchange
         way = (netns, client, client_port == PORT, server)
         ends = self._ends.get(way)
         if ends is None:
             ends = self._told(exchange, way)
         reason = ends.fault or (client_port in self.options.exclude.ports and "excluded")
+        if behind and ends.direction == "outgoing" and not self._is_local(netns, behind):
+            reason = reason or "forwarded"
         if reason:
             self.left_out[reason] += 1
             return

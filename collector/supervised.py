@@ -66,6 +66,9 @@ class Supervised:
             self._failed(error)
         except OSError as error:
             self._failed(KcompatError(f"{self.row.name} is off: {error}"))
+        except Exception as error:
+            log.exception("%s has failed while it began", self.row.name)
+            self._failed(KcompatError(f"{self.row.name} is off: it failed: {error}"))
         else:
             if self.error:
                 log.warning("%s runs now", self.row.name)

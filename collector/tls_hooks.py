@@ -12,8 +12,10 @@ from kcompat.symbols import Function, exported_functions
 RETURN = "uretprobe__tls"
 # What has to be read of a function of which nothing else is known.
 _BEGINNING = 64
-# Whoever makes a container makes its libraries, and says how long their functions are.
+# Whoever makes a container makes its libraries, and says how long their functions are, and how many tables lead
+# elsewhere: a linker makes three.
 _LONGEST = 1 << 14
+_MOST_TABLES = 16
 
 
 class _Call(NamedTuple):
@@ -74,7 +76,7 @@ def _inner_hooks(elf: Elf, functions: dict[str, Function]) -> Iterator[Hook]:
             continue
         found = probe_sites.inner(_code(elf, functions[name]), functions[name].at, is_elsewhere)
         call = found and _INNER.get((name, found.count_argument))
-        if not found or not call:
+        if not found or not call or not 0 <= found.at < len(elf.data):
             continue
         at = probe_sites.nearest(_code(elf, Function(found.at, 0)), found.at, call.arguments)
         if at is None:
@@ -103,5 +105,5 @@ def _code(elf: Elf, function: Function) -> bytes:
 
 def _linkage(elf: Elf) -> Callable[[int], bool]:
     """Whether a place in the file is where calls to other files go through."""
-    tables = [range(s.offset, s.offset + s.size) for s in elf.sections if s.name.startswith(".plt")]
+    tables = [range(s.offset, s.offset + s.size) for s in elf.sections if s.name.startswith(".plt")][:_MOST_TABLES]
     return lambda at: any(at in table for table in tables)

@@ -7,6 +7,7 @@ later. What has to be found in time is only a file not seen before: by the progr
 from __future__ import annotations
 
 import logging
+import os
 import select
 import threading
 import time
@@ -19,8 +20,9 @@ from collector.mapped_files import FileId, Mapped, file_id, hooked_id, mapped, m
 from collector.proc_files import PROC, exists, pids
 from collector.tls_hooks import PROGRAMS, hooks_in
 from kcompat.attach import Attachment
-from kcompat.elf import Elf, open_file
+from kcompat.elf import Elf
 from kcompat.errors import KcompatError
+from kcompat.foreign_file import ForeignFile
 from kcompat.load import Loaded
 
 log = logging.getLogger(__name__)
@@ -190,7 +192,8 @@ class TlsLibraries:
         """Nothing where it is no TLS library. Raises FileNotFoundError when it is gone with its process."""
         attached: list[Attachment] = []
         try:
-            hooks = hooks_in(Elf(open_file(Path(path)), Path(path)))
+            with ForeignFile(Path(path)) as data:
+                hooks = hooks_in(Elf(data, Path(path)))
             hooked = sum(bool(there) for there in self._files.values())
             if not hooks or hooked >= _MAX_LIBRARIES:
                 return attached
@@ -198,12 +201,14 @@ class TlsLibraries:
                 for program in hook.programs:
                     attached.append(self._loaded.attach(program, f"{path}:{hook.at:#x}"))
                     self._loaded.attachments.remove(attached[-1])
-        except (KcompatError, OSError) as error:
+        except Exception as error:
+            # Anybody may have made the file: whatever is wrong with it, the others are looked at.
             _close(attached)
             attached.clear()
-            if not Path(path).exists():
+            if not os.path.exists(path):  # noqa: PTH110
                 raise FileNotFoundError(path) from error
-            log.warning("TLS is not seen in %s: %s", path, error)
+            log.warning("TLS is not seen in %s: %s", path, error,
+                        exc_info=not isinstance(error, KcompatError | OSError))
         else:
             log.info("TLS is read in %s: %s", path, ", ".join(name for hook in hooks for name in hook.functions))
         return attached

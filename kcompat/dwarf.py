@@ -12,7 +12,7 @@ from kcompat.dwarf_names import Names
 from kcompat.dwarf_sections import Sections
 from kcompat.dwarf_types import Types, is_declaration, name_of
 from kcompat.dwarf_units import Unit, Units
-from kcompat.elf import Elf, open_file
+from kcompat.elf import Data, Elf, open_file
 from kcompat.errors import BadInput, KcompatError, Missing
 from kcompat.fields import Field, structs
 from kcompat.kernel import BANNER, Kernel
@@ -43,9 +43,9 @@ class DwarfResolver:
         Of a kernel that GCC's RANDSTRUCT plugin has shuffled nothing is known: that BTF is not made of its DWARF
         (``depends on !GCC_PLUGIN_RANDSTRUCT``, lib/Kconfig.debug) has the same reason. Clang's DWARF is right.
         """
-        elf = _opened(self._path)
+        elf, data = _opened(self._path)
         found = _search(elf, structs(wanted))
-        if _shuffled_by_gcc(elf):
+        if _shuffled_by_gcc(elf, data):
             return [Offset.unknown(f, self.name, SHUFFLED) for f in wanted]
         return [offset_of(f, found.get(f.struct), self.name) for f in wanted]
 
@@ -55,15 +55,16 @@ def load(path: Path, names: Iterable[str]) -> dict[str, Struct]:
 
     Raises Missing when there is no such file, BadInput for anything that is not ELF with whole DWARF.
     """
-    return _search(_opened(path), names)
+    return _search(_opened(path)[0], names)
 
 
-def _opened(path: Path) -> Elf:
+def _opened(path: Path) -> tuple[Elf, Data]:
     if not path.exists():
         raise Missing(f"{path} does not exist: give a vmlinux, a .ko or a .o with debug information")
-    elf = Elf(open_file(path), path)
+    data = open_file(path)
+    elf = Elf(data, path)
     _refuse_what_lies_elsewhere(elf)
-    return elf
+    return elf, data
 
 
 def _search(elf: Elf, names: Iterable[str]) -> dict[str, Struct]:
@@ -80,10 +81,10 @@ def _search(elf: Elf, names: Iterable[str]) -> dict[str, Struct]:
         raise BadInput(path, f"corrupt DWARF: {type(error).__name__}: {error}") from error
 
 
-def _shuffled_by_gcc(elf: Elf) -> bool:
+def _shuffled_by_gcc(elf: Elf, data: Data) -> bool:
     def said(pattern: re.Pattern[bytes]) -> bytes | None:
         sections = (s for name in _STRINGS if (s := elf.find(name)) and s.size)
-        hits = (pattern.search(elf.data, s.offset, s.offset + s.size) for s in sections)
+        hits = (pattern.search(data, s.offset, s.offset + s.size) for s in sections)
         return next((hit[0] for hit in hits if hit), None)
 
     return said(_RANDSTRUCT) is not None and b"clang version" not in (said(BANNER) or b"")

@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kcompat.errors import BadInput, Missing
+from kcompat.foreign_file import ForeignFile
 
 MAGIC = b"\x7fELF"
 _SHT_NOBITS = 8
 _SHN_XINDEX = 0xFFFF
+# Far more than any file has of them, and than their names are long: who makes a file says what is in it.
+_MAX_SECTIONS = 1 << 17
+_LONGEST_NAME = 256
 
 Data = bytes | mmap.mmap
 
@@ -33,16 +37,18 @@ class Section:
 class Elf:
     """The headers of one ELF file, 32 or 64 bits, either byte order; every section is known to lie in the file."""
 
-    def __init__(self, data: Data, path: Path) -> None:
+    def __init__(self, data: Data | ForeignFile, path: Path) -> None:
         """Raises BadInput when the headers are not those of a whole ELF file."""
         self.data, self.path = data, path
-        if data[:4] != MAGIC:
+        self.head = head = data[:64]
+        """The ELF header, and what follows it where that is shorter."""
+        if head[:4] != MAGIC:
             raise BadInput(path, "not an ELF file")
-        if len(data) < 64 or data[4] not in (1, 2) or data[5] not in (1, 2):
+        if len(head) < 64 or head[4] not in (1, 2) or head[5] not in (1, 2):
             raise BadInput(path, "its ELF header is truncated or corrupt")
-        self.bits = 32 * data[4]
-        self.byte_order = "<" if data[5] == 1 else ">"
-        self.kind, self.machine = struct.unpack_from(self.byte_order + "HH", data, 16)
+        self.bits = 32 * head[4]
+        self.byte_order = "<" if head[5] == 1 else ">"
+        self.kind, self.machine = struct.unpack_from(self.byte_order + "HH", head, 16)
         self.sections = tuple(self._read_sections())
 
     def find(self, name: str) -> Section | None:
@@ -53,22 +59,22 @@ class Elf:
 
     def _read_sections(self) -> Iterator[Section]:
         if self.bits == 64:
-            table, = struct.unpack_from(self.byte_order + "Q", self.data, 40)
-            size, count, names_index = struct.unpack_from(self.byte_order + "HHH", self.data, 58)
+            table, = struct.unpack_from(self.byte_order + "Q", self.head, 40)
+            size, count, names_index = struct.unpack_from(self.byte_order + "HHH", self.head, 58)
             header = struct.Struct(self.byte_order + "IIQQQQII16x")
         else:
-            table, = struct.unpack_from(self.byte_order + "I", self.data, 32)
-            size, count, names_index = struct.unpack_from(self.byte_order + "HHH", self.data, 46)
+            table, = struct.unpack_from(self.byte_order + "I", self.head, 32)
+            size, count, names_index = struct.unpack_from(self.byte_order + "HHH", self.head, 46)
             header = struct.Struct(self.byte_order + "IIIIIIII8x")
         if table == 0:
             return
         if size != header.size or table + size > len(self.data):
             raise BadInput(self.path, "its ELF section headers are truncated or corrupt")
         # A file of more than 65279 sections keeps their number and the index of the names in section 0 (elf(5)).
-        first = header.unpack_from(self.data, table)
+        first = header.unpack(self.data[table:table + size])
         count = count or first[5]
         names_index = first[6] if names_index == _SHN_XINDEX else names_index
-        if table + count * size > len(self.data) or names_index >= count:
+        if table + count * size > len(self.data) or names_index >= count or count > _MAX_SECTIONS:
             raise BadInput(self.path, "its ELF section headers are truncated or corrupt")
         headers = list(header.iter_unpack(self.data[table:table + count * size]))
         names_offset, names_size = headers[names_index][4:6]
@@ -79,7 +85,7 @@ class Elf:
             elif offset + length > len(self.data) and kind:
                 raise BadInput(self.path, f"truncated: a section of {length} bytes at {offset} ends past the "
                                           f"file's {len(self.data)} bytes")
-            name = names[name_offset:names.find(b"\0", name_offset)] if name_offset < len(names) else b""
+            name = names[name_offset:name_offset + _LONGEST_NAME].partition(b"\0")[0]
             yield Section(name.decode("latin-1"), kind, flags, offset, length, link, info)
 
 

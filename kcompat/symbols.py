@@ -6,7 +6,7 @@ import struct
 from collections.abc import Collection
 from typing import NamedTuple
 
-from kcompat.elf import Elf, Section
+from kcompat.elf import Elf
 from kcompat.errors import BadInput
 
 _DYNAMIC_SYMBOLS, _ALL_SYMBOLS = 11, 2
@@ -21,9 +21,8 @@ def function_offset(elf: Elf, name: str) -> int | None:
     not what its headers say.
     """
     for kind in (_DYNAMIC_SYMBOLS, _ALL_SYMBOLS):
-        for table in elf.sections:
-            if table.kind == kind and (address := _address(elf, table, name.encode())) is not None:
-                return _in_file(elf, address)
+        if found := _symbols(elf, kind, {name.encode()}):
+            return _in_file(elf, found[name][0])
     return None
 
 
@@ -36,18 +35,16 @@ class Function(NamedTuple):
 
 def exported_functions(elf: Elf, names: Collection[str]) -> dict[str, Function]:
     """Those of these functions that the file lets others call. Raises BadInput."""
-    return {name: Function(_in_file(elf, address), size) for table in elf.sections if table.kind == _DYNAMIC_SYMBOLS
-            for name, (address, size) in _symbols(elf, table, {name.encode() for name in names}).items()}
+    found = _symbols(elf, _DYNAMIC_SYMBOLS, {name.encode() for name in names})
+    return {name: Function(_in_file(elf, address), size) for name, (address, size) in found.items()}
 
 
-def _address(elf: Elf, table: Section, name: bytes) -> int | None:
-    """The value of the symbol, if it is a function defined here."""
-    found = _symbols(elf, table, {name}).get(name.decode())
-    return found[0] if found else None
-
-
-def _symbols(elf: Elf, table: Section, wanted: Collection[bytes]) -> dict[str, tuple[int, int]]:
-    """The values and sizes of those symbols that are functions defined here."""
+def _symbols(elf: Elf, kind: int, wanted: Collection[bytes]) -> dict[str, tuple[int, int]]:
+    """The values and sizes of those symbols that are functions defined here. No file has two tables of a kind (elf(5)).
+    """
+    table = next((section for section in elf.sections if section.kind == kind), None)
+    if table is None:
+        return {}
     if table.link >= len(elf.sections):
         raise BadInput(elf.path, "a table of symbols without names")
     names, symbols = elf.read(elf.sections[table.link]), elf.read(table)
@@ -55,12 +52,14 @@ def _symbols(elf: Elf, table: Section, wanted: Collection[bytes]) -> dict[str, t
     entry = struct.Struct(elf.byte_order + ("IBBHQQ" if elf.bits == 64 else "IIIBBH"))
     end = len(symbols) // entry.size * entry.size
     found: dict[str, tuple[int, int]] = {}
+    # Not to where it ends: names may end nowhere.
+    room = max(map(len, wanted), default=0) + 1
     for values in entry.iter_unpack(symbols[:end]):
         at, info, _, section, value, size = values if elf.bits == 64 else (
             values[0], values[3], values[4], values[5], values[1], values[2])
         if info & 15 == _FUNCTION and section:
-            name = names[at:names.find(b"\0", at)]
-            if name in wanted:
+            name, ended, _ = names[at:at + room].partition(b"\0")
+            if ended and name in wanted:
                 found.setdefault(name.decode(), (int(value), int(size)))
     return found
 
@@ -68,16 +67,18 @@ def _symbols(elf: Elf, table: Section, wanted: Collection[bytes]) -> dict[str, t
 def _in_file(elf: Elf, address: int) -> int:
     """Where the byte that will be at this address lies in the file, by its segments."""
     wide = elf.bits == 64
-    table, = struct.unpack_from(elf.byte_order + ("Q" if wide else "I"), elf.data, 32 if wide else 28)
-    size, count = struct.unpack_from(elf.byte_order + "HH", elf.data, 54 if wide else 42)
-    # struct Elf64_Phdr: type, flags, offset, address, physical address, size in the file.
-    header = struct.Struct(elf.byte_order + ("IIQQQQ" if wide else "IIIII"))
-    if size < header.size or table + size * count > len(elf.data):
+    table, = struct.unpack_from(elf.byte_order + ("Q" if wide else "I"), elf.head, 32 if wide else 28)
+    size, count = struct.unpack_from(elf.byte_order + "HH", elf.head, 54 if wide else 42)
+    # struct Elf64_Phdr: type, flags, offset, address, physical address, size in the file. Elf32_Phdr: flags are later.
+    header = struct.Struct(elf.byte_order + ("IIQQQQ16x" if wide else "IIIII12x"))
+    if size != header.size or table + size * count > len(elf.data):
         raise BadInput(elf.path, "its segments are truncated or corrupt")
-    for number in range(count):
-        values = header.unpack_from(elf.data, table + number * size)
+    for values in header.iter_unpack(elf.data[table:table + size * count]):
         kind, offset, start, length = (values[0], values[2], values[3], values[5]) if wide else (
             values[0], values[1], values[2], values[4])
         if kind == _LOAD and start <= address < start + length:
-            return int(address - start + offset)
+            at = int(address - start + offset)
+            if at >= len(elf.data):
+                raise BadInput(elf.path, f"the function at {address:#x} lies past its end")
+            return at
     raise BadInput(elf.path, f"the function at {address:#x} is in no segment")

@@ -64,7 +64,8 @@ class BashLines:
         self._programs: dict[FileId, FileId | None] = {}
         self._bashes: dict[int, Bash] = {}
         self._users = Users()
-        self._roots: set[FileId] = set()
+        # Whether a bash was ever seen with another root than ours.
+        self._has_other_roots = False
         self._waiting: deque[Record] = deque()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -150,7 +151,7 @@ class BashLines:
             self._hook(bash.pid, bash.program)
         with self._lock:
             self._bashes[bash.pid] = bash
-            self._roots.add(bash.root)
+            self._has_other_roots |= bash.root != self._users.here
 
     def _scan(self) -> None:
         """Hooks the programs of bashes that are new, lets go of files no bash runs any more."""
@@ -158,11 +159,11 @@ class BashLines:
         for pid, bash in found.items():
             if bash.program not in self._programs:
                 self._hook(pid, bash.program)
-        # Those that have ended lately are kept for the lines they leave behind.
+        # Those that are none any more are kept for the lines they leave behind.
         gone = {pid: bash for pid, bash in self._bashes.items() if pid not in found and bash.program in self._programs}
         with self._lock:
             self._bashes = dict(list(gone.items())[-_MAX_TARGETS:]) | found
-        self._roots |= {bash.root for bash in found.values()}
+        self._has_other_roots |= any(bash.root != self._users.here for bash in found.values())
         used = {bash.program for bash in found.values()}
         for program in self._programs.keys() - used:
             file = self._programs.pop(program)
@@ -180,9 +181,10 @@ class BashLines:
                 log.info("bash lines are read in %s", where)
         except FileNotFoundError:
             return  # it has ended
-        except (KcompatError, OSError) as error:
+        except Exception as error:
+            # Anybody may have made the file: whatever is wrong with it, the others are looked at.
             self._programs[program] = None
-            log.warning("a bash is not seen: %s", error)
+            log.warning("a bash is not seen: %s", error, exc_info=not isinstance(error, KcompatError | OSError))
             return
         self._programs[program] = where.file
 
@@ -207,21 +209,20 @@ class BashLines:
             self._lost["command lines"] += 1
 
     def _root(self, pid: int) -> FileId | None:
-        """The root of a process; of one that has ended unseen only where no bash has another root than ours."""
+        """The root of a process; of one that has ended unseen only where no bash ever had another root than ours."""
         if bash := self._bashes.get(pid):
             return bash.root
         with suppress(OSError):
             return file_id(f"/proc/{pid}/root")
-        return None if self._roots - {self._users.here} else self._users.here
+        return None if self._has_other_roots else self._users.here
 
     def _is_bash(self, line: Typed) -> bool:
-        """A libreadline is shared with programs that are none."""
-        if line.pid in self._bashes:
+        """A libreadline is shared with programs that are none, and a bash may become one of them, called otherwise."""
+        if bashes.is_bash(line.comm) or ((bash := self._bashes.get(line.pid)) and bash.comm == line.comm):
             return True
-        try:
+        with suppress(OSError):  # it has ended
             return bashes.is_bash(bashes.program_of(line.pid))
-        except OSError:
-            return bashes.is_bash(line.comm)
+        return False
 
 
 DATASET = Dataset(NAME, BashLines, render=render)

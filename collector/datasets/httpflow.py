@@ -6,6 +6,7 @@ import logging
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ _GRACE_S = 0.02
 _POLL_S = 0.2
 # Pieces of one connection are on the rings of several processors: those of the last moment may not all be there.
 _SETTLE_NS = 50_000_000
+# Of faults in what is seen, which are counted, one is told with where it was.
+_FAULT_TOLD_S = 60.0
 _LOSSES = ("http connections", "http exchanges", "http calls", "http calls in TLS over unknown sockets",
            "http pieces")
 
@@ -84,6 +87,8 @@ class Httpflow:
         self._connections = HttpConnections()
         self._greetings, self._greeted = Greetings(), greeted
         self._waiting: list[_Raw] = []
+        self._faults: Counter[str] = Counter()
+        self._fault_told_at_s = -_FAULT_TOLD_S
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._rings: PerfBuffer | None = None
@@ -111,7 +116,8 @@ class Httpflow:
         counts = {reason: int.from_bytes(table.get(slot.to_bytes(4, "little")) or b"", "little")
                   for slot, reason in enumerate(_LOSSES)}
         assert self._rings
-        counts["http pieces"] += self._rings.lost + self._connections.strangers
+        counts["http pieces"] += self._rings.lost + self._connections.strangers + self._faults["http pieces"]
+        counts["http exchanges"] += self._faults["http exchanges"]
         return counts | {"http events": sum(map(self._left_out, _SOCKET_PROGRAMS)),
                          "http connections forgotten": self._connections.forgotten,
                          "half http exchanges": self._connections.untold}
@@ -177,9 +183,13 @@ class Httpflow:
         ready = len(self._waiting)
         while until_ns is not None and ready and self._waiting[ready - 1][0] >= until_ns:
             ready -= 1
-        for time_ns, data in self._waiting[:ready]:
-            self._take(time_ns, data)
-        del self._waiting[:ready]
+        # Before anything can fail: a piece taken again would be counted again, with all before it.
+        taken, self._waiting = self._waiting[:ready], self._waiting[ready:]
+        for time_ns, data in taken:
+            try:
+                self._take(time_ns, data)
+            except Exception:
+                self._failed("http pieces", 1)
 
     def _take(self, time_ns: int, data: bytes) -> None:
         key, birth, _, offset, other_ns, lead, size, what, written, role = _PIECE.unpack_from(data)
@@ -207,7 +217,16 @@ class Httpflow:
         table = self.loaded.maps[f"exchanges{self._generation - 1 & 1}"]
         for key, value in table.take():
             for seen in _told(key, value):
-                self._saw(seen)
+                try:
+                    self._saw(seen)
+                except Exception:
+                    self._failed("http exchanges", seen.times)
+
+    def _failed(self, what: str, times: int) -> None:
+        self._faults[what] += times
+        if time.monotonic() - self._fault_told_at_s >= _FAULT_TOLD_S:
+            self._fault_told_at_s = time.monotonic()
+            log.exception("%s goes on", NAME)
 
 
 def _told(key: bytes, value: bytes) -> Iterator[Seen]:

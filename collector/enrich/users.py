@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import pwd
 import stat
+import time
 from functools import lru_cache
+from pathlib import Path
 
 from collector.mapped_files import FileId, file_id
 
 _LONGEST_FILE = 1 << 20
+_PASSWD = Path("/etc/passwd")
+# Users may be kept elsewhere too, as in a directory service, which does not tell when one is another's number.
+_KEPT_S = 60
 
 
 class Users:
@@ -24,13 +29,23 @@ class Users:
         if root is None:
             return str(uid)
         if root == self.here:
-            return _own_name(uid)
+            return _own_name(uid, _edition())
         return passwd_name(_read(f"/proc/{pid}/root/etc/passwd"), uid) or str(uid)
 
 
+def _edition() -> tuple[int, ...]:
+    """Another one when the file of users is another or has changed, and after a while."""
+    minute = int(time.monotonic() // _KEPT_S)
+    try:
+        found = _PASSWD.stat()
+    except OSError:
+        return (minute,)
+    return minute, found.st_ino, found.st_mtime_ns
+
+
 @lru_cache(maxsize=1024)
-def _own_name(uid: int) -> str:
-    """Of this machine, whatever its users are kept in."""
+def _own_name(uid: int, edition: tuple[int, ...]) -> str:
+    """Of this machine, whatever its users are kept in; asked once an edition."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 
 import pytest
 
@@ -47,3 +48,23 @@ def test_a_number_stands_for_who_has_no_name_or_may_be_anybody():
     assert users.name(4_000_000, os.getpid(), users.here) == "4000000"
     assert users.name(0, os.getpid(), None) == "0"
     assert users.name(0, 2**22 + 1, (0, 0)) == "0"
+
+
+def test_a_number_that_is_given_to_somebody_else_has_the_new_name_at_once(tmp_path):
+    """/etc/passwd is a file of ours there, in a mount namespace of its own, and is replaced by another as useradd does.
+    """
+    for number, name in enumerate(("ada", "bob")):
+        (tmp_path / str(number)).write_text(f"root:x:0:0::/:/bin/sh\n{name}:x:4242:4242::/:/bin/sh\n")
+    script = f"""
+import os, subprocess
+from collector.enrich.users import Users
+users = Users()
+for number in range(2):
+    subprocess.run(["mount", "--bind", "{tmp_path}/" + str(number), "/etc/passwd"], check=True)
+    print(users.name(4242, os.getpid(), users.here))
+"""
+    done = subprocess.run(["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", script], text=True,
+                          capture_output=True, timeout=60, check=False)
+    if "unshare:" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"no mount namespace here: {done.stderr}")
+    assert done.stdout == "ada\nbob\n", done.stderr

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +30,7 @@ def seen(*timed, exchanges=None):
 def test_an_answer_finishes_its_query_with_the_time_between():
     (done,) = seen((100, asks()), (100 + 3 * MS, answers(rcode=3)))
 
-    assert done == (7, CLIENT, 5000, SERVER, 53, UDP, 3, 3 * MS, question("x.org"), ())
+    assert done == (7, CLIENT, 5000, SERVER, 53, UDP, 3, 3 * MS, question("x.org"), (), b"")
 
 
 def test_a_query_seen_thrice_and_answered_twice_is_one():
@@ -103,6 +104,40 @@ def test_who_asks_from_port_53_is_still_the_client():
     done = seen((0, asks(port=53)), (5, answers(port=53)))
 
     assert [(d.client, d.server, d.client_port) for d in done] == [(CLIENT, SERVER, 53)]
+
+
+US = packed("10.0.0.9")
+
+
+@pytest.mark.parametrize("later_ns, changed, behind", [
+    (20_000, {}, CLIENT), (10 * MS, {}, CLIENT), (20_000, {"source_port": 61000}, CLIENT),
+    (10 * MS + 1, {}, b""), (20_000, {"source": CLIENT, "source_port": 61000}, b""),
+    (20_000, {"payload": query(2, "x.org")}, b""), (20_000, {"payload": query(1, "y.org")}, b""),
+    (20_000, {"destination": packed("10.0.0.3")}, b""),
+], ids=["the same bytes", "in time", "another port", "too late", "the same client", "another number",
+        "another question", "another server"])
+def test_the_same_bytes_from_another_a_moment_later_may_be_a_translation(later_ns, changed, behind):
+    there = asks()._replace(**{"source": US} | changed)
+    exchanges = Exchanges()
+    seen((0, asks()), (later_ns, there), exchanges=exchanges)
+    told = {e.client + e.client_port.to_bytes(2): e.behind for e in exchanges.expired(2 * TIMEOUT_NS)}
+    assert told == {CLIENT + (5000).to_bytes(2): b"", there.source + there.source_port.to_bytes(2): behind}
+
+
+def test_a_translation_is_told_with_its_answer_and_each_query_has_one_only():
+    exchanges, others = Exchanges(), [US, packed("10.0.0.8")]
+    seen((0, asks()), *((1, asks(source=one)) for one in others), exchanges=exchanges)
+    assert exchanges.saw(8, asks(source=US), 2) == []  # another namespace
+    done = seen(*((3, answers(destination=one)) for one in (*others, CLIENT)), exchanges=exchanges)
+    assert [e.behind for e in done] == [CLIENT, b"", b""]
+
+
+def test_what_passes_is_forgotten():
+    exchanges = Exchanges()
+    seen(*((n, asks(n % 65536, f"x{n}.org")) for n in range(10_000)), exchanges=exchanges)
+    assert len(exchanges._passing) == 8192
+    seen((11 * MS + 10_000, asks(1, "last.org")), exchanges=exchanges)
+    assert len(exchanges._passing) == 1
 
 
 def test_a_message_to_the_wrong_end_is_none():

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collector.config import Exclusions, Options
-from collector.dns_exchanges import Exchange
+from collector.dns_exchanges import Exchange, Exchanges
 from collector.dns_flows import DnsFlows
-from tests.collector.wire import TCP, UDP, packed, question
+from collector.protocols.packets import Segment
+from tests.collector.wire import TCP, UDP, packed, query, question, response
 
 HERE, THERE, LOOP = packed("10.0.0.1"), packed("8.8.8.8"), packed("127.0.0.53")
 ASKED = Exchange(7, HERE, 40000, THERE, 53, UDP, 0, 100, question("x.org"))
@@ -94,6 +95,45 @@ def test_names_and_types_only_when_asked_for():
 ])
 def test_what_nobody_wants_is_left_out_and_counted(exchange, options, reason):
     assert taken(exchange, options=options) == ([], Counter({reason: 1}))
+
+
+def test_what_got_our_address_on_its_way_is_forwarded():
+    """A query of a process here that happens to have the same bytes as another's here is not, nor one we answer."""
+    masqueraded = ASKED._replace(behind=packed("172.17.0.2"))
+    records, left_out = taken(masqueraded, masqueraded._replace(rcode=-1), ASKED, ASKED._replace(behind=LOOP),
+                              masqueraded._replace(client=THERE, server=HERE))
+    assert left_out == Counter(forwarded=2)
+    assert Counter({r.tags["direction"]: r.fields["count"] for r in records}) == {"outgoing": 2, "incoming": 1}
+
+
+queries = st.lists(st.tuples(st.sampled_from(["container", "here", "resolver"]), st.integers(0, 65535),
+                             st.sampled_from(["x.org", "y.org"]), st.integers(0, 20 * 10**6)), max_size=30,
+                   unique_by=lambda one: one[1])
+
+
+@given(queries, st.booleans())
+def test_every_query_is_counted_where_it_begins_and_only_there(given_queries, same_port):
+    """Containers go out under our address; a resolver here asks on for them with numbers of its own."""
+    container, exchanges, made, now_ns, expected = packed("172.17.0.2"), Exchanges(), flows(), 0, 0
+    for what, number, name, later_ns in given_queries:
+        now_ns += later_ns
+        way = [HERE]
+        if what == "container":
+            way = [container, HERE]
+        elif what == "resolver":
+            question_to_us = Segment(UDP, container, 3000, HERE, 53, query(number ^ 1, name), True)
+            exchanges.saw(7, question_to_us, now_ns)
+        for step, client in enumerate(way):
+            port = 4000 + (step if not same_port else 0)
+            exchanges.saw(7, Segment(UDP, client, port, THERE, 53, query(number, name), True), now_ns + step * 30_000)
+        for step, client in reversed(list(enumerate(way))):
+            port = 4000 + (step if not same_port else 0)
+            answer = Segment(UDP, THERE, 53, client, port, response(number, name), True)
+            for done in exchanges.saw(7, answer, now_ns + 10**6 - step):
+                made.add(done)
+        expected += what != "container"
+    records = made.take(1, lambda *_: None)
+    assert sum(r.fields["count"] for r in records if r.tags["direction"] == "outgoing") == expected
 
 
 def test_loopback_is_kept_when_asked_for():

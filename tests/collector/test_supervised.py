@@ -1,5 +1,6 @@
 """One dataset's life: what it counts never falls, what fails is tried again, and nobody else notices."""
 
+import struct
 from collections import Counter
 
 import pytest
@@ -83,7 +84,8 @@ def test_counts_of_an_earlier_run_are_kept():
 
 @pytest.mark.parametrize("error, state", [(Missing("tracefs is not mounted"), HookState.MISSING),
                                           (Refuted("test", ()), HookState.REFUSED),
-                                          (OSError(28, "No space left on device"), HookState.MISSING)])
+                                          (OSError(28, "No space left on device"), HookState.MISSING),
+                                          (struct.error("argument out of range"), HookState.MISSING)])
 def test_one_that_cannot_start_says_why_and_when_it_is_tried_again(error, state):
     told = []
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from collector import bashes
 from collector.config import Options
 from collector.dataset import Setup
 from collector.datasets.bash import BashLines
@@ -338,6 +339,43 @@ def test_a_shared_libreadline_is_seen_in_bash_alone(tmp_path):
 
     assert [r.fields["cmd"] for r in records if r.fields["pid"] == str(bash.pid)] == ["second"]
     assert [r for r in records if r.fields["pid"] == str(other.pid)] == []
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["bash", "sh"])
+def test_what_a_bash_becomes_is_no_bash_any_more(tmp_path, name):
+    """As with exec psql, on the same library: what is typed into it is nobody's command line."""
+    libraries = list(Path("/usr/lib").glob(f"{sysconfig.get_config_var('MULTIARCH')}/libreadline.so.*"))
+    if not libraries or not shutil.which("gcc"):
+        pytest.skip("there is no libreadline or no gcc to link with it")
+    source = READER.replace("free(line);", f"if (*line == '!') execl(\"{tmp_path}/other\", \"other\", (char *)0);")
+    (tmp_path / "reader.c").write_text(source.replace("<stdlib.h>", "<unistd.h>"))
+    for made in ("bash", "other"):
+        subprocess.run(["gcc", "-o", tmp_path / made, tmp_path / "reader.c", libraries[0]], check=True, timeout=120)
+    (tmp_path / "sh").symlink_to("bash")
+    with terminal(str(tmp_path / "bash")), terminal(str(tmp_path / name)) as at, collecting() as running:
+        for line in (b"read when it was hooked", b"second", b"!", b"select secret", b"select another"):
+            at.type(line)
+            time.sleep(0.5)
+        assert commands(running, at.pid) == ["second", "!"]
+
+
+def test_a_bash_that_cannot_be_looked_into_hinders_no_other(tmp_path, monkeypatch, caplog):
+    """By any fault nobody has thought of: anybody may have made the file."""
+    shutil.copy(shutil.which("sleep"), tmp_path / "bash")
+    with subprocess.Popen([tmp_path / "bash", "600"]) as odd:
+        try:
+            target = bashes.target
+            monkeypatch.setattr(bashes, "target", lambda pid: 1 // (pid != odd.pid) and target(pid))
+            with terminal() as at, collecting() as running:
+                wait_for_hook(running, at.pid)
+                at.type(b": first")
+                at.type(b": second")
+                assert commands(running, at.pid)[-1] == ": second"
+        finally:
+            odd.kill()
+    told = [r for r in caplog.records if "a bash is not seen" in r.message and "zero" in r.message]
+    assert len(told) in (1, 2)  # the collector of this module is told too
 
 
 def test_nothing_is_left_behind():

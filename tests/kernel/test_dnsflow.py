@@ -1,5 +1,6 @@
 """dnsflow on real packets, in namespaces of our own: counts exact, latencies those that were planted."""
 
+import shutil
 import socket
 import struct
 import subprocess
@@ -281,6 +282,45 @@ def test_a_bridge_shows_each_query_once(ends):
             records = running.flush(1)
 
     assert counts(records, direction="outgoing") == counts(records, direction="incoming") == {0: 6}
+
+
+MASQUERADE = """
+table ip kcompat {
+  chain post {
+    type nat hook postrouting priority 100
+    oifname "outside" masquerade
+  }
+  chain back {
+    type nat hook prerouting priority -100
+  }
+}
+"""
+
+
+def test_a_query_that_gets_our_address_on_its_way_is_of_where_it_began(ends):
+    """A container, its host with a real masquerade, and a server beyond: what the host asks itself is the host's."""
+    with wires.namespace("container") as container, wires.namespace("host") as host:
+        for end, name, there, own, other in ((container, "inside", "wire", "10.205.0.254", "10.205.0.1"),
+                                             (ends[1], "outside", "beyond", "10.206.0.1", "10.206.0.2")):
+            wires.ip("-n", end.name, "link", "add", there, "type", "veth", "peer", "name", name, "netns", host.name)
+            wires.ip("-n", host.name, "address", "add", f"{own}/24", "dev", name)
+            wires.ip("-n", host.name, "link", "set", name, "up")
+            wires.ip("-n", end.name, "address", "add", f"{other}/24", "dev", there)
+            wires.ip("-n", end.name, "link", "set", there, "up")
+        wires.ip("-n", container.name, "route", "add", "default", "via", "10.205.0.254")
+        subprocess.run(host.command("sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"), check=True, timeout=20)
+        done = subprocess.run(host.command("nft", "-f", "-"), input=MASQUERADE, capture_output=True, text=True,
+                              timeout=20, check=False) if shutil.which("nft") else None
+        if not done or done.returncode:
+            pytest.skip(f"no translation here: {done.stderr.splitlines()[0] if done else 'no nft'}")
+        with dnsflow(container, host) as running, in_namespace(
+                ends[1], lambda: wires.answering(answer, address="10.206.0.2")):
+            for end, times in ((container, 6), (host, 2)):
+                assert None not in end.run(partial(ask, "10.206.0.2", *[("r0.test", 1)] * times))
+            records = running.flush(1)
+
+    assert {r.tags["src_ip"]: r.fields["count"] for r in records} == {"10.205.0.1": 6, "10.206.0.1": 2}
+    assert running.left_out["forwarded"] == 12
 
 
 def test_what_only_passes_through_is_its_ends_business(ends):

@@ -263,6 +263,38 @@ EMPTY = b"HTTP/1.1 %d Fine\r\nContent-Length: 0\r\n\r\n"
 HEAD = b"GET /%d HTTP/1.1\r\nHost: name.test\r\n\r\n"
 THREE = [HEAD % 201, HEAD % 202, HEAD % 203]
 BODY = HEAD % 500 + b"1234"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_what_fails_with_one_exchange_is_counted_as_lost_and_hinders_no_other(httpflow, method, caplog):
+    """Some are merged in the kernel, others, as a client's with a body, made of pieces, which are not taken again."""
+    tried = Counter()
+
+    def saw(seen):
+        tried[seen.ends.asks, seen.exchange.status_code] += 1
+        if seen.exchange.status_code == 201:
+            raise OSError("nobody knows why")
+
+    def work(port):
+        client = HTTPConnection("127.0.0.1", port)
+        for status in (200, 201, 202):
+            client.request(method, f"/{status}", b"body" if method == "POST" else None)
+            client.getresponse().read()
+            time.sleep(0.2)
+        client.close()
+
+    before = httpflow.dataset.losses
+    with flows_of(httpflow) as flows:
+        flows.saw = lambda seen: flows._is_ours(seen.ends) and saw(seen)
+        talking(work)
+        flows.take()
+
+    assert tried == {(asks, status): 1 for asks in (True, False) for status in (200, 201, 202)}
+    lost = {what: count - before[what] for what, count in httpflow.dataset.losses.items() if count > before[what]}
+    assert sum(lost.values()) == 2 and lost.keys() <= {"http exchanges", "http pieces"}
+    assert sum("httpflow goes on" in record.message for record in caplog.records) <= 1
+
+
 PIECES = {
     "pipelined in one call": [b"".join(THREE)],
     "byte by byte": [bytes([byte]) for byte in b"".join(THREE)],

@@ -1,5 +1,7 @@
 """httpflow inside TLS: Python on both sides everywhere; nginx, curl, wget, gnutls-cli and httpx where they are."""
 
+import mmap
+import os
 import shutil
 import ssl
 import subprocess
@@ -7,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,9 +21,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from collector import tls_hooks, tls_libraries
 from collector.config import Options
 from collector.datasets.httpflow import Httpflow
-from collector.mapped_files import file_id
+from collector.mapped_files import file_id, pattern
+from tests.kcompat.elf_builder import elf, library, with_section
 from tests.kernel import signs
 from tests.kernel.conftest import cannot, version_code
 from tests.kernel.nginx import configuration
@@ -271,6 +275,37 @@ def test_a_library_nobody_else_can_see_is_seen_in_a_process_that_begins_later(po
     assert not any(hidden.iterdir())
     assert sums(asked) == sums(served) == {("GET", "/hidden", 200, "1.1"): 1}
     watching.wait_for(file, is_hooked=False)  # nobody uses it any more
+
+
+def test_files_that_only_say_they_are_libraries_hinder_no_other(port, oracle, tmp_path, monkeypatch, caplog):
+    """Anybody may map such files; the last is any fault nobody has thought of. No other collector need look at them:
+    they are called what ours alone takes for a library.
+    """
+    def hooks_in(elf):
+        return 1 // (elf.machine != 4242) and tls_hooks.hooks_in(elf)
+
+    monkeypatch.setattr(tls_libraries, "hooks_in", hooks_in)
+    monkeypatch.setattr(tls_libraries, "_NAMES", pattern(r"libssl\.so[^/\n]*|crafted\d"))
+    whole, hole = library(["SSL_write"]), 1 << 30
+    crafted = {"crafted1": library(["SSL_write"], segments=[((1 << 64) - 1, 0, 1 << 20)]),
+               "crafted2": with_section(whole, 2, len(whole), hole), "crafted3": elf([], machine=4242)}
+    with ExitStack() as mapped:
+        for name, data in crafted.items():
+            (tmp_path / name).write_bytes(data)
+            if name == "crafted2":
+                os.truncate(tmp_path / name, len(data) + hole)
+            with (tmp_path / name).open("rb") as file:
+                mapped.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        with closing(Watching(oracle)) as watching:
+            shutil.copy(libssl(), tmp_path / "libssl.so.3")
+            with closing(Client(port, LD_LIBRARY_PATH=str(tmp_path))) as late:
+                watching.wait_for(file_id(tmp_path / "libssl.so.3"))
+                assert late.get("/late") == 200
+                asked, _ = watching.take(port)
+            assert not any(watching.dataset.tls.has(file_id(tmp_path / name)) for name in crafted)
+    assert sums(asked) == {("GET", "/late", 200, "1.1"): 1}
+    told = [r.message for r in caplog.records if r.message.startswith("TLS is not seen")]
+    assert [sum(fault in line for line in told) for fault in ("past its end", f"{hole} bytes", "by zero")] == [1, 1, 1]
 
 
 NGINX = configuration("$request_method $uri $status $server_protocol", r"""

@@ -1,0 +1,61 @@
+"""Somebody else's file, read piece by piece: who has it mapped is ended (SIGBUS) by whoever makes it shorter."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+
+from kcompat.errors import BadInput, Missing
+
+# No table of a program or a library is larger; what a file says of its own, a hole in it can be.
+_LARGEST = 64 << 20
+
+
+class ForeignFile:
+    """Its bytes as slices give them, as long as it was when it was opened. Use it as a context manager.
+
+    A slice raises BadInput where the file has become shorter, or where more than any table takes is asked for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises Missing when it is not there or not readable, BadInput when it is no regular file."""
+        self._path = path
+        try:
+            # Whoever opens a pipe without this waits for who writes into it.
+            self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise Missing(f"{path} does not exist") from error
+        except PermissionError as error:
+            raise Missing(f"{path} is not readable") from error
+        except OSError as error:
+            raise BadInput(path, error.strerror or str(error)) from error
+        found = os.fstat(self._fd)
+        self._size = found.st_size
+        if not stat.S_ISREG(found.st_mode):
+            os.close(self._fd)
+            raise BadInput(path, "no regular file")
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, wanted: slice) -> bytes:
+        start, stop, _ = wanted.indices(self._size)
+        size = max(0, stop - start)
+        if size > _LARGEST:
+            raise BadInput(self._path, f"{size} bytes at {start} are more than it can have in one piece")
+        try:
+            data = os.pread(self._fd, size, start)
+        except OSError as error:
+            raise BadInput(self._path, error.strerror or str(error)) from error
+        if len(data) < size:
+            raise BadInput(self._path, "it became shorter while it was read")
+        return data
+
+    def __enter__(self) -> ForeignFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        os.close(self._fd)
