@@ -92,8 +92,14 @@ class HttpConnections:
     def __len__(self) -> int:
         return len(self._followed)
 
-    def opened(self, connection: object, ends: Ends, time_ns: int) -> None:
+    def __contains__(self, connection: object) -> bool:
+        return connection in self._followed
+
+    def opened(self, connection: object, ends: Ends, time_ns: int, is_http2: bool = False) -> None:
+        """From here on; with `is_http2` in the middle of it, else HTTP/2 begins with its preface."""
         self._followed[connection] = made = _Followed(ends)
+        if is_http2:
+            made.connection = http2.Connection(is_begun=True)
         made.last_ns = time_ns
         self._followed.move_to_end(connection)
         if len(self._followed) > self._max:

@@ -53,6 +53,9 @@ _TOLD = struct.Struct("<16s16sHHII16s")
 _EXCHANGE_KEY = struct.Struct("<16s16sHHII16sHBBQ120s")
 _EXCHANGE = struct.Struct("<QQ")
 _PIECE = struct.Struct("<16sQQQQHHBBBx")
+# struct conn: its birth; behind its bytes' times and places its ends and owner; its kind, role and whether HTTP/2.
+_CONN = struct.Struct("<Q64x60s11xBB3xB")
+_FOLLOWED = 2
 _OPENED, _REQUESTED, _CLOSED, _GREETED = 1, 2, 3, 4
 _CLIENT, _OUTGOING, _TLS = 1, 2, 1
 
@@ -208,9 +211,20 @@ class Httpflow:
             if said and self._greeted:
                 self._greeted(*said)
         else:
+            if name not in self._connections:
+                self._take_up(key, birth, time_ns)
             for seen in self._connections.moved(Piece(name, time_ns, bool(written), offset, text[lead:lead + size],
                                                       other_ns)):
                 self._saw(seen)
+
+    def _take_up(self, key: bytes, birth: int, time_ns: int) -> None:
+        """One that was forgotten, or whose beginning was lost, from here on: the kernel still knows whose it is."""
+        if (value := self.loaded.maps["conns"].get(key)) is None:
+            return
+        id_, told, kind, role, is_http2 = _CONN.unpack_from(value)
+        if id_ == birth and kind == _FOLLOWED:
+            ends = _ends(_TOLD.unpack(told), role == _CLIENT, _layer(key))
+            self._connections.opened((key, birth), ends, time_ns, is_http2=bool(is_http2))
 
     def _merged(self) -> None:
         """Exchanges that were paired in the generation that has just ended."""

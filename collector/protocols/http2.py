@@ -56,8 +56,11 @@ class Connection:
     Nothing in it grows with what it is fed. Raises nothing, whatever that is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_begun: bool = False) -> None:
+        """`is_begun`: what is fed first lies somewhere in the middle."""
         self._client, self._server = Side(), Side()
+        for side in (self._client, self._server) if is_begun else ():
+            side.lose()
         self._streams: OrderedDict[int, _Stream] = OrderedDict()
         self._newest = 0
         self.untold = 0

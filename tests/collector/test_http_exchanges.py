@@ -166,3 +166,16 @@ def test_whatever_was_lost_what_comes_well_behind_it_is_paired_rightly(ends, rng
     later = paths[lost_until_ns // 1000 + 3:]
     assert [(s.exchange.path, s.exchange.status_code) for s in seen if s.exchange.path in later] == [
         (path, 200 + int(path[1:]) % 4) for path in later]
+
+
+def test_http2_taken_up_in_its_middle_goes_on_with_the_next_frame():
+    ask, answer = Encoder(), Encoder()
+    request = frame(1, 5, 7, ask.encode([(":method", "GET"), (":path", "/x")]))
+    connections = HttpConnections()
+    connections.opened("c", SERVER, 0, is_http2=True)
+    assert "c" in connections and "d" not in connections
+    pieces = [Piece("c", 1, False, 900, b"the rest of a frame", 0), Piece("c", 2, False, 919, request, 0),
+              Piece("c", 3, True, 5000, frame(1, 5, 7, answer.encode([(":status", "200")])), 2)]
+    (seen,) = [seen for piece in pieces for seen in connections.moved(piece)]
+
+    assert (seen.exchange.path, seen.exchange.status_code, seen.latency_ns) == ("/x", 200, 1)

@@ -317,6 +317,35 @@ def test_what_is_pipelined_or_split_is_counted_in_full(httpflow, what):
         assert sums(side) == {(method, "/201", 201): 1, ("GET", "/202", 202): 1, ("GET", "/203", 203): 1}
 
 
+def test_a_connection_that_was_forgotten_is_taken_up_again(httpflow):
+    """As after ten minutes of silence, or when its first piece found a ring full."""
+    def exchanged(client, paths):
+        client.sendall(b"".join(b"GET /%d HTTP/1.1\r\n\r\n" % path for path in paths))
+        received = b""
+        while received.count(b"hello") < len(paths):
+            received += client.recv(4096)
+
+    def work(port):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            exchanged(client, [201, 202])
+            httpflow.dataset.flush()
+            with httpflow.dataset._lock:
+                httpflow.dataset._connections._followed.clear()
+            exchanged(client, [203])
+            exchanged(client, [205, 206])
+            # While there is a connection to take up.
+            httpflow.dataset.flush()
+
+    before = httpflow.dataset.losses["http pieces"]
+    with flows_of(httpflow) as flows:
+        port, _ = talking(work)
+        records = flows.take()
+
+    expected = {("GET", f"/{status}", status): 1 for status in (201, 202, 203, 205, 206)}
+    assert [sums(side) for side in ours(records, port)] == [expected, expected]
+    assert httpflow.dataset.losses["http pieces"] == before
+
+
 def test_vectors_and_messages_are_calls_too(httpflow):
     """writev(2), readv(2), sendmsg(2), recvmsg(2) and recv with MSG_PEEK, between two sockets of ours."""
     def work():
