@@ -112,8 +112,9 @@ Written by `kcompat datasets --markdown`; do not edit.
 
 A record is a measurement (the dataset's name), tags, fields and a time in nanoseconds: that of the flush, in bash that
 at which the line was typed. As JSON Lines: `{"measurement": ..., "tags": {...}, "fields": {...}, "time": ...}`. There
-is one for each combination of tags in an interval, in httpflow and dnsflow also of the fields that are no sums. Names
-marked (+) are not in every record.
+is one for each combination of tags in an interval, in httpflow and dnsflow also of the fields that are no sums: those
+that differ in fields alone are a nanosecond apart, so that a database keeps them all. Names marked (+) are not in every
+record.
 """
 
 
