@@ -17,6 +17,7 @@ import httpx
 
 from collector.record import Record, to_lines
 from collector.sinks.chunk import Chunk, Refused, Retry
+from collector.sinks.labels import labelled
 from collector.sinks.options import Http, Influx, Influx2, header_value
 from collector.sinks.spec import bare
 from collector.sinks.trouble import Trouble
@@ -100,17 +101,21 @@ class Poster:
 
 
 class LineProtocol:
-    """Line protocol, gzipped, at most 512 points a request; `target` is the path of a measurement."""
+    """Line protocol, gzipped, at most 512 points a request; `target` is the path of a measurement.
+
+    `spelled` makes of points what the server can keep.
+    """
 
     def __init__(self, options: Http, target: Callable[[str], str], secrets: Callable[[], Secrets],
-                 report_to: str | None = None) -> None:
+                 report_to: str | None = None,
+                 spelled: Callable[[Sequence[Record]], Sequence[Record]] = lambda points: points) -> None:
         self.name = options.name
-        self._target, self._report_to = target, report_to
+        self._target, self._report_to, self._spelled = target, report_to, spelled
         self._poster = Poster(options, _LINES, secrets)
 
     def encode(self, records: Sequence[Record]) -> Iterator[Chunk]:
         for route, points in routed(records, self._target):
-            yield Chunk(route, len(points), "\n".join(to_lines(points)).encode())
+            yield Chunk(route, len(points), "\n".join(to_lines(self._spelled(points))).encode())
 
     def pack(self, chunk: Chunk) -> Chunk:
         return replace(chunk, payload=gzip.compress(chunk.payload, compresslevel=1))
@@ -165,18 +170,18 @@ def datakit(options: Http) -> LineProtocol:
 
 
 def influxdb(options: Influx) -> LineProtocol:
-    return _influx(options, "Token")
+    return LineProtocol(options, _influx(options), partial(authorised, options, "Token"))
 
 
 def victoriametrics(options: Influx) -> LineProtocol:
-    """It takes InfluxDB's write API; a token is one for vmauth."""
-    return _influx(options, "Bearer")
+    """It takes InfluxDB's write API, and keeps numbers alone; a token is one for vmauth."""
+    return LineProtocol(options, _influx(options), partial(authorised, options, "Bearer"), spelled=labelled)
 
 
-def _influx(options: Influx, scheme: str) -> LineProtocol:
+def _influx(options: Influx) -> Callable[[str], str]:
     policy = {"rp": options.retention_policy} if options.retention_policy else {}
     target = "/write?" + urlencode({"db": options.database, **policy, "precision": "ns"})
-    return LineProtocol(options, lambda measurement: target, partial(authorised, options, scheme))
+    return lambda measurement: target
 
 
 def influxdb2(options: Influx2) -> LineProtocol:
