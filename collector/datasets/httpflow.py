@@ -47,7 +47,8 @@ _FAULT_TOLD_S = 60.0
 _LOSSES = ("http connections", "http exchanges", "http calls", "http calls in TLS over unknown sockets",
            "http pieces")
 
-_SOCKET_PROGRAMS = ("rawtp__sock_send_length", "rawtp__sock_recv_length")
+_SOCKET_PROGRAMS = ("rawtp__sock_send_length", "rawtp__sock_recv_length", "rawtp__tcp_destroy_sock",
+                    "kprobe__tcp_v4_destroy_sock")
 _KEY = struct.Struct("<QQ")
 _TOLD = struct.Struct("<16s16sHHII16s")
 _EXCHANGE_KEY = struct.Struct("<16s16sHHII16sHBBQ120s")

@@ -52,7 +52,7 @@ static __always_inline int is_another(const struct conn *conn, const struct conn
 
 /*
  * What is known of a connection from now on; 0 of one that is none of ours. Where events may be missed, as kprobes are,
- * a socket's end may have been.
+ * a socket's end may have been: then what either layer carried was the other socket's.
  */
 static __always_inline struct conn *find_conn(void *ctx, struct conn_key *key, int may_miss)
 {
@@ -62,6 +62,11 @@ static __always_inline struct conn *find_conn(void *ctx, struct conn_key *key, i
 	VALUE_OR_ZERO(conn);
 	if (may_miss && conn && is_another(conn, key)) {
 		forget(ctx, &scratch, conn, key);
+		key->layer ^= TLS;
+		conn = conns.lookup(key);
+		if (conn)
+			forget(ctx, &scratch, conn, key);
+		key->layer ^= TLS;
 		conn = 0;
 	}
 	asm volatile("" : "+r"(conn));

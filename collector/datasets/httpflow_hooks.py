@@ -21,5 +21,6 @@ HOOKS: dict[Backend, tuple[Hook, ...]] = {
         Hook("rawtp__sock_send_length__again", ("sock_send_length",), required=False, where_preempted=True),
         Hook("rawtp__sock_recv_length__again", ("sock_recv_length",), required=False, where_preempted=True),
         Hook("rawtp__tcp_destroy_sock", ("tcp_destroy_sock",)),
+        Hook("rawtp__tcp_destroy_sock__again", ("tcp_destroy_sock",), required=False, where_preempted=True),
     ),
 }

@@ -202,7 +202,7 @@ int uretprobe__tls(struct pt_regs *ctx)
 	if (!chunk.key.sk)
 		chunk.key.sk = remembered(&session);
 	if (chunk.key.sk)
-		on_chunk_in_stages(ctx, &chunk, find_conn(ctx, &chunk.key, 0), 0);
+		on_chunk_in_stages(ctx, &chunk, find_conn(ctx, &chunk.key, 1), 0);
 	else
 		lose(LOST_TLS);
 	return 0;

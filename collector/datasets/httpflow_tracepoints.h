@@ -237,3 +237,10 @@ int rawtp__tcp_destroy_sock(struct bpf_raw_tracepoint_args *ctx)
 	on_destroy(ctx, (void *)ctx->args[0]);
 	return 0;
 }
+
+/* What the first try forgot is not there any more. */
+int rawtp__tcp_destroy_sock__again(struct bpf_raw_tracepoint_args *ctx)
+{
+	on_destroy(ctx, (void *)ctx->args[0]);
+	return 0;
+}

@@ -4,10 +4,11 @@ import ctypes
 import os
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
@@ -15,6 +16,8 @@ from socketserver import ThreadingTCPServer
 import pytest
 
 from collector.config import Options
+from collector.datasets import hooks
+from collector.datasets import httpflow as httpflow_module
 from collector.datasets.httpflow import Httpflow
 from collector.http_flows import HttpFlows
 from kcompat.errors import Unsupported
@@ -189,6 +192,39 @@ def test_a_request_of_another_method_takes_its_own_response(httpflow):
 
     expected = {(method, f"/{status}", status): 1 for method, status in asked if method != "PROPFIND"}
     assert [sums(side) for side in ours(records, port)] == [expected, expected]
+
+
+def test_a_second_try_does_all_that_the_first_was_kept_from(oracle, monkeypatch):
+    """As where programs may be preempted; of each hook the first program is taken away."""
+    for module in (hooks, httpflow_module):
+        monkeypatch.setattr(module, "preempts_programs", lambda: True)
+    try:
+        made = Attached(oracle, ["rawtp"])
+    except Unsupported as error:
+        pytest.skip(str(error))
+    loaded, firsts = made.dataset.loaded, {}
+    for one in reversed(loaded.attachments):
+        firsts[one.name] = one
+    for one in firsts.values():
+        one.close()
+        loaded.attachments.remove(one)
+
+    def work(port):
+        with closing(HTTPConnection("127.0.0.1", port)) as client:
+            for _ in range(REQUESTS):
+                client.request("GET", "/200")
+                client.getresponse().read()
+
+    def sockets():
+        return [key for key, value in loaded.maps["conns"].items() if port in struct.unpack_from("<HH", value, 104)]
+
+    with closing(made.dataset), flows_of(made) as flows:
+        port, _ = talking(work)
+        assert [sums(side) for side in ours(flows.take(), port)] == [{("GET", "/200", 200): REQUESTS}] * 2
+        deadline = time.monotonic() + 30
+        while sockets():
+            assert time.monotonic() < deadline, "sockets whose end was not seen"
+            time.sleep(0.05)
 
 
 @pytest.mark.thorough

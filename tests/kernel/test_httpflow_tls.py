@@ -4,6 +4,7 @@ import mmap
 import os
 import shutil
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -83,6 +84,12 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def port(secrets):
+    with serving(secrets) as port:
+        yield port
+
+
+@contextmanager
+def serving(secrets):
     """A server of Python's in this process."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*secrets)
@@ -111,11 +118,13 @@ class Watching:
 
     def take(self, port):
         """(what the clients of that port did, what its servers did)"""
+        return sides(self.take_all(), port)
+
+    def take_all(self):
         self.dataset.flush()
         with self._lock:
             seen, self._seen = [s for s in self._seen if s.ends.is_tls], []
-        return ([s for s in seen if s.ends.asks and s.ends.remote_port == port],
-                [s for s in seen if not s.ends.asks and s.ends.local_port == port])
+        return seen
 
     def wait_for(self, file, is_hooked=True):
         deadline = time.monotonic() + 120
@@ -125,6 +134,11 @@ class Watching:
 
     def close(self):
         self.dataset.close()
+
+
+def sides(seen, port):
+    return ([s for s in seen if s.ends.asks and s.ends.remote_port == port],
+            [s for s in seen if not s.ends.asks and s.ends.local_port == port])
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +187,39 @@ def test_more_threads_than_any_table_has_room_for_are_seen_one_after_the_other(p
     asked, served = watching.take(port)
     assert sums(asked) == sums(served) == {("GET", "/many", 200, "1.1"): threads}
     assert not watching.dataset.loaded.maps["hands"].items()
+
+
+def test_a_socket_whose_end_was_missed_leaves_nothing_to_the_next_at_its_address(port, oracle, secrets):
+    """The hook of ends is taken away; where the next socket lies is for the kernel to say. With raw tracepoints one
+    that was somebody's without TLS is not known for another's: what it carries inside TLS is counted as lost.
+    """
+    def conns(port):
+        return {key for key, value in watching.dataset.loaded.maps["conns"].items()
+                if key[8] and port in struct.unpack_from("<HH", value, 104)}
+
+    def ask(port):
+        for _ in range(REQUESTS):
+            with closing(HTTPSConnection("127.0.0.1", port, context=ssl._create_unverified_context())) as client:
+                client.request("GET", "/next")
+                client.getresponse().read()
+        time.sleep(0.3)
+        return watching.take_all()
+
+    with serving(secrets) as other, closing(Watching(oracle)) as watching:
+        loaded = watching.dataset.loaded
+        for one in [one for one in loaded.attachments if "destroy_sock" in one.name]:
+            one.close()
+            loaded.attachments.remove(one)
+        ask(port)
+        missed, seen = conns(port), ask(other)
+        lost = watching.dataset.losses["http calls in TLS over unknown sockets"]
+        is_met_again = missed & conns(other)
+
+    assert missed and sides(seen, port) == ([], [])
+    for side in sides(seen, other):
+        assert REQUESTS - lost <= sum(s.times for s in side) <= REQUESTS
+    if not is_met_again:
+        pytest.skip("no socket lay where another had been")
 
 
 BLOCKED = """
@@ -305,7 +352,8 @@ def test_files_that_only_say_they_are_libraries_hinder_no_other(port, oracle, tm
             assert not any(watching.dataset.tls.has(file_id(tmp_path / name)) for name in crafted)
     assert sums(asked) == {("GET", "/late", 200, "1.1"): 1}
     told = [r.message for r in caplog.records if r.message.startswith("TLS is not seen")]
-    assert [sum(fault in line for line in told) for fault in ("past its end", f"{hole} bytes", "by zero")] == [1, 1, 1]
+    times = [sum(fault in line for line in told) for fault in ("past its end", f"{hole} bytes", "by zero")]
+    assert times in ([1, 1, 1], [2, 2, 2])  # the collector of this module is told too
 
 
 NGINX = configuration("$request_method $uri $status $server_protocol", r"""
