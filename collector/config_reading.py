@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,12 +15,15 @@ from collector.config import RULES, Options
 from collector.config_keys import PREFIX, keys
 from kcompat.errors import KcompatError
 from kcompat.log_lines import without_secrets
+from kcompat.nesting import too_deep
+from kcompat.regular import open_regular
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
 _LARGEST = 1 << 20
+_TOO_DEEP = "tables and lists lie in each other too deeply"
 
 
 class Fault(NamedTuple):
@@ -60,10 +64,7 @@ def read(file: Path | None = None, environment: Mapping[str, str] | None = None,
     `judge` knows what types cannot say: whether there is such a dataset, for one.
     """
     text = _text(file) if file else ""
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise BadConfig([_syntax(file, text, error)]) from None
+    tree = _tree(file, text)
     given = [*from_environment(environment or {}), *flags]
     unknown = [Fault(one.where, _no_such(one.key)) for one in given if one.key not in keys()]
     for one in given:
@@ -145,7 +146,8 @@ def _adapter() -> TypeAdapter[Options]:
 
 def _text(file: Path) -> str:
     try:
-        raw = file.read_bytes()
+        with open_regular(file) as opened:
+            raw = opened.read(_LARGEST + 1)
     except OSError as error:
         raise KcompatError(f"{file}: {error.strerror}") from None
     try:
@@ -154,6 +156,35 @@ def _text(file: Path) -> str:
         return raw.decode()
     except ValueError:
         raise KcompatError(f"{file}: not a configuration: no UTF-8 text, or over 1 MB") from None
+
+
+def _tree(file: Path | None, text: str) -> dict[str, Any]:
+    """What the text says. Raises BadConfig where it is no TOML, or deeper than anything could follow."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadConfig([_syntax(file, text, error)]) from None
+    except RecursionError:
+        raise BadConfig([Fault(f"{file}:{_overflowing(text)}", _TOO_DEEP)]) from None
+    if path := too_deep(tree):
+        raise BadConfig([Fault(f"{file}:{line_of(text, path[:1])}", _TOO_DEEP)])
+    return tree
+
+
+def _overflowing(text: str) -> int:
+    """The line with which the text becomes too deep for tomllib."""
+    lines = text.splitlines(keepends=True)
+
+    def overflows(end: int) -> bool:
+        try:
+            tomllib.loads("".join(lines[:end]))
+        except tomllib.TOMLDecodeError:
+            return False
+        except RecursionError:
+            return True
+        return False
+
+    return 1 + bisect_left(range(1, len(lines) + 1), True, key=overflows)
 
 
 def _syntax(file: Path | None, text: str, error: tomllib.TOMLDecodeError) -> Fault:

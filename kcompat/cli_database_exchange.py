@@ -84,7 +84,7 @@ def export(db: Path | None, kernel: str | None, form: str, output: Path | None, 
     if as_json and output is None:
         raise click.BadParameter("it tells of the file written: name one with -o", param_hint="--json")
     data = exported(db, form, kernel)
-    emit(data.decode() if output is None else export_to(output, data, form, as_json=as_json))
+    emit(data if output is None else export_to(output, data, form, as_json=as_json))
 
 
 @database.command()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kcompat.errors import BadInput, Missing
+from kcompat.regular import open_regular
 
 MAGIC = b"\x7fELF"
 _SHT_NOBITS = 8
@@ -89,7 +90,7 @@ def open_file(path: Path) -> Data:
     Raises Missing when it is not there or not readable, BadInput when it is no regular file with bytes in it.
     """
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path) as file:
             if file.read(len(MAGIC)) == MAGIC:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             file.seek(0)

@@ -14,6 +14,7 @@ from kcompat.elf import MAGIC as ELF_MAGIC
 from kcompat.errors import BadInput, KcompatError, Missing
 from kcompat.fields import CATALOGUE
 from kcompat.kernel import Kernel
+from kcompat.regular import open_regular
 from offset_db import exchange_btf, exchange_btfhub, exchange_datadog, exchange_header, exchange_jsonl, rows
 from offset_db.db import Database
 from offset_db.exchange_merge import Absorbed, absorb, merge
@@ -81,7 +82,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def _head(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(_HEAD)
     except OSError as error:
         raise BadInput(path, error.strerror or str(error)) from error

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 
 from kcompat.errors import BadInput, KcompatError, Missing
+from kcompat.regular import open_regular
 from offset_db.connection import connect_writable
 from offset_db.db import Database
 
@@ -126,7 +127,7 @@ def _write(part: Path, chunks: Iterator[bytes], done: int, progress: Callable[[i
 
 
 def _chunks_of(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(_CHUNK):
             yield chunk
 

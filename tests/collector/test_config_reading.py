@@ -106,6 +106,13 @@ def test_datasets_and_sinks_that_there_are_not_are_told(file):
     assert other[0] == "2" and "sink 'carrier-pigeon:home': expected table | jsonl" in other[1]
 
 
+@pytest.mark.parametrize("text", [
+    "a = 1\nb = " + "[" * 5000 + "]" * 5000, "a = 1\nb = " + "[\n" * 40 + "]" * 40 + "\nc = 2\n",
+    "a = 1\n" + ".".join("b" * 5000) + " = 1\n", "a = 1\n[" + ".".join("b" * 5000) + "]\n"])
+def test_what_lies_too_deep_is_told_with_its_line(file, text):
+    assert faults(file(text)) == [("2", "tables and lists lie in each other too deeply")]
+
+
 @pytest.mark.parametrize(("text", "line", "words"), [
     ("a = 1\nb = = 2\n", "2", "not TOML: Invalid value"), ("a = 1\n\nb = [1,\n", "3", "not TOML: Invalid value"),
     ("host = 'a'\nhost = 'b'\n", "2", "not TOML: Cannot overwrite a value")])
