@@ -17,7 +17,7 @@ from kcompat.kernel import Kernel
 from kcompat.regular import open_regular
 from offset_db import exchange_btf, exchange_btfhub, exchange_datadog, exchange_header, exchange_jsonl, rows
 from offset_db.db import Database
-from offset_db.exchange_merge import Absorbed, absorb, merge
+from offset_db.exchange_merge import Absorbed, absorb, absorb_whole, merge
 from offset_db.queries import everything
 from offset_db.rows import Remembered, Stored
 
@@ -49,7 +49,7 @@ def take_in(db: Database, path: Path, progress: Callable[[BadInput], None] | Non
     # Read twice rather than held: what is wrong at the end must not leave the beginning behind.
     for _ in reader(path):
         pass
-    return absorb(db, reader(path))
+    return absorb_whole(db, lambda: reader(path))
 
 
 def give(db: Database, form: Format, kernel: Remembered | None) -> bytes:
