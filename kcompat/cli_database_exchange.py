@@ -146,10 +146,11 @@ def serve(db: Path | None, host: str, port: int) -> None:
     """
     from kcompat.cli_database import opened
     from kcompat.cli_errors import say
-    from offset_db.exchange_serve import application, run
+    from offset_db.exchange_serve import application, listening, run
 
     with opened(db) as held:
         path = held.path
     served = application(path)
-    say(f"http://{host}:{port}/ shows {path}; Ctrl-C ends it")
-    run(served, host, port)
+    with listening(host, port) as listener:
+        say(f"http://{f'[{host}]' if ':' in host else host}:{port}/ shows {path}; Ctrl-C ends it")
+        run(served, listener)

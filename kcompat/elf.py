@@ -84,6 +84,15 @@ class Elf:
             yield Section(name.decode("latin-1"), kind, flags, offset, length, link, info)
 
 
+def is_elf(path: Path) -> bool:
+    """Whether the file begins as one; False too for what cannot be read."""
+    try:
+        with open_regular(path) as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
 def open_file(path: Path) -> Data:
     """The file's bytes; an ELF file, which may be a gigabyte, only as a mapping.
 

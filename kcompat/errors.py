@@ -22,6 +22,12 @@ class BadInput(KcompatError):
         self.fault = fault
 
 
+class Usage(KcompatError):
+    """Asked for in a way that has no answer, however well everything is."""
+
+    exit_code = 2
+
+
 class Missing(KcompatError):
     """Something this machine could have but has not: root, a package, a mounted file system."""
 

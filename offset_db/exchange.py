@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from kcompat.btf import BtfResolver
 from kcompat.btf_sections import MAGICS
 from kcompat.elf import MAGIC as ELF_MAGIC
-from kcompat.errors import BadInput, KcompatError, Missing
+from kcompat.errors import BadInput, Missing, Usage
 from kcompat.fields import CATALOGUE
 from kcompat.kernel import Kernel
 from kcompat.regular import open_regular
@@ -56,7 +56,7 @@ def give(db: Database, form: Format, kernel: Remembered | None) -> bytes:
     """The database, or one kernel of it, in that form."""
     if form == "btf":
         if kernel is None:
-            raise KcompatError("BTF is of one kernel: name it; `kcompat db kernels` lists what there is")
+            raise Usage("BTF is of one kernel: name it; `kcompat db kernels` lists what there is")
         return exchange_btf.render(kernel)
     held: Iterable[Remembered] = everything(db) if kernel is None else (kernel,)
     if form == "jsonl":
@@ -76,8 +76,10 @@ def write_whole(path: Path, data: bytes) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-    except OSError as error:
+    except PermissionError as error:
         raise Missing(f"{path}: {error.strerror}; name a file you may write") from error
+    except OSError as error:
+        raise BadInput(path, error.strerror or str(error)) from error
 
 
 def _head(path: Path) -> bytes:

@@ -100,6 +100,8 @@ def test_a_broken_file_is_one_line_that_names_it(home, make, source):
 
     assert done.returncode == 1 or (done.returncode == 2 and source == "dwarf")
     assert str(path) in one_line(done.stderr)
+    if make is truncated_btf and source != "dwarf":
+        assert "ELF" not in done.stderr and "truncated" in done.stderr
 
 
 def test_a_cut_off_vmlinux_of_a_real_compiler_is_one_line_too(home):
