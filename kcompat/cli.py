@@ -48,6 +48,7 @@ def main(ctx: click.Context, db_path: Path | None, verbose: bool) -> None:
       1    something asked for could not be answered: a field, a file
       2    usage, or something is missing on this machine: root, bcc, tracefs
       3    this kernel cannot do it, or forbids it
+      4    a collector is there, and only root may ask it
       130  interrupted with Ctrl-C
 
     \b

@@ -40,6 +40,12 @@ class Unsupported(KcompatError):
     exit_code = 3
 
 
+class NotAllowed(KcompatError):
+    """Something that is there, and for somebody else to ask."""
+
+    exit_code = 4
+
+
 class UnknownField(KcompatError):
     """A program needs fields whose offsets are not known, so it is not loaded."""
 

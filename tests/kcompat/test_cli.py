@@ -53,7 +53,7 @@ def test_an_unknown_command_is_a_usage_error(run):
 def test_help_documents_every_exit_status(run):
     said = run("--help").stdout
 
-    for code in ("0", "1", "2", "3", "130"):
+    for code in ("0", "1", "2", "3", "4", "130"):
         assert f"\n    {code} " in said
 
 
