@@ -211,14 +211,15 @@ def render(db: Path | None, dataset: str, dialect: str | None, source: str, vmli
 
     nf_conn is what netflow and httpflow have in common: it tells where connections really go.
 
-    With --dialect it begins with a comment on each program: its size in that kernel, or why it would not load there.
-    Exits with 1 if a probe's program would not: then that kernel has no such dataset.
+    With --dialect, which compiles and so needs root, it begins with a comment on each program: its size in that
+    kernel, or why it would not load there. Exits with 1 if a probe's program would not: then that kernel has no such
+    dataset.
 
     \b
     Examples:
       sudo kcompat render netflow
       kcompat render netflow --source btf
-      kcompat render netflow --source btf --dialect 4.4
+      sudo kcompat render netflow --source btf --dialect 4.4
     """
     from kcompat.cli_collect import rendered, rendered_for
 

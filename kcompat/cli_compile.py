@@ -16,6 +16,7 @@ from kcompat.cli_output import to_json
 from kcompat.errors import Missing, UnknownField
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offsets
+from kcompat.probe import require_bpf
 from offset_db.db import Database
 from offset_db.files import default_path
 from offset_db.resolver import DatabaseResolver
@@ -40,6 +41,7 @@ def compile_all(db_path: Path | None, machine: str | None) -> list[Program]:
     places share a program. The sources are those of `kcompat collect` with its default options: another
     --ephemeral-port is another program.
     """
+    require_bpf()
     machine = machine or platform.machine()
     programs = {memory.source(machine): Program("guess", [])}
     for dataset in pipeline.programmed():

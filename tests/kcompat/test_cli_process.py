@@ -161,7 +161,8 @@ def test_without_root_btf_answers_and_is_remembered_in_ones_own_database(nobody)
 @needs_nobody
 @pytest.mark.parametrize("command", [
     ["guess"], ["guess", "--json"], ["guess", "--explain", "srtt_us"], ["guess", "--backend", "kprobe"],
-    ["resolve", "--source", "guess"], ["collect", "--duration", "1"]])
+    ["resolve", "--source", "guess"], ["collect", "--duration", "1"], ["compile"],
+    pytest.param(["render", "netflow", "--source", "btf", "--dialect", "4.4"], marks=needs_btf)])
 def test_without_root_what_needs_it_says_so(nobody, command):
     done = kcompat(*command, home=nobody, as_nobody=True)
 
