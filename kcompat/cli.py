@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kcompat.cli_collect_command import collect
+from kcompat.cli_collect_command import collect, configured, ephemeral_port, options_of
 from kcompat.cli_config import config
 from kcompat.cli_database_exchange import database
 from kcompat.cli_datasets import datasets
@@ -233,9 +233,12 @@ def render(db: Path | None, dataset: str, dialect: str | None, source: str, vmli
 
 @main.command("compile")
 @click.option("--machine", type=click.Choice(MACHINES), help="For this machine type. Default: the one we run on.")
+@configured
+@ephemeral_port
 @_as_json
-@click.pass_obj
-def compile_ahead(db: Path | None, machine: str | None, as_json: bool) -> None:
+@click.pass_context
+def compile_ahead(ctx: click.Context, /, machine: str | None, as_json: bool, file: Path | None,
+                  assignments: tuple[str, ...], **by_key: Any) -> None:
     """Compile what guess and collect load, before it is needed: also for kernels that run elsewhere. Needs root.
 
     The guess's and bash's programs are one for all kernels of a machine type. netflow's is compiled for each kernel in
@@ -243,15 +246,21 @@ def compile_ahead(db: Path | None, machine: str | None, as_json: bool) -> None:
     machine that has them there, owned by who runs kcompat, needs neither bcc nor LLVM. Exits with 1 if the database
     does not know enough of a kernel.
 
+    max_sockets, max_flows and ephemeral_port are in the programs: give here what `kcompat collect` is given there,
+    once for each of the configurations there are.
+
     \b
     Examples:
       sudo kcompat compile
       sudo kcompat compile --machine aarch64
+      sudo kcompat compile --config /etc/kcompat/kcompat.toml
+      sudo kcompat compile --set max_sockets=20000 --ephemeral-port 49152
       sudo kcompat compile --json
     """
     from kcompat.cli_compile import compile_all, programs_json, programs_text
 
-    programs = compile_all(db, machine)
+    options = options_of(ctx, file, assignments, by_key)()
+    programs = compile_all(ctx.obj or options.offsets.db, machine, options)
     emit(programs_json(programs) if as_json else programs_text(programs))
     sys.exit(int(any(p.reason for p in programs)))
 
