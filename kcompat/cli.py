@@ -16,6 +16,7 @@ from kcompat.cli_database_exchange import database
 from kcompat.cli_datasets import datasets
 from kcompat.cli_errors import Commands, log_to_stderr, say
 from kcompat.cli_harvest import harvest
+from kcompat.cli_manual import exit_statuses
 from kcompat.cli_output import emit
 from kcompat.cli_sources import SOURCES, Request
 from kcompat.cli_status import status
@@ -32,7 +33,7 @@ MACHINES = ("x86_64", "aarch64")
 DIALECTS = ("4.4", "4.9", "4.14", "4.19", "5.4", "5.10", "current")
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=exit_statuses())
 @click.option("--db", "db_path", type=click.Path(path_type=Path), metavar="PATH",
               help="Where offsets are remembered. Default: /var/lib/kcompat/offsets.db for root, else in "
                    "$XDG_DATA_HOME/kcompat.")
@@ -41,15 +42,6 @@ DIALECTS = ("4.4", "4.9", "4.14", "4.19", "5.4", "5.10", "current")
 @click.pass_context
 def main(ctx: click.Context, db_path: Path | None, verbose: bool) -> None:
     """Find where kernel struct fields lie, with BTF or without, and collect network flows with them.
-
-    \b
-    Exit status:
-      0    fine; also when a reader of the output leaves early
-      1    something asked for could not be answered: a field, a file
-      2    usage, or something is missing on this machine: root, bcc, tracefs
-      3    this kernel cannot do it, or forbids it
-      4    a collector is there, and only root may ask it
-      130  interrupted with Ctrl-C
 
     \b
     Examples:
