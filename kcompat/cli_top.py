@@ -194,8 +194,10 @@ def _table(shown: Sequence[Row], view: str) -> str:
         table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
         made = columns(view)
         for column in made:
+            # Who reads a pipe wants whole names; on a terminal a row is a line.
+            cut = column.is_number or is_terminal()
             table.add_column(column.title, justify="right" if column.is_number else "left",
-                             overflow="ellipsis", no_wrap=True)
+                             overflow="ellipsis" if cut else "fold", no_wrap=cut)
         for row in shown[:_ROWS]:
             table.add_row(*(Text(column.show(row)) for column in made))
         console.print(table)
