@@ -118,6 +118,9 @@ def _evidence(value: object) -> dict[str, Any]:
         raise TypeError(f"{value!r} is no evidence")
     if too_deep(value):
         raise ValueError("evidence of things that lie in each other too deeply")
+    if value:
+        # Python reads Infinity, and 1e999 as that; SQLite takes no such JSON.
+        json.dumps(value, allow_nan=False)
     return value
 
 

@@ -96,6 +96,7 @@ def test_an_export_imports_to_the_same_export(tmp_path, db, kernel, answers):
     (lambda rows: rows[2].update(evidence={"\ud800": 1}), "line 3: .*surrogates not allowed"),
     (lambda rows: rows[2].update(evidence=json.loads("[" * 100 + "]" * 100)), "line 3: .* is no evidence"),
     (lambda rows: rows[2].update(evidence={"a": json.loads("[" * 100 + "]" * 100)}), "line 3: .*too deeply"),
+    (lambda rows: rows[2].update(evidence={"a": float("inf")}), "line 3: Out of range float"),
     (lambda rows: rows[2].update(candidates=[float("inf")]), "line 3: inf is not an offset"),
     (lambda rows: rows[2].update(candidates=[1.5]), "line 3: 1.5 is not an offset"),
     (lambda rows: rows[2].update(candidates=[None]), "line 3: None is not an offset"),
