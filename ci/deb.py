@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from email.utils import formatdate
@@ -81,9 +82,9 @@ def _man_pages(tree: Path, version: str) -> None:
     """Of every command, from its help."""
     directory = tree / "usr/share/man/man1"
     directory.mkdir(parents=True)
-    code = ("import sys; from click_man.core import write_man_pages; from kcompat.cli import main; "
-            "write_man_pages('kcompat', main, version=sys.argv[2], target_dir=sys.argv[1])")
-    _run(sys.executable, "-c", code, str(directory), version)
+    code = ("import sys; from pathlib import Path; from kcompat.cli import main; from kcompat.cli_manual import *; "
+            "write_man_pages(main, Path(sys.argv[1]), *sys.argv[2:])")
+    _run(sys.executable, "-c", code, str(directory), version, time.strftime("%Y-%m-%d", time.gmtime(_DATE_S)))
     for page in directory.glob("*.1"):
         _compressed(page, page.read_bytes())
         page.unlink()

@@ -69,6 +69,20 @@ class Endpoint:
         return core_schema.no_info_after_validator_function(checked, handler(source))
 
 
+class Output:
+    """A sink as text, or as a table of its keys; what stands in them the sinks know."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        def checked(value: Any) -> str | dict[str, Any]:
+            if not isinstance(value, str | dict):
+                raise ValueError("must be text, or a table")
+            return value
+
+        return core_schema.no_info_plain_validator_function(checked)
+
+
 @dataclass(frozen=True, slots=True)
 class Exclusions:
     """Flows nobody wants: one is left out when any rule matches it. Addresses and ports match on either side."""
@@ -119,13 +133,16 @@ class RuleList:
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
         from pydantic_core import core_schema
 
-        def parsed(rules: list[str]) -> Any:
+        def checked(rule: str) -> str:
             try:
-                return self.parse(rules)
+                self.parse([rule])
             except KcompatError as error:
-                raise ValueError(str(error)) from None
+                raise ValueError(str(error).rpartition(f"{rule!r}: ")[2]) from None
+            return rule
 
-        return core_schema.no_info_after_validator_function(parsed, core_schema.list_schema(core_schema.str_schema()))
+        # One by one, so that each that is wrong is told, with its place.
+        rules = core_schema.list_schema(core_schema.no_info_after_validator_function(checked, core_schema.str_schema()))
+        return core_schema.no_info_after_validator_function(self.parse, rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +232,7 @@ class Options:
                         "What to collect: any of netflow, httpflow, dnsflow, bash."] = ("netflow",)
     interval_s: Annotated[float, Duration(), Interval(ge=SHORTEST_INTERVAL_S, le=LONGEST_INTERVAL_S),
                           "Time between points: seconds, 1 to 1800, or text like \"1m30s\"."] = 60.0
-    outputs: Annotated[tuple[str | dict[str, Any], ...], MinLen(1),
+    outputs: Annotated[tuple[Annotated[str | dict[str, Any], Output()], ...], MinLen(1),
                        "Where records go, any number of: table, jsonl:PATH, lineproto:PATH, http://URL, https://URL, "
                        "datakit://HOST:PORT, influxdb://, influxdb2://, victoriametrics://, nats://, kafka:// or "
                        "otlp://. A PATH of - is standard output. Keys follow after ?, as in "

@@ -4,29 +4,47 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from collector.config import Options
-from collector.config_reading import Complaint
+from collector.config_reading import BadConfig, Fault, read
+from collector.config_types import Complaint
 from collector.pipeline import DATASETS
 from collector.sinks import check_sink
 from kcompat.errors import KcompatError
 
 
-def judge(options: Options) -> Iterator[Complaint]:
+def judge(tree: Mapping[str, Any]) -> Iterator[Complaint]:
     """For `config_reading.read`."""
-    for at, name in enumerate(options.datasets):
-        if name not in DATASETS:
+    for at, name in _elements(tree, "datasets"):
+        if isinstance(name, str) and name not in DATASETS:
             yield ("datasets", at), f"there is no dataset {name!r}: there is {', '.join(DATASETS)}"
-    if options.dns_percentiles and not find_spec("ddsketch"):
+    if tree.get("dns_percentiles") is True and not find_spec("ddsketch"):
         yield ("dns_percentiles",), "percentiles need DDSketch: pip install 'kcompat[percentiles]'"
-    for at, spec in enumerate(options.outputs):
-        try:
-            check_sink(spec)
-        except KcompatError as error:
-            yield ("outputs", at), str(error)
+    for at, spec in _elements(tree, "outputs"):
+        if isinstance(spec, str | dict):
+            try:
+                check_sink(spec)
+            except KcompatError as error:
+                yield ("outputs", at), str(error)
+
+
+def faults(file: Path, environment: Mapping[str, str]) -> tuple[Fault, ...]:
+    """All that is wrong with a file. Raises KcompatError for one that cannot be read."""
+    found: tuple[Fault, ...] = ()
+    try:
+        read(file, environment, judge=judge)
+    except BadConfig as error:
+        found = error.faults
+    danger = exposure(file)
+    return (*found, Fault(str(file), danger)) if danger else found
+
+
+def _elements(tree: Mapping[str, Any], key: str) -> Iterator[tuple[int, Any]]:
+    value = tree.get(key)
+    return iter(enumerate(value if isinstance(value, list) else ()))
 
 
 def exposure(file: Path) -> str | None:

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from collector.config import RULES, Example, Exclusions, Options, Restart
+from collector.config import RULES, Duration, Example, Exclusions, Options, Restart
 from collector.redaction import Redactions
 
 PREFIX = "KCOMPAT_COLLECT_"
@@ -25,7 +25,10 @@ _HEAD = """\
 
 
 class Key(NamedTuple):
-    """One key: `path` with dots as --set takes it; `default` None is nothing; `restart`: not taken over by SIGHUP."""
+    """One key: `path` with dots as --set takes it; `default` None is nothing; `restart`: not taken over by SIGHUP.
+
+    `timed`: a number of seconds that may be text with units too.
+    """
 
     path: str
     hint: Any
@@ -33,6 +36,7 @@ class Key(NamedTuple):
     default: Any
     example: Any
     restart: bool
+    timed: bool
 
     @property
     def variable(self) -> str:
@@ -103,7 +107,8 @@ def _walk(cls: type, prefix: str) -> Iterator[Key | Section]:
             continue
         default = one.default_factory() if one.default_factory is not MISSING else one.default
         example = next((note.value for note in notes if isinstance(note, Example)), None)
-        yield Key(path, hint, doc, default, example, Restart in notes)
+        yield Key(path, hint, doc, default, example, Restart in notes,
+                  any(isinstance(note, Duration) for note in notes))
     for section, hint in sections:
         yield section
         yield from _walk(hint, f"{section.path}.")

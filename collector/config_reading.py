@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_origin
+from typing import Any, NamedTuple, get_origin
 
 from collector.config import RULES, Options
 from collector.config_keys import PREFIX, keys
+from collector.config_lines import Place, line_of
+from collector.config_types import Complaint, complaints, lax, made, no_such, plain
 from kcompat.errors import KcompatError
-from kcompat.log_lines import without_secrets
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-    from pydantic_core import ErrorDetails
+from kcompat.nesting import too_deep
+from kcompat.regular import open_regular
 
 _LARGEST = 1 << 20
+_TOO_DEEP = "tables and lists lie in each other too deeply"
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong: `where` is a file's line, a variable or a flag."""
+    """One thing that is wrong: `where` is a file's line, a variable or a flag; `line` is None for these two."""
 
     where: str
     what: str
+    line: int | None = None
 
 
 class BadConfig(KcompatError):
@@ -48,48 +48,35 @@ class Given(NamedTuple):
     value: Any
 
 
-# A path in the tree of the file, and what is wrong there.
-Place = tuple[str | int, ...]
-Complaint = tuple[Place, str]
-
-
 def read(file: Path | None = None, environment: Mapping[str, str] | None = None, flags: Iterable[Given] = (),
-         judge: Callable[[Options], Iterable[Complaint]] | None = None) -> Options:
+         judge: Callable[[Mapping[str, Any]], Iterable[Complaint]] | None = None) -> Options:
     """The options. Raises BadConfig, or KcompatError for a file that cannot be read.
 
-    `judge` knows what types cannot say: whether there is such a dataset, for one.
+    `judge` knows what types cannot say: whether there is such a dataset, for one. It is shown what was set, right or
+    wrong in its types, so that all there is to complain of is told at once.
     """
     text = _text(file) if file else ""
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise BadConfig([_syntax(file, text, error)]) from None
+    tree = _tree(file, text)
     given = [*from_environment(environment or {}), *flags]
-    unknown = [Fault(one.where, _no_such(one.key)) for one in given if one.key not in keys()]
+    unknown = [Fault(one.where, no_such(one.key)) for one in given if one.key not in keys()]
     for one in given:
         if one.key in keys():
             _put(tree, one.key.split("."), _typed(one))
     over = {one.key: one.where for one in given}
 
-    def where(path: Place) -> tuple[int, str]:
-        """The line, 0 for what is in no file, and how to say it."""
+    def told(path: Place, what: str) -> Fault:
         names = ".".join(part for part in path if isinstance(part, str))
         if flag := next((over[key] for key in over if names == key or names.startswith(f"{key}.")), None):
-            return 0, flag
-        line = line_of(text, path)
-        return line, f"{file}:{line}"
+            return Fault(flag, what)
+        return _at(file, line_of(text, path), what)
 
-    from pydantic import ValidationError
-
-    try:
-        options = _adapter().validate_python(tree)
-        complaints: Iterable[Complaint] = judge(options) if judge else ()
-    except ValidationError as error:
-        complaints = [_complaint(one) for one in error.errors(include_url=False)]
-    placed = sorted(((*where(path), what) for path, what in complaints), key=lambda one: one[0])
-    if faults := [*unknown, *(Fault(told, what) for _, told, what in placed)]:
+    wrong: dict[Place, str] = {}
+    for path, what in (*complaints(tree, over), *(judge(tree) if judge else ())):
+        wrong.setdefault(path, what)
+    placed = sorted((told(path, what) for path, what in wrong.items()), key=lambda one: one.line or 0)
+    if faults := [*unknown, *placed]:
         raise BadConfig(faults)
-    return options
+    return made(tree)
 
 
 def from_environment(environment: Mapping[str, str]) -> list[Given]:
@@ -106,46 +93,10 @@ def assignment(words: str) -> Given:
     return Given(f"--set {key.strip()}", key.strip(), value.strip())
 
 
-def line_of(text: str, path: Place) -> int:
-    """The line on which what stands at `path` begins, as far as it is there; 1 for what is not there at all.
-
-    tomllib tells no positions. But the beginning of a file, up to the end of a statement, is a file too: the first
-    that has the path ends with its statement.
-    """
-    lines = text.splitlines(keepends=True)
-    begins, best, depth = 0, 0, 0
-    for end in range(1, len(lines) + 1):
-        try:
-            tree = tomllib.loads("".join(lines[:end]))
-        except tomllib.TOMLDecodeError:
-            continue
-        if (reached := _reach(tree, path)) > depth:
-            best, depth = begins, reached
-        begins = end
-    return best + 1
-
-
-def _reach(tree: Any, path: Place) -> int:
-    """How many steps of the path the tree has."""
-    for depth, part in enumerate(path):
-        try:
-            tree = tree[part]
-        except (LookupError, TypeError):
-            return depth
-    return len(path)
-
-
-@cache
-def _adapter() -> TypeAdapter[Options]:
-    """pydantic takes 60 ms and 16 MB, so it is imported where there is something to check."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Options)
-
-
 def _text(file: Path) -> str:
     try:
-        raw = file.read_bytes()
+        with open_regular(file) as opened:
+            raw = opened.read(_LARGEST + 1)
     except OSError as error:
         raise KcompatError(f"{file}: {error.strerror}") from None
     try:
@@ -156,12 +107,45 @@ def _text(file: Path) -> str:
         raise KcompatError(f"{file}: not a configuration: no UTF-8 text, or over 1 MB") from None
 
 
+def _tree(file: Path | None, text: str) -> dict[str, Any]:
+    """What the text says. Raises BadConfig where it is no TOML, or deeper than anything could follow."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadConfig([_syntax(file, text, error)]) from None
+    except RecursionError:
+        raise BadConfig([_at(file, _overflowing(text), _TOO_DEEP)]) from None
+    if path := too_deep(tree):
+        raise BadConfig([_at(file, line_of(text, path[:1]), _TOO_DEEP)])
+    return tree
+
+
+def _overflowing(text: str) -> int:
+    """The line with which the text becomes too deep for tomllib."""
+    lines = text.splitlines(keepends=True)
+
+    def overflows(end: int) -> bool:
+        try:
+            tomllib.loads("".join(lines[:end]))
+        except tomllib.TOMLDecodeError:
+            return False
+        except RecursionError:
+            return True
+        return False
+
+    return 1 + bisect_left(range(1, len(lines) + 1), True, key=overflows)
+
+
 def _syntax(file: Path | None, text: str, error: tomllib.TOMLDecodeError) -> Fault:
     """tomllib says its line at the end of its words; at the end of a document it says just that."""
     words = str(error)
     found = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", words)
-    line = found[1] if found and found[1] else str(max(1, len(text.splitlines())))
-    return Fault(f"{file}:{line}", f"not TOML: {words[:found.start()] if found else words}")
+    line = int(found[1]) if found and found[1] else 1 + text.rstrip("\n").count("\n")
+    return _at(file, line, f"not TOML: {words[:found.start()] if found else words}")
+
+
+def _at(file: Path | None, line: int, what: str) -> Fault:
+    return Fault(f"{file}:{line}", what, line)
 
 
 def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
@@ -179,27 +163,11 @@ def _typed(given: Given) -> Any:
     if not isinstance(given.value, str):
         return given.value
     hint = keys()[given.key].hint
+    if plain(hint):
+        return lax(hint, given.value)
     parts = [part.strip() for part in given.value.split(",") if part.strip()]
     if hint in RULES or get_origin(hint) is tuple:
         return parts
     if get_origin(hint) is Mapping:
         return dict(part.partition("=")[::2] for part in parts) if all("=" in part for part in parts) else given.value
     return given.value
-
-
-def _complaint(error: ErrorDetails) -> Complaint:
-    path = error["loc"]
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return path, _no_such(_spelled(path))
-    words = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return path, f"{_spelled(path)} = {without_secrets(repr(error['input']))}: {words}"
-
-
-def _spelled(path: Place) -> str:
-    """`outputs[1]`, `offsets.source`."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
-
-
-def _no_such(name: str) -> str:
-    near = difflib.get_close_matches(name, [*keys(), *(key.partition(".")[0] for key in keys())], n=1)
-    return f"there is no key {name}" + (f"; did you mean {near[0]}?" if near else "")

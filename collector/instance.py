@@ -14,13 +14,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kcompat.errors import KcompatError, Missing
+from kcompat.errors import KcompatError, Missing, NotAllowed
 
 log = logging.getLogger(__name__)
 
 _PATIENCE_S = 5.0
 _LARGEST = 1 << 24
 _UCRED = struct.Struct("3i")
+# Root's: that of the service, and of every collector that was not told otherwise.
+SYSTEM = Path("/run/kcompat")
+
+
+class NotRunning(Missing):
+    """No collector is where it was looked for."""
 
 
 def run_dir() -> Path:
@@ -28,8 +34,20 @@ def run_dir() -> Path:
     if chosen := os.environ.get("KCOMPAT_RUN"):
         return Path(chosen)
     if os.geteuid() == 0:
-        return Path("/run/kcompat")
+        return SYSTEM
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/kcompat-{os.geteuid()}") / "kcompat"
+
+
+def ask_any() -> dict[str, Any]:
+    """What our own collector says, else root's. As `ask`; NotRunning tells of ours."""
+    try:
+        return ask(run_dir())
+    except NotRunning:
+        if os.environ.get("KCOMPAT_RUN") or run_dir() == SYSTEM:
+            raise
+        with suppress(NotRunning):
+            return ask(SYSTEM)
+        raise
 
 
 class Lock:
@@ -109,7 +127,7 @@ class StatusSocket:
 
 
 def ask(directory: Path) -> dict[str, Any]:
-    """What the collector there says. Raises Missing where none runs, or it is not ours to ask."""
+    """What the collector there says. Raises NotRunning where none does, NotAllowed where it is not ours to ask."""
     path = directory / "kcompat.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(_PATIENCE_S)
@@ -119,9 +137,9 @@ def ask(directory: Path) -> dict[str, Any]:
             while len(said) < _LARGEST and (part := client.recv(1 << 16)):
                 said += part
         except (FileNotFoundError, ConnectionRefusedError):
-            raise Missing(f"no kcompat collect runs here ({path})") from None
+            raise NotRunning(f"no kcompat collect runs here ({path})") from None
         except PermissionError:
-            raise Missing(f"{path}: only root may ask: run it with sudo") from None
+            raise NotAllowed(f"{path}: only root may ask: run it with sudo") from None
         except OSError as error:
             raise KcompatError(f"{path}: {error.strerror or error}") from error
     try:

@@ -21,6 +21,7 @@ from guessers.setting import Setting
 from kcompat.errors import BadInput, KcompatError
 from kcompat.fields import Field
 from kcompat.kernel import Kernel
+from kcompat.regular import open_regular
 
 FORMAT, VERSION = "kcompat guess", 1
 _LONGEST = 16 << 20  # of the JSON, in bytes: a round of a guess makes one or two million
@@ -98,7 +99,7 @@ def save(path: Path, data: bytes) -> None:
 def load(path: Path) -> Recording:
     """Raises BadInput for a file that cannot be read or is no recording."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return loads(file.read(_LONGEST))
     except OSError as error:
         raise BadInput(path, error.strerror or str(error)) from error

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kcompat.cli_collect_command import collect
+from kcompat.cli_collect_command import collect, configured, ephemeral_port, options_of
 from kcompat.cli_config import config
 from kcompat.cli_database_exchange import database
 from kcompat.cli_datasets import datasets
 from kcompat.cli_errors import Commands, log_to_stderr, say
 from kcompat.cli_harvest import harvest
+from kcompat.cli_manual import exit_statuses
 from kcompat.cli_output import emit
 from kcompat.cli_sources import SOURCES, Request
 from kcompat.cli_status import status
@@ -32,7 +33,7 @@ MACHINES = ("x86_64", "aarch64")
 DIALECTS = ("4.4", "4.9", "4.14", "4.19", "5.4", "5.10", "current")
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=exit_statuses())
 @click.option("--db", "db_path", type=click.Path(path_type=Path), metavar="PATH",
               help="Where offsets are remembered. Default: /var/lib/kcompat/offsets.db for root, else in "
                    "$XDG_DATA_HOME/kcompat.")
@@ -41,14 +42,6 @@ DIALECTS = ("4.4", "4.9", "4.14", "4.19", "5.4", "5.10", "current")
 @click.pass_context
 def main(ctx: click.Context, db_path: Path | None, verbose: bool) -> None:
     """Find where kernel struct fields lie, with BTF or without, and collect network flows with them.
-
-    \b
-    Exit status:
-      0    fine; also when a reader of the output leaves early
-      1    something asked for could not be answered: a field, a file
-      2    usage, or something is missing on this machine: root, bcc, tracefs
-      3    this kernel cannot do it, or forbids it
-      130  interrupted with Ctrl-C
 
     \b
     Examples:
@@ -210,14 +203,15 @@ def render(db: Path | None, dataset: str, dialect: str | None, source: str, vmli
 
     nf_conn is what netflow and httpflow have in common: it tells where connections really go.
 
-    With --dialect it begins with a comment on each program: its size in that kernel, or why it would not load there.
-    Exits with 1 if a probe's program would not: then that kernel has no such dataset.
+    With --dialect, which compiles and so needs root, it begins with a comment on each program: its size in that
+    kernel, or why it would not load there. Exits with 1 if a probe's program would not: then that kernel has no such
+    dataset.
 
     \b
     Examples:
       sudo kcompat render netflow
       kcompat render netflow --source btf
-      kcompat render netflow --source btf --dialect 4.4
+      sudo kcompat render netflow --source btf --dialect 4.4
     """
     from kcompat.cli_collect import rendered, rendered_for
 
@@ -231,9 +225,12 @@ def render(db: Path | None, dataset: str, dialect: str | None, source: str, vmli
 
 @main.command("compile")
 @click.option("--machine", type=click.Choice(MACHINES), help="For this machine type. Default: the one we run on.")
+@configured
+@ephemeral_port
 @_as_json
-@click.pass_obj
-def compile_ahead(db: Path | None, machine: str | None, as_json: bool) -> None:
+@click.pass_context
+def compile_ahead(ctx: click.Context, /, machine: str | None, as_json: bool, file: Path | None,
+                  assignments: tuple[str, ...], **by_key: Any) -> None:
     """Compile what guess and collect load, before it is needed: also for kernels that run elsewhere. Needs root.
 
     The guess's and bash's programs are one for all kernels of a machine type. netflow's is compiled for each kernel in
@@ -241,15 +238,21 @@ def compile_ahead(db: Path | None, machine: str | None, as_json: bool) -> None:
     machine that has them there, owned by who runs kcompat, needs neither bcc nor LLVM. Exits with 1 if the database
     does not know enough of a kernel.
 
+    max_sockets, max_flows and ephemeral_port are in the programs: give here what `kcompat collect` is given there,
+    once for each of the configurations there are.
+
     \b
     Examples:
       sudo kcompat compile
       sudo kcompat compile --machine aarch64
+      sudo kcompat compile --config /etc/kcompat/kcompat.toml
+      sudo kcompat compile --set max_sockets=20000 --ephemeral-port 49152
       sudo kcompat compile --json
     """
     from kcompat.cli_compile import compile_all, programs_json, programs_text
 
-    programs = compile_all(db, machine)
+    options = options_of(ctx, file, assignments, by_key)()
+    programs = compile_all(ctx.obj or options.offsets.db, machine, options)
     emit(programs_json(programs) if as_json else programs_text(programs))
     sys.exit(int(any(p.reason for p in programs)))
 

@@ -58,8 +58,9 @@ def rendered_for(dialect: str, source: str) -> tuple[str, bool]:
     """The C of `rendered` under a comment on how each program fares in an old kernel; and whether the probes do.
 
     Probes are the hooks every dialect has: where one of their programs is refused, there is no dataset. What is told to
-    raw tracepoints and to cgroups where there are any, probes tell elsewhere.
+    raw tracepoints and to cgroups where there are any, probes tell elsewhere. Compiling makes maps, which root may.
     """
+    require_bpf()
     fits = check(compile_source(source), dialect)
     loads = sum(fit.loads for fit in fits)
     lines = [f"/* BPF of Linux {dialect}: {loads} of {len(fits)} programs load.", " *"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # What DataKit calls the parts of its eBPF collector, and the datasets they are. NAT is part of netflow here.
 ENABLED = {"ebpf-net": ("netflow", "httpflow", "dnsflow"), "ebpf-bash": ("bash",), "ebpf-conntrack": ()}
 _DATAKIT_OUTPUT = "datakit://{}"
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _key(key: str, *flags: str, **settings: Any) -> Callable[[Any], Any]:
@@ -28,11 +29,21 @@ def _key(key: str, *flags: str, **settings: Any) -> Callable[[Any], Any]:
     return click.option(*flags, key.replace(".", "__"), default=settings.pop("default", None), **settings)
 
 
+def configured(command: F) -> F:
+    """The options that set any key there is; `options_of` reads them."""
+    command = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE",
+                           help="Any key of the configuration. May be repeated.")(command)
+    return click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE",
+                        help="What to collect and how; `kcompat config sample` shows all keys. Flags override it."
+                        )(command)
+
+
+ephemeral_port = _key("ephemeral_port", "--ephemeral-port", "--ephemeral_port", metavar="PORT",
+                      help="Client ports from here on are reported as *.  [default: 32768]")
+
+
 @click.command()
-@click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE",
-              help="What to collect and how; `kcompat config sample` shows all keys. Flags override it.")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE",
-              help="Any key of the configuration. May be repeated.")
+@configured
 @_key("datasets", "--datasets", metavar="NAMES", help="What to collect, with commas.  [default: netflow]")
 @_key("interval_s", "--interval", metavar="SECONDS", help="Time between points, also as 90s or 2m.  [default: 60]")
 @click.option("--duration", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
@@ -45,8 +56,7 @@ def _key(key: str, *flags: str, **settings: Any) -> Callable[[Any], Any]:
 @_key("loopback", "--loopback/--no-loopback", help="Keep flows of the loopback interface.")
 @_key("exclude", "--exclude", multiple=True, metavar="RULE",
       help="Leave out flows: cidr=NETWORK, port=NUMBER, process=NAME, direction=incoming|outgoing. May be repeated.")
-@_key("ephemeral_port", "--ephemeral-port", "--ephemeral_port", metavar="PORT",
-      help="Client ports from here on are reported as *.  [default: 32768]")
+@ephemeral_port
 @_key("dns_queries", "--dns-queries/--no-dns-queries", help="dnsflow: tell names and types of queries apart.")
 @_key("http_templates", "--http-templates/--no-http-templates",
       help="httpflow: numbers and other ids in paths become {id}.")
@@ -86,26 +96,37 @@ def collect(ctx: click.Context, /, file: Path | None, assignments: tuple[str, ..
       sudo kcompat collect --output 'influxdb://127.0.0.1:8086?database=flows'
       sudo kcompat collect --exclude port=22 --exclude cidr=10.0.0.0/8
     """
+    from kcompat.cli_collect import run
+
+    again = options_of(ctx, file, assignments, by_key, lambda given: _of_datakit(enabled, datakit, no_ipv6, given))
+    options = again()
+    sources = options.offsets
+    request = Request(sources.source, sources.vmlinux, ctx.obj or sources.db, running_only=True)
+    sys.exit(run(request, options, duration=duration, again=again))
+
+
+def options_of(ctx: click.Context, file: Path | None, assignments: tuple[str, ...], by_key: Mapping[str, Any],
+               more: Callable[[list[Given]], list[Given]] = lambda _: []) -> Callable[[], Options]:
+    """Reads the options, whenever it is called: of the file and the environment, over them what is on the command line.
+
+    `by_key` has what options made by `_key` were given, `more` what others mean, besides those.
+    """
     from collector.config_check import exposure, judge
     from collector.config_reading import Given, assignment, read
-    from kcompat.cli_collect import run
 
     flags = {parameter.name: parameter.opts[0] for parameter in ctx.command.params}
     given = [Given(flags[name], name.replace("__", "."), list(value) if isinstance(value, tuple) else value)
              for name, value in by_key.items() if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
     given += [assignment(words) for words in assignments]
-    given += _of_datakit(enabled, datakit, no_ipv6, given)
+    given += more(given)
     environment = dict(os.environ)
 
-    def again() -> Options:
+    def read_again() -> Options:
         if file and file.exists() and (danger := exposure(file)):
             raise KcompatError(f"{file}: {danger}")
         return read(file, environment, given, judge)
 
-    options = again()
-    sources = options.offsets
-    request = Request(sources.source, sources.vmlinux, ctx.obj or sources.db, running_only=True)
-    sys.exit(run(request, options, duration=duration, again=again))
+    return read_again
 
 
 def _of_datakit(enabled: str | None, apiserver: str | None, no_ipv6: bool | None, given: list[Given]) -> list[Given]:

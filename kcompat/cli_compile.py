@@ -16,6 +16,7 @@ from kcompat.cli_output import to_json
 from kcompat.errors import Missing, UnknownField
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offsets
+from kcompat.probe import require_bpf
 from offset_db.db import Database
 from offset_db.files import default_path
 from offset_db.resolver import DatabaseResolver
@@ -33,23 +34,24 @@ class Program:
     reason: str | None = None
 
 
-def compile_all(db_path: Path | None, machine: str | None) -> list[Program]:
+def compile_all(db_path: Path | None, machine: str | None, options: Options) -> list[Program]:
     """The guess's program, and each dataset's for every kernel of the database that is of this machine type.
 
     What reads no field is one for all kernels, as the guess's is; of the rest, kernels whose fields lie at the same
-    places share a program. The sources are those of `kcompat collect` with its default options: another
-    --ephemeral-port is another program.
+    places share a program. The sources are those of `kcompat collect` with these options: another --ephemeral-port is
+    another program.
     """
+    require_bpf()
     machine = machine or platform.machine()
     programs = {memory.source(machine): Program("guess", [])}
     for dataset in pipeline.programmed():
         if not pipeline.wanted((dataset,)):
-            programs[pipeline.render(dataset, Offsets(), Options("any"))] = Program(dataset, [])
+            programs[pipeline.render(dataset, Offsets(), options)] = Program(dataset, [])
     refused = []
     for kernel, offsets in _remembered(db_path, machine):
         for dataset in filter(lambda name: pipeline.wanted((name,)), pipeline.programmed()):
             try:
-                source = pipeline.render(dataset, offsets, Options("any"))
+                source = pipeline.render(dataset, offsets, options)
             except UnknownField as error:
                 refused.append(Program(dataset, [kernel.release or kernel.key], reason=str(error)))
                 continue

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from kcompat.cli_output import emit
+from kcompat.cli_output import emit, to_json
 
 
 @click.group("config")
@@ -39,24 +39,22 @@ def sample() -> None:
 
 @config.command()
 @click.argument("file", type=click.Path(path_type=Path))
-def check(file: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def check(file: Path, as_json: bool) -> None:
     """Whether FILE is a configuration, with the environment as it is: all that is wrong, each with its line.
 
     Exits with 1 if something is.
 
     \b
-    Example:
+    Examples:
       kcompat config check /etc/kcompat/kcompat.toml
+      kcompat config check /etc/kcompat/kcompat.toml --json
     """
-    from collector.config_check import exposure, judge
-    from collector.config_reading import BadConfig, read
+    from collector.config_check import faults
 
-    try:
-        read(file, os.environ, judge=judge)
-    except BadConfig as error:
-        emit("".join(f"{fault.where}: {fault.what}\n" for fault in error.faults))
-        sys.exit(1)
-    if danger := exposure(file):
-        emit(f"{file}: {danger}\n")
-        sys.exit(1)
-    emit(f"{file}: fine\n")
+    found = faults(file, os.environ)
+    if as_json:
+        emit(to_json({"file": str(file), "faults": [fault._asdict() for fault in found]}))
+    else:
+        emit("".join(f"{fault.where}: {fault.what}\n" for fault in found) or f"{file}: fine\n")
+    sys.exit(int(bool(found)))

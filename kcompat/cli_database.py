@@ -36,7 +36,7 @@ def disputed(chosen: Path | None) -> tuple[Disagreement, ...]:
 
 
 def opened(chosen: Path | None, *, read_only: bool = False) -> Database:
-    """The database, which must be there."""
+    """The database, which must be there; it is asked, so a damaged one stays where it is."""
     path = chosen or default_path()
     try:
         there = path.exists()
@@ -44,7 +44,7 @@ def opened(chosen: Path | None, *, read_only: bool = False) -> Database:
         raise KcompatError(f"{path}: {error.strerror}") from error
     if not there:
         raise KcompatError(f"{path}: no database there yet; `kcompat resolve` or `sudo kcompat guess` makes one")
-    return Database.open(path, read_only=read_only)
+    return Database.open(path, read_only=read_only, heals=False)
 
 
 def show_json(found: tuple[Remembered, ...]) -> str:

@@ -146,8 +146,12 @@ def where(db: Path | None, condition: str, as_json: bool) -> None:
     if not separator:
         raise click.BadParameter(f"{condition!r} is not FIELD=VALUE", param_hint="FIELD=VALUE")
     field = find(name.strip())
+    try:
+        place = queries.place_of(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="FIELD=VALUE") from error
     with opened(db) as held:
-        found = queries.where(held, field, " ".join(value.split()))
+        found = queries.where(held, field, place)
     emit(where_json(field, found) if as_json else where_text(found))
 
 

@@ -84,7 +84,7 @@ def export(db: Path | None, kernel: str | None, form: str, output: Path | None, 
     if as_json and output is None:
         raise click.BadParameter("it tells of the file written: name one with -o", param_hint="--json")
     data = exported(db, form, kernel)
-    emit(data.decode() if output is None else export_to(output, data, form, as_json=as_json))
+    emit(data if output is None else export_to(output, data, form, as_json=as_json))
 
 
 @database.command()
@@ -146,10 +146,11 @@ def serve(db: Path | None, host: str, port: int) -> None:
     """
     from kcompat.cli_database import opened
     from kcompat.cli_errors import say
-    from offset_db.exchange_serve import application, run
+    from offset_db.exchange_serve import application, listening, run
 
     with opened(db) as held:
         path = held.path
     served = application(path)
-    say(f"http://{host}:{port}/ shows {path}; Ctrl-C ends it")
-    run(served, host, port)
+    with listening(host, port) as listener:
+        say(f"http://{f'[{host}]' if ':' in host else host}:{port}/ shows {path}; Ctrl-C ends it")
+        run(served, listener)

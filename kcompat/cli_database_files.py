@@ -11,6 +11,7 @@ from kcompat.cli_database import opened
 from kcompat.cli_errors import say
 from kcompat.cli_output import to_json
 from kcompat.errors import BadInput, KcompatError, Missing
+from kcompat.regular import FAULT
 from offset_db.db import Database
 from offset_db.exchange import Format, give, take_in, write_whole
 from offset_db.exchange_merge import Absorbed, merge
@@ -52,8 +53,10 @@ def _import(db: Database, path: Path) -> Imported:
 
 
 def merge_one(chosen: Path | None, other: Path) -> Imported:
-    if not other.is_file():
+    if not other.exists():
         raise BadInput(other, "there is no such file")
+    if not other.is_file():
+        raise BadInput(other, FAULT)
     with Database.open(chosen or default_path()) as db:
         if db.path == other.resolve():
             raise BadInput(other, "the database itself")

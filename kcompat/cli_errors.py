@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -17,6 +18,7 @@ class Commands(click.Group):
     """A group whose commands may raise the errors a user can meet."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
+        _hold_standard_streams()
         try:
             return super().main(*arguments, **options)
         finally:
@@ -40,6 +42,13 @@ class Commands(click.Group):
         except BrokenPipeError:
             quiet_pipe()
             ctx.exit(0)
+
+
+def _hold_standard_streams() -> None:
+    """A closed one stays closed; but no file of ours takes its number, into which a library would write its words."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 class _ToStderr(logging.Handler):

@@ -16,6 +16,7 @@ import click
 
 from kcompat.cli_errors import say
 from kcompat.cli_output import COLUMNS, emit, to_json
+from kcompat.errors import KcompatError
 
 if TYPE_CHECKING:
     from rich.progress import Task
@@ -111,6 +112,8 @@ def _expanded(paths: Iterable[str]) -> Iterator[str]:
     from offset_db.harvest_paths import listed
 
     for path in paths:
+        if path == "-" and not sys.stdin:
+            raise KcompatError("standard input is closed, and a list of paths was to come from it")
         yield from listed(sys.stdin.buffer.read()) if path == "-" else (path,)
 
 
@@ -135,7 +138,7 @@ def _unwound_by_sigterm() -> Iterator[None]:
 @contextmanager
 def _told() -> Iterator[Callable[[Progress], None]]:
     """Tells of each failed file in one line on standard error, and draws a bar there if that is a terminal."""
-    if not sys.stderr.isatty():
+    if not (sys.stderr and sys.stderr.isatty()):
         yield lambda progress: _tell_faults(progress.outcome, say)
         return
     from rich.console import Console

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kcompat.btf import RUNNING
 from kcompat.capabilities import Can, Capabilities, Capability, probe_all
-from kcompat.cli_output import COLUMNS, STYLES, drawn, indented, to_json
+from kcompat.cli_output import STYLES, drawn, indented, to_json
 from kcompat.errors import KcompatError
 from kcompat.fields import CATALOGUE
 from kcompat.kernel import Kernel
@@ -64,7 +64,7 @@ def info_text(info: Info) -> str:
 def _identity(kernel: Kernel) -> str:
     build_id = kernel.build_id or f"none shown; known as {kernel.key}"
     return (f"release   {kernel.release}\nmachine   {kernel.machine}\nbuild-id  {build_id}\n"
-            f"version   {kernel.version[:COLUMNS - 10]}\n")
+            f"version   {kernel.version}\n")
 
 
 def _advice(info: Info) -> Iterator[str]:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from kcompat.errors import KcompatError
 from kcompat.offsets import Offset, State
@@ -18,20 +18,52 @@ if TYPE_CHECKING:
     from kcompat.cli_sources import Answer
 
 COLUMNS = 79
+# What tables and charts are drawn with, where there is nothing but ASCII.
+_PLAIN = str.maketrans("█…", "#~")
 STYLES = {"yes": "green", "no": "red", "can't tell": "yellow", "ok": "green", "absent": "cyan",
           "ambiguous": "red", "unverified": "red"}
 
 
-def emit(text: str) -> None:
-    """All standard output goes through here: whole, and a full disk is told in one line."""
+def emit(text: str | bytes) -> None:
+    """All standard output goes through here: whole, and a full disk is told in one line.
+
+    Text is for people: what their terminal has no character for is drawn with others. Bytes are a file's.
+    """
+    out = _stdout()
+    if out is None:
+        if text:
+            raise KcompatError("standard output is closed")
+        return
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        if isinstance(text, bytes):
+            out.buffer.write(text)
+        else:
+            _write(out, text)
+        out.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
         quiet_pipe()
         raise KcompatError(f"standard output: {error.strerror}") from error
+
+
+def _write(out: TextIO, text: str) -> None:
+    try:
+        out.write(text)
+    except UnicodeEncodeError:
+        plain = text.translate(_PLAIN)
+        out.write(plain.encode(out.encoding, "backslashreplace").decode(out.encoding))
+
+
+def _stdout() -> TextIO | None:
+    """None where whoever started us closed it."""
+    return sys.stdout
+
+
+def is_terminal() -> bool:
+    """Whether standard output is one."""
+    out = _stdout()
+    return out is not None and out.isatty()
 
 
 def quiet_pipe() -> None:
@@ -53,7 +85,7 @@ def drawn(draw: Callable[[Console], None]) -> str:
     """What `draw` prints on a console, coloured only where standard output is a terminal."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else COLUMNS, highlight=False, emoji=False)
+    console = Console(width=None if is_terminal() else COLUMNS, highlight=False, emoji=False)
     with console.capture() as captured:
         draw(console)
     # rich pads cells to the column's width: no trailing blanks in what people paste into reports.

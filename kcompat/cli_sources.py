@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kcompat.elf import is_elf
 from kcompat.engine import Attempt, Resolver, resolve
 from kcompat.errors import BadInput, KcompatError, Missing
 from kcompat.fields import Field
@@ -188,7 +189,8 @@ def _resolvers(request: Request, foreign: bool, unproved: bool, db: Database | N
         own = request.vmlinux and (foreign or request.running_only or request.source == "btf"
                                    or not RUNNING.exists())
         yield proved(BtfResolver(request.vmlinux if own and request.vmlinux else RUNNING))
-    if takes("dwarf") and request.vmlinux:
+    # In `auto` a file of raw BTF is asked for that alone: that it is no ELF file is no fault of it.
+    if takes("dwarf") and request.vmlinux and (request.source == "dwarf" or is_elf(request.vmlinux)):
         from kcompat.dwarf import DwarfResolver
 
         yield proved(DwarfResolver(request.vmlinux))

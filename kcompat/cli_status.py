@@ -22,23 +22,23 @@ _STYLES = {"attached": "green", "available": "dim", "degraded": "yellow", "missi
 
 @click.command()
 @click.option("--run-dir", type=click.Path(path_type=Path), metavar="DIR",
-              help="Where the collector has its lock and socket. Default: $KCOMPAT_RUN, or /run/kcompat.")
+              help="Where the collector has its lock and socket. Default: $KCOMPAT_RUN, else one's own, else "
+                   "/run/kcompat, which is root's.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(run_dir: Path | None, as_json: bool) -> None:
     """What the running collector sees, hook by hook, what it does not see and why, and what it lost.
 
     As of its last interval. Exits with 0 when all datasets run, 1 when one does not or only in part, 2 when no
-    collector runs.
+    collector runs, 4 when only root may ask it.
 
     \b
     Examples:
       sudo kcompat status
       sudo kcompat status --json
     """
-    from collector.instance import ask
-    from collector.instance import run_dir as default
+    from collector.instance import ask, ask_any
 
-    told = ask(run_dir or default())
+    told = ask(run_dir) if run_dir else ask_any()
     emit(to_json(told) if as_json else status_text(told, time.time()))
     sys.exit(0 if all(one["state"] == "attached" for one in told["datasets"]) else 1)
 

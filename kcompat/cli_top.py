@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from kcompat.cli_output import drawn, emit
+from kcompat.cli_output import drawn, emit, is_terminal
 from kcompat.cli_sources import SOURCES, Request
 from kcompat.errors import KcompatError, Missing
 
@@ -135,7 +135,7 @@ def top(db: Path | None, view: str, sort: str, having: str, interval: float, loo
 
     live = not (once or as_json)
     if live:
-        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        if not (sys.stdin and sys.stdin.isatty() and is_terminal()):
             raise click.UsageError("top needs a terminal: give --once or --json where there is none")
         try:
             from kcompat.cli_top_screen import Screen
@@ -152,7 +152,6 @@ def top(db: Path | None, view: str, sort: str, having: str, interval: float, loo
                 continue
             shown = arranged(rows(counted.records, view, counted.elapsed_s), sort, having=having)
             emit(_json(shown, view, counted) if as_json else _table(shown, view))
-            sys.stdout.flush()
             if once:
                 return
 
@@ -195,8 +194,10 @@ def _table(shown: Sequence[Row], view: str) -> str:
         table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
         made = columns(view)
         for column in made:
+            # Who reads a pipe wants whole names; on a terminal a row is a line.
+            cut = column.is_number or is_terminal()
             table.add_column(column.title, justify="right" if column.is_number else "left",
-                             overflow="ellipsis", no_wrap=True)
+                             overflow="ellipsis" if cut else "fold", no_wrap=cut)
         for row in shown[:_ROWS]:
             table.add_row(*(Text(column.show(row)) for column in made))
         console.print(table)

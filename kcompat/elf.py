@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kcompat.errors import BadInput, Missing
 from kcompat.foreign_file import ForeignFile
+from kcompat.regular import open_regular
 
 MAGIC = b"\x7fELF"
 _SHT_NOBITS = 8
@@ -89,13 +90,22 @@ class Elf:
             yield Section(name.decode("latin-1"), kind, flags, offset, length, link, info)
 
 
+def is_elf(path: Path) -> bool:
+    """Whether the file begins as one; False too for what cannot be read."""
+    try:
+        with open_regular(path) as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
 def open_file(path: Path) -> Data:
     """The file's bytes; an ELF file, which may be a gigabyte, only as a mapping.
 
     Raises Missing when it is not there or not readable, BadInput when it is no regular file with bytes in it.
     """
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path) as file:
             if file.read(len(MAGIC)) == MAGIC:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             file.seek(0)

@@ -22,6 +22,12 @@ class BadInput(KcompatError):
         self.fault = fault
 
 
+class Usage(KcompatError):
+    """Asked for in a way that has no answer, however well everything is."""
+
+    exit_code = 2
+
+
 class Missing(KcompatError):
     """Something this machine could have but has not: root, a package, a mounted file system."""
 
@@ -32,6 +38,12 @@ class Unsupported(KcompatError):
     """Something this kernel cannot do, or forbids: no BPF, lockdown, no usable hook."""
 
     exit_code = 3
+
+
+class NotAllowed(KcompatError):
+    """Something that is there, and for somebody else to ask."""
+
+    exit_code = 4
 
 
 class UnknownField(KcompatError):

@@ -92,7 +92,8 @@ class Kernel:
             return cls.from_vmlinux(path)
         if data[:2] not in _BTF_MAGICS:
             raise BadInput(path, f"not BTF: magic {data[:2].hex()}")
-        release = path.name.removesuffix(".btf") if re.match(r"\d+\.\d+", path.name) else ""
+        name = as_text(path.name)
+        release = name.removesuffix(".btf") if re.match(r"\d+\.\d+", name) else ""
         spelled = (*re.split(r"[.-]", release)[-1:], path.absolute().parent.name)
         machine = next((_SPELLINGS[word] for word in spelled if word in _SPELLINGS), "")
         return cls("btf-" + hashlib.sha256(data).hexdigest(), release, "", machine)
@@ -113,6 +114,11 @@ def build_id_of_notes(notes: bytes, byte_order: str = "<") -> str | None:
             return desc.hex() if desc_size and len(desc) == desc_size else None
         at = desc_at + (desc_size + 3 & ~3)
     return None
+
+
+def as_text(name: str) -> str:
+    """A file's name as text that may be kept and printed: it can be bytes that are no UTF-8."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _read_build_id(path: Path) -> str | None:

@@ -30,12 +30,19 @@ class Busy(KcompatError):
     """Another process held the lock."""
 
 
-def connect_writable(path: Path) -> sqlite3.Connection:
-    """Connect, creating or migrating the file as needed; a damaged one is moved aside first."""
+def connect_writable(path: Path, *, heals: bool = True) -> sqlite3.Connection:
+    """Connect, creating or migrating the file as needed; a damaged one is moved aside first if this `heals`."""
     try:
-        return _connect_writable(path)
-    except Corrupt:
-        return _connect_writable(path)
+        return _connect_writable(path, heals)
+    except Corrupt as damage:
+        if not heals:
+            raise left_alone(damage) from damage
+        return _connect_writable(path, heals)
+
+
+def left_alone(damage: Corrupt) -> Corrupt:
+    """For who only wants to read: nobody's file is moved by a look into it."""
+    return Corrupt(damage.path, f"{damage.fault}; left as it is: the next command that writes it moves it aside")
 
 
 def connect_read_only(path: Path) -> sqlite3.Connection:
@@ -154,7 +161,7 @@ def _require_current(connection: sqlite3.Connection, path: Path) -> None:
         raise BadInput(path, f"has schema {version}, not {SCHEMA_VERSION}, and cannot be migrated read-only")
 
 
-def _connect_writable(path: Path) -> sqlite3.Connection:
+def _connect_writable(path: Path, heals: bool) -> sqlite3.Connection:
     check_regular(path)
     ensure_exists(path)
     opened = identity(path)
@@ -165,6 +172,8 @@ def _connect_writable(path: Path) -> sqlite3.Connection:
         except Corrupt as damage:
             if not is_sqlite(path):
                 raise BadInput(path, "not an SQLite database; left alone: name another file") from damage
+            if not heals:
+                raise
             # Before it is closed: SQLite would tidy up the -wal of a file that is still in its place.
             move_aside(path, opened, damage.fault)
             raise

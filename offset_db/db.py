@@ -19,6 +19,7 @@ from offset_db.connection import (
     Corrupt,
     connect_read_only,
     connect_writable,
+    left_alone,
     quick_check,
     told,
     transaction,
@@ -43,23 +44,25 @@ _OF_KERNEL = "kernel_id = (SELECT id FROM kernel WHERE build_id = ?)"
 class Database:
     """One file of remembered offsets. Use `Database.open`; not to be shared between threads."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, *, read_only: bool) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, *, read_only: bool, heals: bool = False) -> None:
         self.path = path
         self.read_only = read_only
+        self._heals = heals
         self._connection = connection
         self._identity = identity(path)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, read_only: bool = False) -> Self:
+    def open(cls, path: str | os.PathLike[str], *, read_only: bool = False, heals: bool = True) -> Self:
         """Open the memory, creating it if need be; read-only when asked, or when it cannot be written.
 
-        A damaged file is moved aside and a fresh one made; read-only it raises BadInput. Raises Missing when
-        there is no file and none can be made.
+        A damaged file is moved aside and a fresh one made; read-only, or where nothing `heals`, it raises BadInput.
+        Raises Missing when there is no file and none can be made.
         """
         resolved = Path(path).expanduser().resolve()
         if read_only or not is_writable(resolved):
             return cls(resolved, until_free(DEADLINE_S, lambda: connect_read_only(resolved)), read_only=True)
-        return cls(resolved, until_free(DEADLINE_S, lambda: connect_writable(resolved)), read_only=False)
+        connection = until_free(DEADLINE_S, lambda: connect_writable(resolved, heals=heals))
+        return cls(resolved, connection, read_only=False, heals=heals)
 
     def close(self) -> None:
         self._connection.close()
@@ -202,6 +205,8 @@ class Database:
         except Corrupt as fault:
             if self.read_only:
                 raise
+            if not self._heals:
+                raise left_alone(fault) from fault
             # Closed only afterwards: SQLite leaves a file that has moved as it is, -wal included.
             move_aside(self.path, self._identity, fault.fault)
             until_free(deadline_s, self._reopen)
@@ -220,7 +225,7 @@ class Database:
             raise
 
     def _reopen(self) -> None:
-        fresh = connect_writable(self.path)
+        fresh = connect_writable(self.path, heals=self._heals)
         self._connection.close()
         self._connection = fresh
         self._identity = identity(self.path)

@@ -11,12 +11,13 @@ from typing import Literal, get_args
 from kcompat.btf import BtfResolver
 from kcompat.btf_sections import MAGICS
 from kcompat.elf import MAGIC as ELF_MAGIC
-from kcompat.errors import BadInput, KcompatError, Missing
+from kcompat.errors import BadInput, Missing, Usage
 from kcompat.fields import CATALOGUE
 from kcompat.kernel import Kernel
+from kcompat.regular import open_regular
 from offset_db import exchange_btf, exchange_btfhub, exchange_datadog, exchange_header, exchange_jsonl, rows
 from offset_db.db import Database
-from offset_db.exchange_merge import Absorbed, absorb, merge
+from offset_db.exchange_merge import Absorbed, absorb, absorb_whole, merge
 from offset_db.queries import everything
 from offset_db.rows import Remembered, Stored
 
@@ -48,14 +49,14 @@ def take_in(db: Database, path: Path, progress: Callable[[BadInput], None] | Non
     # Read twice rather than held: what is wrong at the end must not leave the beginning behind.
     for _ in reader(path):
         pass
-    return absorb(db, reader(path))
+    return absorb_whole(db, lambda: reader(path))
 
 
 def give(db: Database, form: Format, kernel: Remembered | None) -> bytes:
     """The database, or one kernel of it, in that form."""
     if form == "btf":
         if kernel is None:
-            raise KcompatError("BTF is of one kernel: name it; `kcompat db kernels` lists what there is")
+            raise Usage("BTF is of one kernel: name it; `kcompat db kernels` lists what there is")
         return exchange_btf.render(kernel)
     held: Iterable[Remembered] = everything(db) if kernel is None else (kernel,)
     if form == "jsonl":
@@ -75,13 +76,15 @@ def write_whole(path: Path, data: bytes) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-    except OSError as error:
+    except PermissionError as error:
         raise Missing(f"{path}: {error.strerror}; name a file you may write") from error
+    except OSError as error:
+        raise BadInput(path, error.strerror or str(error)) from error
 
 
 def _head(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(_HEAD)
     except OSError as error:
         raise BadInput(path, error.strerror or str(error)) from error

@@ -12,7 +12,7 @@ from pathlib import Path
 from kcompat.btf_types import Btf
 from kcompat.errors import BadInput
 from kcompat.fields import CATALOGUE, structs
-from kcompat.kernel import Kernel
+from kcompat.kernel import Kernel, as_text
 from kcompat.layout import agreed
 from kcompat.offsets import Offset
 from offset_db.exchange_names import MACHINES, named_kernel
@@ -39,8 +39,8 @@ def read(path: Path, at: str) -> Remembered:
 
 def _kernel(path: Path, data: bytes) -> Kernel:
     """Named by its directories, ``ubuntu/18.04/x86_64/RELEASE.btf.tar.xz``; elsewhere by its BTF, as from_btf does."""
-    release = path.name.removesuffix(SUFFIX)
-    *_, name, version, machine, _ = ("", "", *path.absolute().parts)
+    *_, name, version, machine, file = ("", "", *map(as_text, path.absolute().parts))
+    release = file.removesuffix(SUFFIX)
     if machine in MACHINES:
         return named_kernel(release, f"{name}-{version}", machine)
     named = named_kernel(release, "", release.rpartition(".")[2])

@@ -12,7 +12,7 @@ from kcompat.errors import BadInput, KcompatError
 from kcompat.fields import find
 from kcompat.offsets import Offset
 from kcompat.version import release_version
-from offset_db.exchange_names import arch, distribution, named_kernel
+from offset_db.exchange_names import arch, distribution, named_kernel, text_of
 from offset_db.queries import chosen
 from offset_db.rows import Remembered, Stored
 
@@ -43,8 +43,8 @@ def parse(text: str, path: str | PathLike[str], at: str) -> Iterator[Remembered]
         document = json.loads(text)
         sets, kernels = document["constants"], document["kernels"]
         for row in kernels:
-            release = row["uname_release"]
-            kernel = named_kernel(release, "-".join(filter(None, (row["distrib"], row["version"]))), row["arch"])
+            release, name, version, machine = (text_of(row[n]) for n in ("uname_release", "distrib", "version", "arch"))
+            kernel = named_kernel(release, "-".join(filter(None, (name, version))), machine)
             answers = tuple(Stored(o, at) for o in _offsets(release, sets[row["cindex"]]))
             yield Remembered(kernel, at, at, answers)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:

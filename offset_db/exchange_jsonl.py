@@ -10,7 +10,9 @@ from typing import Any
 from kcompat.errors import BadInput, KcompatError
 from kcompat.fields import find
 from kcompat.kernel import Kernel
+from kcompat.nesting import too_deep
 from kcompat.offsets import Offset, State, Verdict
+from offset_db.exchange_names import text_of
 from offset_db.rows import Remembered, Stored
 
 HEADER = {"format": "kcompat-offsets", "version": 1}
@@ -37,6 +39,9 @@ def parse(text: Iterable[str], path: str | PathLike[str]) -> Iterator[Remembered
     for number, line in enumerate(text, 1):
         try:
             row = json.loads(line)
+            if "\\u" in line:
+                # Evidence is kept as JSON, which takes half a pair of surrogates; a later export could not.
+                json.dumps(row, ensure_ascii=False).encode()
             if number == 1:
                 if row != HEADER:
                     raise ValueError(f"not {json.dumps(HEADER)}")
@@ -71,12 +76,12 @@ def _answer(key: str, stored: Stored) -> dict[str, Any]:
 
 
 def _remembered(row: dict[str, Any], stored: list[Stored]) -> Remembered:
-    release, version, machine = (_text(row[name]) for name in ("release", "version", "machine"))
-    modules = {_text(name): _text(build_id) for name, build_id in row["modules"].items()}
+    release, version, machine = (text_of(row[name]) for name in ("release", "version", "machine"))
+    modules = {text_of(name): text_of(build_id) for name, build_id in row["modules"].items()}
     unnamed = Kernel(None, release, version, machine, modules)
-    key = _text(row["kernel"])
+    key = text_of(row["kernel"])
     kernel = unnamed if unnamed.key == key else Kernel(key, release, version, machine, modules)
-    return Remembered(kernel, _text(row["first_seen"]), _text(row["last_seen"]), tuple(stored))
+    return Remembered(kernel, text_of(row["first_seen"]), text_of(row["last_seen"]), tuple(stored))
 
 
 def _stored(row: dict[str, Any]) -> Stored | None:
@@ -85,27 +90,38 @@ def _stored(row: dict[str, Any]) -> Stored | None:
     except KcompatError:
         return None
     offset = Offset(
-        field, State(row["state"]), _text(row["source"]), _number(row["offset"]), _number(row["width"]),
+        field, State(row["state"]), text_of(row["source"]), _number(row["offset"]), _number(row["width"]),
         _number(row["bit_offset"]), _number(row["bit_size"]), Verdict(row["verdict"]), _confidence(row["confidence"]),
-        tuple(int(c) for c in row["candidates"]), _maybe(row["reason"]), dict(row["evidence"]))
-    return Stored(offset, _text(row["recorded_at"]), _maybe(row["module_build_id"]), _maybe(row["verified_at"]),
+        tuple(_candidate(c) for c in row["candidates"]), _maybe(row["reason"]), _evidence(row["evidence"]))
+    return Stored(offset, text_of(row["recorded_at"]), _maybe(row["module_build_id"]), _maybe(row["verified_at"]),
                   _maybe(row["quarantined_at"]), _maybe(row["quarantine_reason"]))
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
-    return value
-
-
 def _maybe(value: object) -> str | None:
-    return None if value is None else _text(value)
+    return None if value is None else text_of(value)
 
 
 def _number(value: object) -> int | None:
     if value is None or (type(value) is int and 0 <= value < 1 << 31):
         return value
     raise TypeError(f"{value!r} is not an offset")
+
+
+def _candidate(value: object) -> int:
+    if (number := _number(value)) is None:
+        raise TypeError(f"{value!r} is not an offset")
+    return number
+
+
+def _evidence(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is no evidence")
+    if too_deep(value):
+        raise ValueError("evidence of things that lie in each other too deeply")
+    if value:
+        # Python reads Infinity, and 1e999 as that; SQLite takes no such JSON.
+        json.dumps(value, allow_nan=False)
+    return value
 
 
 def _confidence(value: object) -> float:

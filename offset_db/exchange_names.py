@@ -39,6 +39,17 @@ def distribution(kernel: Kernel) -> str:
     return next((name for sign, name in _SIGNS if re.search(sign, told, re.MULTILINE)), "")
 
 
+def text_of(value: object) -> str:
+    """What stands in a document as text. Raises TypeError for what is none, ValueError for half a surrogate pair.
+
+    JSON can spell one, and SQLite takes none.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not text")
+    value.encode()
+    return value
+
+
 def arch(machine: str) -> str:
     """The machine as DataDog and BTFHub spell it."""
     return _SPELT_BY_OTHERS.get(machine, machine)

@@ -12,7 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from kcompat.errors import BadInput, KcompatError, Missing
+from kcompat.errors import BadInput, KcompatError, Missing, Usage
+from kcompat.regular import open_regular
 from offset_db.connection import connect_writable
 from offset_db.db import Database
 
@@ -29,13 +30,13 @@ def checksum(told: str | None, sums: Path | None, url: str) -> str:
     It must come another way than the file: one that lies beside the file says only that the transfer went well.
     """
     if told and sums:
-        raise KcompatError("give the checksum or a SHA256SUMS file, not both")
+        raise Usage("give the checksum or a SHA256SUMS file, not both")
     if told:
         if not _SHA256.fullmatch(told.lower()):
-            raise KcompatError(f"{told!r} is not a SHA-256: 64 hexadecimal digits")
+            raise Usage(f"{told!r} is not a SHA-256: 64 hexadecimal digits")
         return told.lower()
     if sums is None:
-        raise KcompatError("a checksum is required: --sha256 HEX, or --sums FILE")
+        raise Usage("a checksum is required: --sha256 HEX, or --sums FILE")
     name = Path(unquote(urlsplit(url).path)).name
     for line in _read(sums).splitlines():
         digest, _, file = line.partition(" ")
@@ -50,15 +51,15 @@ def fetch(url: str, sha256: str, beside: Path, progress: Callable[[int], None] |
     What was fetched before an interruption is continued. Raises KcompatError; a wrong file is removed.
     """
     part = beside.with_name(f".{beside.name}.{sha256[:16]}.part")
-    scheme = urlsplit(url).scheme
+    scheme, source = urlsplit(url).scheme, Path(unquote(urlsplit(url).path))
     try:
         beside.parent.mkdir(parents=True, exist_ok=True)
         if scheme == "https":
             _download(url, part, progress)
         elif scheme in ("file", ""):
-            _write(part, _chunks_of(Path(unquote(urlsplit(url).path))), 0, progress)
+            _write(part, _chunks_of(source), 0, progress)
         else:
-            raise KcompatError(f"{url}: {scheme} is not supported, only https and file")
+            raise Usage(f"{url}: {scheme} is not supported, only https and file")
         if (found := _digest(part)) != sha256:
             part.unlink()
             raise KcompatError(f"{url}: its SHA-256 is {found}, not {sha256}; nothing was changed")
@@ -126,7 +127,11 @@ def _write(part: Path, chunks: Iterator[bytes], done: int, progress: Callable[[i
 
 
 def _chunks_of(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        raise BadInput(path, error.strerror or str(error)) from error
+    with file:
         while chunk := file.read(_CHUNK):
             yield chunk
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-from kcompat.errors import Missing
+from kcompat.errors import Missing, Usage
 
 _PLACE = ("CASE WHEN state != 'known' THEN state WHEN bit_offset IS NULL THEN value "
           "ELSE value || ' bit ' || bit_offset END")
@@ -79,8 +80,26 @@ def application(path: Path) -> Any:
     return Datasette([str(path)], metadata=metadata(path.stem), settings=settings).app()
 
 
-def run(served: Any, host: str, port: int) -> None:
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that takes connections there. Raises Usage for an address that is none, or not to be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
+                                                                flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen()
+        except BaseException:
+            listener.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        raise Usage(f"cannot listen at {host} port {port}: {getattr(error, 'strerror', None) or error}") from error
+    return listener
+
+
+def run(served: Any, listener: socket.socket) -> None:
     """Serve until interrupted."""
     import uvicorn
 
-    uvicorn.run(served, host=host, port=port, log_level="warning")
+    uvicorn.Server(uvicorn.Config(served, log_level="warning")).run([listener])

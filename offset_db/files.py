@@ -5,13 +5,13 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from kcompat.errors import BadInput, Missing
+from kcompat.regular import FAULT, is_regular
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ def check_regular(path: Path) -> None:
         return
     except OSError as error:
         raise Missing(f"{path}: {error.strerror}; run as root or name a file you may use") from error
-    if not stat.S_ISREG(mode):
-        raise BadInput(path, "not a regular file")
+    if not is_regular(mode):
+        raise BadInput(path, FAULT)
 
 
 def is_sqlite(path: Path) -> bool:

@@ -14,7 +14,7 @@ from kcompat.elf import Elf, open_file
 from kcompat.engine import Resolver
 from kcompat.errors import BadInput
 from kcompat.fields import CATALOGUE
-from kcompat.kernel import Kernel, build_id_of_notes
+from kcompat.kernel import Kernel, as_text, build_id_of_notes
 from kcompat.offsets import Offset, State
 from offset_db.exchange_names import named_kernel
 from offset_db.harvest_images import banner_within, build_id_within, is_arm64_image
@@ -182,7 +182,7 @@ def _named(kernel: Kernel, path: Path, name: Path) -> Kernel:
 
 
 def _release(name: Path) -> str:
-    return next((m[1] for part in reversed(name.parts) if (m := _RELEASE.fullmatch(part))), "")
+    return next((m[1] for part in map(as_text, reversed(name.parts)) if (m := _RELEASE.fullmatch(part))), "")
 
 
 def _machine(path: Path) -> str:

@@ -28,7 +28,8 @@ _PLACES = f"""
     SELECT release, machine, state, value, bit_offset, count(DISTINCT kernel.id) AS kernels {_OF_FIELD}
     GROUP BY release, machine, state, value, bit_offset
 """
-_NUMBER = re.compile(r"([0-9]+)")
+# No longer than any number of a release is: of what is imported, more digits than int() takes may stand there.
+_NUMBER = re.compile(r"([0-9]{1,18})")
 Order = tuple[str | int, ...]
 _PREFIX = 6  # hex digits of a build-id that are enough to mean it, if no other begins so
 
@@ -112,6 +113,16 @@ def kernels(db: Database, wanted: Filter) -> list[Listed]:
     listed = [Listed(k, distribution(k), known.get(k.key, 0)) for k in db.kernels()]
     return sorted((one for one in listed if _matches(one, wanted, states)),
                   key=lambda one: (release_order(one.kernel.release), one.kernel.key))
+
+
+def place_of(text: str) -> str:
+    """The place as `where` takes it, of the words of a user. Raises ValueError for what is none."""
+    found = re.fullmatch(r"(absent)|([0-9]{1,9})(?: +bit +([0-7]))?", text.strip())
+    if not found:
+        raise ValueError(f"{text.strip()!r} is no place: an offset in bytes, like 48, with a bit as in '536 bit 3', or "
+                         "absent")
+    word, offset, bit = found.groups()
+    return word or in_words(State.KNOWN, int(offset), int(bit) if bit else None)
 
 
 def where(db: Database, field: Field, place: str) -> list[Kernel]:

@@ -8,7 +8,7 @@ import pytest
 from collector.config import Exclusions, Options
 from collector.config_check import exposure, judge
 from collector.config_keys import keys, sample
-from collector.config_reading import BadConfig, Given, assignment, line_of, read
+from collector.config_reading import BadConfig, Given, assignment, read
 from collector.pipeline import DATASETS
 from kcompat.errors import KcompatError
 
@@ -89,12 +89,76 @@ source = "btf"
 
     assert faults(path) == [
         ("2", "interval_s = '90q': expected seconds, or a time like 90s, 1m30s"),
-        ("3", "datasets[1] = 3: must be a valid string"),
+        ("5", "datasets[1] = 3: must be text"),
         ("7", "there is no key ephemeral_prot; did you mean ephemeral_port?"),
-        ("8", "tags.a = 3: must be a valid string"),
+        ("8", "tags.a = 3: must be text"),
         ("11", "there is no key offsets.sourc; did you mean offsets.source?"),
         ("12", "there is no key offset; did you mean offsets?"),
     ]
+
+
+def test_a_wrong_type_hides_nothing_else(file):
+    path = file("""\
+loopback = "yes"
+datasets = ["netflwo", 3,
+            "bash"]
+outputs = [
+    "table",
+    7,
+    "carrier-pigeon:home",
+    {kind = "owl"},
+]
+exclude = [
+    "port=22",
+    "port=ssh",     # no number
+    4,
+    "user=root",
+]
+redact = ["path=(", "command=x"]
+offsets = 3
+
+[metrics]
+bpf_run_time = 1
+
+[limits]
+cpu_percent = "10"
+memory_mb = 100.0
+[kubernetes]
+resync_s = "1h"
+labels = "app"
+""")
+
+    told = faults(path, assignment("max_flows=0"), environment={"KCOMPAT_COLLECT_HTTP_TLS": "maybe"})
+
+    expected = [("--set max_flows", "max_flows = 0: must be greater"),
+                ("KCOMPAT_COLLECT_HTTP_TLS", "http_tls = 'maybe': must be a valid boolean"),
+                ("1", "loopback = 'yes': must be true or false"),
+                ("2", "datasets[1] = 3: must be text"),
+                ("2", "there is no dataset 'netflwo'"),
+                ("6", "outputs[1] = 7: must be text, or a table"),
+                ("7", "sink 'carrier-pigeon:home': expected table | jsonl"),
+                ("8", "expected table | jsonl"),
+                ("12", "exclude[1] = 'port=ssh': a port is a number"),
+                ("13", "exclude[2] = 4: must be text"),
+                ("14", "exclude[3] = 'user=root': expected one of cidr="),
+                ("16", "redact[0] = 'path=(': missing )"),
+                ("17", "offsets = 3: must be a table"),
+                ("20", "metrics.bpf_run_time = 1: must be true or false"),
+                ("23", "limits.cpu_percent = '10': must be a number"),
+                ("24", "limits.memory_mb = 100.0: must be a whole number"),
+                ("27", "kubernetes.labels = 'app': must be a list")]
+    assert [where for where, _ in told] == [where for where, _ in expected]
+    assert [words for (_, words), (_, what) in zip(expected, told, strict=True) if words not in what] == []
+
+
+def test_text_is_a_number_in_the_environment_and_in_flags_alone(file):
+    flags = [Given("--interval", "interval_s", "20"), assignment("limits.cpu_percent=10"), assignment("loopback=yes")]
+
+    options = read(file("interval_s = '1m'\n"), {"KCOMPAT_COLLECT_DNS_QUERIES": "1"}, flags, judge)
+
+    assert (options.interval_s, options.limits.cpu_percent) == (20, 10)
+    assert options.loopback is True and options.dns_queries is True
+    assert read(file("interval_s = '1m'\nlimits.cpu_percent = 10\n")).limits.cpu_percent == 10
 
 
 def test_datasets_and_sinks_that_there_are_not_are_told(file):
@@ -103,7 +167,14 @@ def test_datasets_and_sinks_that_there_are_not_are_told(file):
     (one, other) = faults(path)
 
     assert one == ("1", f"there is no dataset 'netflwo': there is {', '.join(DATASETS)}")
-    assert other[0] == "2" and "sink 'carrier-pigeon:home': expected table | jsonl" in other[1]
+    assert other[0] == "3" and "sink 'carrier-pigeon:home': expected table | jsonl" in other[1]
+
+
+@pytest.mark.parametrize("text", [
+    "a = 1\nb = " + "[" * 5000 + "]" * 5000, "a = 1\nb = " + "[\n" * 40 + "]" * 40 + "\nc = 2\n",
+    "a = 1\n" + ".".join("b" * 5000) + " = 1\n", "a = 1\n[" + ".".join("b" * 5000) + "]\n"])
+def test_what_lies_too_deep_is_told_with_its_line(file, text):
+    assert faults(file(text)) == [("2", "tables and lists lie in each other too deeply")]
 
 
 @pytest.mark.parametrize(("text", "line", "words"), [
@@ -144,13 +215,6 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path, content, words):
         read(path)
 
     assert str(error.value).startswith(f"{path}: ")
-
-
-def test_a_line_is_where_the_statement_begins():
-    text = 'a = 1\n\n# b\nb = """\n[c]\n"""\n[c]\nd = [\n 1,\n 2 ]\n[[e]]\nf = 1\n[[e]]\nf = 2\n'
-
-    assert [line_of(text, path) for path in (("a",), ("b",), ("c", "d", 1), ("c", "x"), ("e", 0, "f"), ("e", 1, "f"),
-                                             ("nowhere",))] == [1, 4, 8, 7, 12, 14, 1]
 
 
 def test_a_file_that_others_may_write_is_not_safe(file):

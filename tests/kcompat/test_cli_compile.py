@@ -10,7 +10,7 @@ from collector import nf_conn
 from collector.config import Options
 from collector.datasets import bash, httpflow, netflow
 from guessers import memory
-from kcompat.bpf import compile_cached
+from kcompat.bpf import cached_path, compile_cached
 from kcompat.cli import MACHINES, main
 from kcompat.fields import CATALOGUE, find
 from kcompat.kernel import Kernel
@@ -63,6 +63,29 @@ def test_guess_and_collect_find_what_they_look_for(db, machine):
     assert all(compile_cached(source, machine=machine)[1] for source in sources)
     assert not any(p["cached"] for p in programs.values())
     assert all(p["cached"] for p in compiled(db, "--machine", machine)[1].values() if p["path"])
+
+
+def test_what_collect_is_told_elsewhere_can_be_told_here(db, tmp_path, monkeypatch):
+    file = tmp_path / "kcompat.toml"
+    file.write_text(f"max_sockets = 2048\nephemeral_port = 1\noffsets.db = '{db}'\n")
+    file.chmod(0o644)
+    monkeypatch.setenv("KCOMPAT_COLLECT_MAX_FLOWS", "512")
+
+    done = CliRunner().invoke(main, ["compile", "--json", "--config", str(file), "--ephemeral-port", "40000"])
+
+    assert done.exit_code == 1, done.output  # of the kernel of which a field is not known
+    sources = [netflow.render(Offsets(ANSWERS), Options("host", max_sockets=2048, max_flows=512, ephemeral_port=40000)),
+               httpflow.render(Offsets(ANSWERS), Options("host", ephemeral_port=40000))]
+    paths = {p["path"] for p in json.loads(done.stdout)["programs"]}
+    assert paths >= {str(cached_path(source)) for source in sources}
+
+
+@pytest.mark.parametrize("words, told", [(["--set", "max_sockets=1"], "max_sockets = 1: must be greater"),
+                                         (["--config", "/none.toml"], "/none.toml: No such file")])
+def test_a_wrong_bound_is_told_before_anything_is_compiled(words, told):
+    done = CliRunner().invoke(main, ["compile", *words])
+
+    assert done.exit_code in (1, 2) and told in done.stderr
 
 
 def test_what_it_says_fits_a_terminal(db):

@@ -1,5 +1,7 @@
 """`kcompat config`, and what `kcompat collect` makes of a file, of the environment and of DataKit's flags."""
 
+import json
+
 import pytest
 from click.testing import CliRunner
 
@@ -48,6 +50,25 @@ def test_every_fault_is_a_line(run, tmp_path):
     assert done.exit_code == 1
     assert done.stdout.splitlines() == [f"{path}:1: interval_s = 0: must be greater than or equal to 1",
                                         f"{path}:2: there is no key dataset; did you mean datasets?"]
+
+
+def test_what_is_wrong_is_told_to_machines_too(run, tmp_path, monkeypatch):
+    path = tmp_path / "kcompat.toml"
+    path.write_text("\ninterval_s = 0\n")
+    path.chmod(0o666)
+    monkeypatch.setenv("KCOMPAT_COLLECT_HOSTS", "x")
+
+    done = run("config", "check", path, "--json")
+
+    told = json.loads(done.stdout)
+    assert done.exit_code == 1 and list(told) == ["file", "faults"] and told["file"] == str(path)
+    assert [(one["where"], one["line"]) for one in told["faults"]] == [
+        ("KCOMPAT_COLLECT_HOSTS", None), (f"{path}:2", 2), (str(path), None)]
+    monkeypatch.delenv("KCOMPAT_COLLECT_HOSTS")
+    path.write_text("")
+    path.chmod(0o644)
+    done = run("config", "check", path, "--json")
+    assert (done.exit_code, json.loads(done.stdout)["faults"]) == (0, [])
 
 
 def test_a_file_others_may_write_is_told_and_not_used(run, tmp_path):

@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import re
+import socket
 import ssl
 import subprocess
 import threading
@@ -76,6 +77,8 @@ def test_json(run, arguments, key):
 @pytest.mark.parametrize("arguments, status, told", [
     (("where", "skc_daddr"), 2, "is not FIELD=VALUE"), (("kernels", "--state", "known"), 2, "give --field too"),
     (("export", "--format", "btf", "aaaaaa"), 2, "name a file to write"), (("serve", "--port", "0"), 2, "0 is not"),
+    (("where", "skc_daddr=foo"), 2, "'foo' is no place"), (("where", "skc_daddr=12abc"), 2, "'12abc' is no place"),
+    (("where", "skc_daddr=-5"), 2, "'-5' is no place"), (("where", "sk_type=536 bit 9"), 2, "is no place"),
 ])
 def test_wrong_usage(run, arguments, status, told):
     assert told in " ".join(run(*arguments, status=status).stderr.split())
@@ -83,13 +86,50 @@ def test_wrong_usage(run, arguments, status, told):
 
 @pytest.mark.parametrize("arguments, status, told", [
     (("diff", "aaaaaa", "none"), 1, "holds nothing of kernel 'none'"), (("history", "none"), 1, "not in the catalogue"),
-    (("export", "--format", "btf", "-o", "x"), 1, "BTF is of one kernel"),
-    (("export", "-o", "/none/x"), 2, "name a file you may write"), (("import", "/none"), 1, "No such file"),
-    (("merge", "/none"), 1, "there is no such file"), (("pull", "https://x/y"), 1, "a checksum is required"),
-    (("pull", "http://x/y", "--sha256", "0" * 64), 1, "only https and file"),
+    (("export", "--format", "btf", "-o", "x"), 2, "BTF is of one kernel"),
+    (("export", "-o", "/none/x"), 1, "/none/x: No such file"), (("import", "/none"), 1, "No such file"),
+    (("merge", "/none"), 1, "there is no such file"), (("pull", "https://x/y"), 2, "a checksum is required"),
+    (("pull", "https://x/y", "--sha256", "0"), 2, "is not a SHA-256"),
+    (("pull", "https://x/y", "--sums", "/none"), 1, "/none: No such file"),
+    (("pull", "http://x/y", "--sha256", "0" * 64), 2, "only https and file"),
+    (("pull", "file:///none/x.db", "--sha256", "0" * 64), 1, "/none/x.db: No such file"),
+    (("serve", "--host", "999.1.1.1"), 2, "cannot listen at 999.1.1.1 port 8001"),
+    (("serve", "--host", "192.0.2.1"), 2, "Cannot assign requested address"),
 ])
 def test_one_line_on_errors(run, arguments, status, told):
     assert told in one_line(run(*arguments, status=status).stderr)
+
+
+def test_a_taken_port_is_told_before_anything_is_shown(run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("serve", "--port", taken.getsockname()[1], status=2)
+    assert "Address already in use" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("words, place", [("skc_daddr=0016", "5.10"), ("skc_daddr= 16 ", "5.10")])
+def test_a_place_is_the_number_however_it_is_written(run, words, place):
+    assert place in run("where", words).stdout
+
+
+@pytest.mark.parametrize("command", [
+    ("show",), ("show", OLD.release), ("kernels",), ("disagreements",), ("where", "skc_daddr=0"),
+    ("history", "skc_daddr"), ("diff", OLD.release, NEW.release), ("verify",), ("export",), ("vacuum",),
+    ("serve", "--port", "1")])
+@pytest.mark.parametrize("kept", [16, 4096])
+def test_what_only_reads_leaves_a_damaged_file_where_it_is(filled, run, command, kept):
+    raw = filled.read_bytes()[:kept] + b"\xff" * 20000
+    filled.write_bytes(raw)
+
+    done = run(*command, status=1)
+
+    assert str(filled) in one_line(done.stderr)
+    assert filled.read_bytes() == raw and not list(filled.parent.glob("*.corrupt-*"))
+
+
+def test_a_release_of_endless_digits_is_sorted_too(filled, run):
+    with Database.open(filled) as db:
+        db.record(Kernel("c" * 40, "5." + "9" * 5000, "", "x86_64"), [])
+    assert len(json.loads(run("kernels", "--json").stdout)["kernels"]) == 3
 
 
 def test_export_and_import_again(run, tmp_path):

@@ -100,6 +100,8 @@ def test_a_broken_file_is_one_line_that_names_it(home, make, source):
 
     assert done.returncode == 1 or (done.returncode == 2 and source == "dwarf")
     assert str(path) in one_line(done.stderr)
+    if make is truncated_btf and source != "dwarf":
+        assert "ELF" not in done.stderr and "truncated" in done.stderr
 
 
 def test_a_cut_off_vmlinux_of_a_real_compiler_is_one_line_too(home):
@@ -159,7 +161,8 @@ def test_without_root_btf_answers_and_is_remembered_in_ones_own_database(nobody)
 @needs_nobody
 @pytest.mark.parametrize("command", [
     ["guess"], ["guess", "--json"], ["guess", "--explain", "srtt_us"], ["guess", "--backend", "kprobe"],
-    ["resolve", "--source", "guess"], ["collect", "--duration", "1"]])
+    ["resolve", "--source", "guess"], ["collect", "--duration", "1"], ["compile"],
+    pytest.param(["render", "netflow", "--source", "btf", "--dialect", "4.4"], marks=needs_btf)])
 def test_without_root_what_needs_it_says_so(nobody, command):
     done = kcompat(*command, home=nobody, as_nobody=True)
 
@@ -290,6 +293,50 @@ def test_a_hit_imports_neither_a_compiler_nor_an_orm(home):
 
     assert re.search(rf"{len(CATALOGUE)} fields from the database, (\d+ of them )?verified", one_line(done.stderr))
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", [
+    ["info"], ["config", "sample"], ["datasets"], ["resolve", "--source", "btf", "--no-record", "--json"]])
+def test_a_closed_standard_output_is_one_line(home, command):
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&- <&-', "sh", *COMMAND, *command], env=environment(home), cwd="/",
+                          capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 1 and one_line(done.stderr) == "kcompat: standard output is closed"
+
+
+def test_no_file_takes_the_place_of_a_closed_stream(home):
+    code = "import os; from kcompat.cli import main\ntry: main(['--version'])\nexcept SystemExit: print(os.pipe()[0])"
+    done = subprocess.run(["sh", "-c", 'exec "$@" 2>&- <&-', "sh", sys.executable, "-c", code], env=environment(home),
+                          cwd="/", capture_output=True, text=True, timeout=60)
+
+    assert int(done.stdout.split()[-1]) > 2
+
+
+@pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"},
+                                      {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}])
+def test_where_there_is_nothing_but_ascii_a_chart_is_drawn_with_it(home, settings):
+    db = home / "offsets.db"
+    with Database.open(db) as opened:
+        opened.record(Kernel("a" * 40, "6.1.0-\u00fc", "", "x86_64"), [Offset.known(find("srtt_us"), 1672, "btf")])
+
+    def said(*words):
+        return subprocess.run([*COMMAND, "--db", db, "db", *words], env=environment(home) | settings, cwd="/",
+                              capture_output=True, timeout=60, check=True).stdout
+
+    assert b"1672    #  " in said("history", "srtt_us") and b"6.1.0-\\xfc" in said("history", "srtt_us")
+    # What is exported is a file, wherever it goes.
+    assert "6.1.0-\u00fc".encode() in said("export")
+
+
+@pytest.mark.parametrize("command", [
+    ["resolve", "--vmlinux"], ["render", "netflow", "--vmlinux"], ["guess", "--replay"], ["config", "check"],
+    ["collect", "--config"], ["db", "import"], ["db", "merge"]])
+def test_a_fifo_is_no_file_and_nobody_waits_for_it(home, command):
+    os.mkfifo(home / "fifo")
+    done = kcompat(*command, home / "fifo", home=home)
+
+    assert done.returncode == 1
+    assert one_line(done.stderr) == f"kcompat: {home / 'fifo'}: not a regular file"
 
 
 @needs_btf

@@ -3,12 +3,16 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
+from collector.instance import StatusSocket
 from collector.status import ClusterStatus, KindStatus, NatStatus, Status
 from kcompat.cli_status import status_text
 from kcompat.hook_status import HookState, HookStatus
+from tests.kcompat.cli_tools import NOBODY, environment, home_of_nobody, nobody_can_run, one_line
 
 NOTHING = Status(1, "box", "6.1", {"btf": 27}, 1000.0, 2000.0, 60.0, 3, 1, (), ())
 PODS, JOBS = KindStatus("pods", 5, True, 3.5, 1), KindStatus("jobs", 0, False, None, 0)
@@ -16,6 +20,41 @@ CLUSTER = ClusterStatus("https://api:6443", True, 0, "", (PODS._replace(failures
 HOOK = HookStatus("kprobe__insert", "__nf_conntrack_hash_insert", HookState.ATTACHED)
 NAT = NatStatus(True, 4, 0, 2, 7, {"nat events": 0}, "ctnetlink", "no kprobes")
 TOLD = NatStatus(True, 0, 0, 2, 7, {"nat events": 0}, "nf_conn by kprobes", hooks=(HOOK,))
+
+
+@pytest.fixture
+def asked():
+    """asked(directory of root's collector, **environment) -> `kcompat status` of somebody who is not root."""
+    with home_of_nobody() as home:
+        def ask(system, **more):
+            code = ("import sys; from pathlib import Path; import collector.instance as instance\n"
+                    "from kcompat.cli import main\ninstance.SYSTEM = Path(sys.argv.pop(1)); main(prog_name='kcompat')")
+            known = {name: value for name, value in environment(home).items() if name != "KCOMPAT_RUN"}
+            return subprocess.run([*NOBODY, sys.executable, "-c", code, system, "status"],
+                                  env=known | {"XDG_RUNTIME_DIR": str(home)} | more, cwd="/", capture_output=True,
+                                  text=True, timeout=60)
+
+        ask.home = home
+        yield ask
+
+
+@pytest.mark.skipif(not nobody_can_run(), reason="cannot become somebody who is not root")
+def test_a_collector_that_only_root_may_ask_is_told_apart_from_none(asked):
+    system = asked.home / "system"
+    assert (done := asked(system)).returncode == 2 and "no kcompat collect runs here" in one_line(done.stderr)
+
+    system.mkdir(0o700)
+    socket = StatusSocket(system, dict)
+    try:
+        for mode in (0o700, 0o755):  # as the unit has it, and where others may at least look in
+            system.chmod(mode)
+            done = asked(system)
+            assert done.returncode == 4
+            assert one_line(done.stderr) == f"kcompat: {system}/kcompat.sock: only root may ask: run it with sudo"
+        assert asked(system, KCOMPAT_RUN=str(asked.home)).returncode == 2  # what is chosen is all that is looked at
+    finally:
+        socket.close()
+    assert asked(system).returncode == 2
 
 
 def last_lines(**known):

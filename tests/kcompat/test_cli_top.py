@@ -6,7 +6,8 @@ import sys
 import time
 from typing import NamedTuple
 
-from kcompat.cli_top import Interval
+from collector.top_rows import rows
+from kcompat.cli_top import Interval, _table
 from kcompat.cli_top_screen import Screen
 from tests.collector.test_top_rows import flow
 from tests.kcompat.cli_tools import ROOT, environment, kcompat, one_line
@@ -99,6 +100,14 @@ def test_what_ends_the_collector_ends_the_view():
         return screen
 
     assert str(asyncio.run(drive())._error) == "over"
+
+
+def test_off_a_terminal_a_long_name_is_folded_and_not_cut():
+    name = "a-name-that-is-longer-than-any-line-of-eighty-columns." * 2 + "example"
+    said = _table(rows([flow("curl", "7", read=1000, peer=name)], "peer", 1.0), "peer")
+
+    assert "…" not in said and max(map(len, said.splitlines())) < 80
+    assert name in "".join(line.split()[0] for line in said.splitlines()[1:])
 
 
 def test_without_a_terminal_it_says_what_to_do(tmp_path):

@@ -1,6 +1,7 @@
 """What goes out comes back the same; what is wrong is refused whole; what contradicts stays visible."""
 
 import json
+import sqlite3
 import subprocess
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from kcompat.offsets import Offset, State
 from offset_db import exchange_btf, exchange_header, exchange_jsonl
 from offset_db.db import Database
 from offset_db.exchange import give, take_in, write_whole
-from offset_db.exchange_merge import absorb, merge
+from offset_db.exchange_merge import Absorbed, absorb, merge
 from offset_db.queries import everything
 from offset_db.rows import Remembered, Stored
 from offset_db.trust import TRUSTED
@@ -89,6 +90,17 @@ def test_an_export_imports_to_the_same_export(tmp_path, db, kernel, answers):
     (lambda rows: rows[2].update(confidence=2), "line 3: 2 is not a confidence"),
     (lambda rows: rows[2].update(kernel="other"), "line 3: an answer that does not follow its kernel"),
     (lambda rows: rows[0].update(version=2), "line 1: not "),
+    (lambda rows: rows[1].update(release="\ud800"), "line 2: .*surrogates not allowed"),
+    (lambda rows: rows[1].update(modules={"a": "\ud800"}), "line 2: .*surrogates not allowed"),
+    (lambda rows: rows[2].update(source="\udfff"), "line 3: .*surrogates not allowed"),
+    (lambda rows: rows[2].update(evidence={"\ud800": 1}), "line 3: .*surrogates not allowed"),
+    (lambda rows: rows[2].update(evidence=json.loads("[" * 100 + "]" * 100)), "line 3: .* is no evidence"),
+    (lambda rows: rows[2].update(evidence={"a": json.loads("[" * 100 + "]" * 100)}), "line 3: .*too deeply"),
+    (lambda rows: rows[2].update(evidence={"a": float("inf")}), "line 3: Out of range float"),
+    (lambda rows: rows[2].update(candidates=[float("inf")]), "line 3: inf is not an offset"),
+    (lambda rows: rows[2].update(candidates=[1.5]), "line 3: 1.5 is not an offset"),
+    (lambda rows: rows[2].update(candidates=[None]), "line 3: None is not an offset"),
+    (lambda rows: rows[2].update(offset=float("nan")), "line 3: nan is not an offset"),
 ])
 def test_one_wrong_line_takes_nothing_in_and_is_named(tmp_path, db, kernel, wrong, told):
     rows = [json.loads(line) for line in exchange_jsonl.lines([remembered(kernel, Offset.known(DADDR, 0, "btf"))])]
@@ -99,6 +111,35 @@ def test_one_wrong_line_takes_nothing_in_and_is_named(tmp_path, db, kernel, wron
     with pytest.raises(BadInput, match=told):
         take_in(db, file)
     assert db.kernels() == ()
+
+
+def test_a_file_of_many_kernels_is_taken_whole_or_not_at_all(tmp_path, db):
+    """What is wrong only once it is written too, as a table that another program has changed."""
+    kernels = [Kernel(f"{at:040x}", f"5.4.{at}", "", "x86_64") for at in range(251)]
+    file = tmp_path / "many.jsonl"
+    file.write_text("".join(exchange_jsonl.lines(remembered(k, Offset.known(DADDR, 0, "btf")) for k in kernels)))
+    db.change(lambda connection: connection.execute(
+        "CREATE TRIGGER t BEFORE INSERT ON kernel WHEN NEW.release = '5.4.240' BEGIN SELECT RAISE(ABORT, 'no'); END"))
+
+    with pytest.raises(sqlite3.IntegrityError):
+        take_in(db, file)
+    assert db.kernels() == ()
+
+    db.change(lambda connection: connection.execute("DROP TRIGGER t"))
+    assert take_in(db, file) == Absorbed(251, 251) and len(db.kernels()) == 251
+
+
+def test_damage_in_what_is_merged_is_told_and_moves_nothing(tmp_path, db, kernel, answers):
+    with Database.open(tmp_path / "theirs.db") as theirs:
+        absorb(theirs, [remembered(Kernel(f"{at:040x}", f"5.4.{at}", "", "x86_64"), *answers) for at in range(300)])
+    db.record(kernel, answers)
+    raw = bytearray((tmp_path / "theirs.db").read_bytes())
+    raw[len(raw) // 2:] = b"\xff" * (len(raw) - len(raw) // 2)
+    (tmp_path / "theirs.db").write_bytes(raw)
+
+    with pytest.raises(BadInput, match=r"theirs\.db: "):
+        take_in(db, tmp_path / "theirs.db")
+    assert db.kernels() == (kernel,) and not list(tmp_path.glob("*.corrupt-*"))
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"{", b'{"format": 1}\n', b'{"constants": []}', b"\x9f\xeb",
@@ -214,7 +255,7 @@ def test_a_disputed_field_is_not_given_out(db, kernel):
 
 def test_a_file_appears_complete_or_not_at_all(tmp_path):
     write_whole(tmp_path / "out", b"first")
-    with pytest.raises(KcompatError, match="name a file you may write"):
+    with pytest.raises(KcompatError, match="none/out: No such file"):
         write_whole(tmp_path / "none" / "out", b"second")
 
     assert [p.name for p in tmp_path.iterdir()] == ["out"] and Path(tmp_path / "out").read_bytes() == b"first"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def test_inum_is_not_made_up_where_ns_common_is_another(release, inum):
 
 @pytest.mark.parametrize("text", [
     "[]", "{}", '{"constants": [], "kernels": [{}]}', constants(flowi4_saddr_offset=-1), "[" * 100_000,
-    constants(flowi4_saddr_offset="40")])
+    constants(flowi4_saddr_offset="40"), constants("5.4-\ud800", flowi4_saddr_offset=40),
+    constants(5, flowi4_saddr_offset=40)])
 def test_another_shape_is_bad_input(text):
     with pytest.raises(BadInput, match="not DataDog's constants"):
         list(exchange_datadog.parse(text, "x", AT))
@@ -82,6 +84,16 @@ def test_a_btfhub_tree_names_its_kernels_and_one_bad_archive_does_not_stop_the_r
 
     assert [k.key for k in db.kernels()] == ["release-4.15.0-1-generic-ubuntu-18.04-aarch64"]
     assert absorbed.kernels == 1 and [fault.path for fault in faults] == [str(bad)]
+
+
+def test_a_name_that_is_no_utf8_is_kept_as_text(tmp_path, db):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff/1/x86_64/5.4\xff.btf.tar.xz"))
+    assert take_in(db, archive(path)).kernels == 1
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/5.6\xff.btf"))
+    path.write_bytes(sock_common())
+    take_in(db, path)
+
+    assert sorted(k.release for k in db.kernels()) == ["5.4\ufffd", "5.6\ufffd"]
 
 
 @pytest.mark.parametrize("name, told", [("kernel.txt", r"without a \.btf file"), ("../../x.btf", None)])

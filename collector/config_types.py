@@ -1,0 +1,102 @@
+"""Whether what was set is of the types of the keys, and in whose words it is said where it is not: ours."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, get_args
+
+from collector.config import Options
+from collector.config_keys import keys
+from collector.config_lines import Place
+from kcompat.log_lines import without_secrets
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
+
+# Where something is wrong, and what.
+Complaint = tuple[Place, str]
+
+# What pydantic says of Python, for who writes TOML.
+_WORDS = {"dataclass_type": "must be a table", "mapping_type": "must be a table", "dict_type": "must be a table",
+          "tuple_type": "must be a list", "list_type": "must be a list", "path_type": "must be a path",
+          "string_type": "must be text", "bool_type": "must be true or false", "int_type": "must be a whole number",
+          "int_from_float": "must be a whole number", "float_type": "must be a number"}
+_PLAIN = (bool, int, float)
+
+
+def made(tree: Mapping[str, Any]) -> Options:
+    """The options of what is right."""
+    options: Options = _adapter(Options).validate_python(tree)
+    return options
+
+
+def complaints(tree: Mapping[str, Any], lenient: Collection[str]) -> Iterator[Complaint]:
+    """What is wrong with the types. For all keys but the `lenient` ones "10" is no number and "yes" not true."""
+    from pydantic import ValidationError
+
+    for key in keys().values():
+        if key.path not in lenient and plain(key.hint):
+            yield from _strictly(key.path.split("."), tree, key.hint, timed=key.timed)
+    try:
+        made(tree)
+    except ValidationError as error:
+        yield from map(_complaint, error.errors(include_url=False))
+
+
+def plain(hint: Any) -> bool:
+    """Whether it is a number or a truth, or none."""
+    return hint in _PLAIN or any(one in _PLAIN for one in get_args(hint))
+
+
+def lax(hint: Any, text: str) -> Any:
+    """The number or truth that a text of the environment or of a command line is; the text where it is none."""
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(hint).validate_python(text)
+    except ValidationError:
+        return text
+
+
+def no_such(name: str) -> str:
+    near = difflib.get_close_matches(name, [*keys(), *(key.partition(".")[0] for key in keys())], n=1)
+    return f"there is no key {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _strictly(path: list[str], tree: Any, hint: Any, *, timed: bool) -> Iterator[Complaint]:
+    from pydantic import ValidationError
+
+    for name in path:
+        if not isinstance(tree, Mapping) or name not in tree:
+            return
+        tree = tree[name]
+    if timed and isinstance(tree, str):
+        return
+    try:
+        _adapter(hint).validate_python(tree, strict=True)
+    except ValidationError as error:
+        yield _complaint(error.errors(include_url=False)[0], tuple(path))
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    """pydantic takes 60 ms and 16 MB, so it is imported where there is something to check."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(hint)
+
+
+def _complaint(error: ErrorDetails, within: Place = ()) -> Complaint:
+    path = (*within, *error["loc"])
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return path, no_such(_spelled(path))
+    words = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return path, f"{_spelled(path)} = {without_secrets(repr(error['input']))}: {_WORDS.get(error['type'], words)}"
+
+
+def _spelled(path: Place) -> str:
+    """`outputs[1]`, `offsets.source`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
