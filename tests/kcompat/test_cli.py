@@ -159,7 +159,7 @@ def only(*sources):
     """Stands in for the list of sources: "db" is the real database, the rest is as given."""
     from offset_db.resolver import DatabaseResolver
 
-    def resolvers(request, foreign, db, guesser):
+    def resolvers(request, foreign, unproved, db, guesser):
         return [DatabaseResolver(db, cli_sources._verify) if s == "db" else s for s in sources]
     return resolvers
 
