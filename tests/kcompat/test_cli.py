@@ -122,6 +122,14 @@ def test_where_offsets_came_from_is_one_line_on_stderr(run, kernel_file, db):
     assert one_line(done.stderr) == f"kcompat: 2 fields from BTF; recorded in {db}"
 
 
+def test_a_quiet_one_says_nothing_and_remembers(run, kernel_file, db):
+    done = run("resolve", "--quiet", "--vmlinux", kernel_file, "skc_dport")
+
+    assert (done.exit_code, done.output) == (0, "")
+    assert "skc_dport" in run("db", "show", "6.1.0-test").stdout
+    assert run("resolve", "--quiet", "--vmlinux", kernel_file, "srtt_us").exit_code == 1
+
+
 def test_a_hit_is_verified_and_says_so(run, db, monkeypatch):
     remember(db, Offset.known(find("skc_dport"), 12, "btf"))
     monkeypatch.setattr(cli_sources, "_verify", lambda kernel, offsets: {o.field: True for o in offsets})
@@ -366,7 +374,8 @@ def test_a_bad_setting_of_collect_is_named_before_root_is_needed(run, db, option
 
 @pytest.mark.parametrize("arguments", [
     ["collect", "--datasets", "smtpflow"], ["collect", "--duration", "0"], ["collect", "--interval", "x"],
-    ["render", "smtpflow"], ["resolve", "--source", "nowhere"], ["guess", "--backend", "uprobe"]])
+    ["render", "smtpflow"], ["resolve", "--source", "nowhere"], ["guess", "--backend", "uprobe"],
+    ["resolve", "--quiet", "--json"]])
 def test_a_wrong_word_is_a_usage_error(run, arguments):
     assert run(*arguments).exit_code == 2
 
