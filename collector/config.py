@@ -150,8 +150,8 @@ class Metrics:
     __pydantic_config__ = FORBID
 
     listen: Annotated[str | None, Endpoint(), Restart, Example("127.0.0.1:9435"),
-                      "Serve /metrics, for Prometheus, and /healthz at HOST:PORT; a PORT alone is of the loopback "
-                      "interface. Default: nowhere."] = None
+                      "Serve /metrics, for Prometheus, /healthz and /livez at HOST:PORT; a PORT alone is of the "
+                      "loopback interface. Default: nowhere."] = None
     bpf_run_time: Annotated[bool, Restart, "Make the kernel count how long BPF programs run (5.8 on), which costs "
                                            "every run of any some 20 ns."] = False
 

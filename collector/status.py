@@ -46,6 +46,11 @@ class DatasetStatus:
     maps: tuple[MapStatus, ...] = ()
     programs: tuple[ProgramStatus, ...] = ()
 
+    @property
+    def runs(self) -> bool:
+        """All of it, or a part."""
+        return self.state in (HookState.ATTACHED, HookState.DEGRADED)
+
 
 @dataclass(frozen=True, slots=True)
 class SinkStatus:
@@ -132,6 +137,15 @@ class Status:
     def is_whole(self) -> bool:
         """Whether every dataset asked for runs, and all of it."""
         return all(one.state is HookState.ATTACHED for one in self.datasets)
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        return tuple(one.dataset for one in self.datasets if one.runs)
+
+    @property
+    def off(self) -> Mapping[str, str]:
+        """The datasets that do not run, and why."""
+        return {one.dataset: one.reason for one in self.datasets if not one.runs}
 
     def as_json(self) -> dict[str, Any]:
         told = asdict(self)

@@ -14,6 +14,7 @@ from collector.record import Record
 from collector.status import DatasetStatus, MapStatus, ProgramStatus
 from kcompat.errors import KcompatError
 from kcompat.hook_status import HookState
+from kcompat.probe import require_bpf
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,9 @@ class Supervised:
     def start(self, setup: Setup) -> bool:
         """Whether it runs now."""
         try:
+            if self.row.render:
+                # Where BPF is forbidden that is the reason, not that no offset could be guessed.
+                require_bpf()
             self.running = self.row.start(setup)
         except KcompatError as error:
             self._failed(error)

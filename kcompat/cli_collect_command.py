@@ -37,6 +37,8 @@ def _key(key: str, *flags: str, **settings: Any) -> Callable[[Any], Any]:
 @_key("interval_s", "--interval", metavar="SECONDS", help="Time between points, also as 90s or 2m.  [default: 60]")
 @click.option("--duration", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
               help="Stop after that time. Default: run until stopped.")
+@click.option("--keep-trying", is_flag=True,
+              help="Go on where no dataset can run, and try again from time to time: for services.")
 @_key("outputs", "--output", multiple=True, metavar="SINK",
       help="table, jsonl:PATH, lineproto:PATH (PATH - is standard output), datakit://HOST:PORT, influxdb://, "
            "influxdb2://, victoriametrics://, nats://, kafka://, otlp:// or a URL that takes line protocol; "
@@ -67,7 +69,7 @@ def _key(key: str, *flags: str, **settings: Any) -> Callable[[Any], Any]:
            "then guesses.  [default: auto]")
 @click.pass_context
 def collect(ctx: click.Context, /, file: Path | None, assignments: tuple[str, ...], duration: float | None,
-            no_ipv6: bool | None, enabled: str | None, datakit: str | None, **by_key: Any) -> None:
+            keep_trying: bool, no_ipv6: bool | None, enabled: str | None, datakit: str | None, **by_key: Any) -> None:
     """Collect what processes do on the network, and people in bash, until stopped. Needs root.
 
     netflow is TCP and UDP flows, httpflow is HTTP requests and their responses, dnsflow is DNS queries and how they
@@ -105,7 +107,7 @@ def collect(ctx: click.Context, /, file: Path | None, assignments: tuple[str, ..
     options = again()
     sources = options.offsets
     request = Request(sources.source, sources.vmlinux, ctx.obj or sources.db, running_only=True)
-    sys.exit(run(request, options, duration=duration, again=again))
+    sys.exit(run(request, options, duration=duration, again=again, keep_trying=keep_trying))
 
 
 def _of_datakit(enabled: str | None, apiserver: str | None, no_ipv6: bool | None, given: list[Given]) -> list[Given]:
