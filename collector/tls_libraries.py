@@ -22,6 +22,7 @@ from kcompat.attach import Attachment
 from kcompat.elf import Elf, open_file
 from kcompat.errors import KcompatError
 from kcompat.load import Loaded
+from kcompat.privileges import explained
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +204,7 @@ class TlsLibraries:
             attached.clear()
             if not Path(path).exists():
                 raise FileNotFoundError(path) from error
-            log.warning("TLS is not seen in %s: %s", path, error)
+            log.warning("TLS is not seen in %s: %s", path, explained(error))
         else:
             log.info("TLS is read in %s: %s", path, ", ".join(name for hook in hooks for name in hook.functions))
         return attached

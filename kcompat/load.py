@@ -14,6 +14,7 @@ from kcompat.bpf import Object, ObjectProgram
 from kcompat.errors import KcompatError, Missing, Unsupported
 from kcompat.hook_status import HookState, HookStatus
 from kcompat.maps import Map
+from kcompat.privileges import missing_for_bpf
 from kcompat.sysbpf import ProgramRefused, ProgType, prog_load, raise_memlock, run_stats
 
 # A program's name says where it goes: <kind>__<hook>, with a unique suffix after a second "__" if one hook has two.
@@ -170,6 +171,8 @@ def _explained(error: OSError, what: str) -> KcompatError:
     if error.errno == errno.EPERM and os.geteuid() != 0:
         return Missing("loading BPF programs needs root (or CAP_BPF and CAP_PERFMON): run it with sudo")
     if error.errno == errno.EPERM:
+        if missing := missing_for_bpf():
+            return Unsupported(f"the kernel forbids BPF here ({what}: {error.strerror}): {missing}")
         return Unsupported(f"the kernel forbids BPF here ({what}: {error.strerror}): lockdown, a container without "
                            "CAP_SYS_ADMIN, or a seccomp profile; see `kcompat info`")
     return KcompatError(f"{what}: {error.strerror}")

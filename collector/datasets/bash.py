@@ -27,6 +27,7 @@ from kcompat.errors import KcompatError
 from kcompat.hook_status import HookStatus
 from kcompat.load import Loaded
 from kcompat.offsets import Offsets
+from kcompat.privileges import explained
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ class BashLines:
             return  # it has ended
         except (KcompatError, OSError) as error:
             self._programs[program] = None
-            log.warning("a bash is not seen: %s", error)
+            log.warning("a bash is not seen: %s", explained(error))
             return
         self._programs[program] = where.file
 
