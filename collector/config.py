@@ -247,7 +247,8 @@ class Options:
                                "kcompat[percentiles]."] = False
     max_sockets: Annotated[int, Interval(ge=1024, le=1 << 22), Restart,
                            "netflow: follow at most so many sockets of TCP, and so many pairs of a datagram socket "
-                           "and its peer, at a time; 700 bytes of kernel memory each. What is more is lost and counted."
+                           "and its peer, at a time; 780 bytes of kernel memory each, taken from the beginning. What "
+                           "is more is lost and counted."
                            ] = 1 << 17
     containers: Annotated[bool, "netflow: tell the container and the cgroup of a flow's process, as the tags "
                                 "container_id and cgroup."] = False

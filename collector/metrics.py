@@ -38,6 +38,8 @@ _OF_DATASETS: tuple[tuple[type[Metric], str, str, tuple[str, ...], Callable[[Dat
      lambda d: [(m.name, m.entries) for m in d.maps]),
     (GaugeMetricFamily, "map_capacity", "Entries a kernel map holds at most.", ("map",),
      lambda d: [(m.name, m.capacity) for m in d.maps]),
+    (GaugeMetricFamily, "bpf_map_bytes", "Kernel memory of its maps, where the kernel tells.", (),
+     lambda d: [] if d.map_bytes is None else [(d.map_bytes,)]),
     (CounterMetricFamily, "bpf_runs", "How often a program ran, where the kernel counts.", ("program",),
      lambda d: [(p.program, p.runs) for p in d.programs]),
     (CounterMetricFamily, "bpf_run_seconds", "How long a program ran, where the kernel counts.", ("program",),

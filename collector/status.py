@@ -30,6 +30,7 @@ class DatasetStatus:
     """One dataset. `state` is attached or degraded while it runs, else missing or refused, and `reason` says why.
 
     `lost` and `left_out` are counts by what it is since it began; `retry_in_s` is when it is tried again.
+    `map_bytes` is kernel memory of its maps: 0 for one that has none, None if it is off, or the kernel does not tell.
     """
 
     dataset: str
@@ -44,6 +45,7 @@ class DatasetStatus:
     left_out: Mapping[str, int] = field(default_factory=dict)
     hooks: tuple[HookStatus, ...] = ()
     maps: tuple[MapStatus, ...] = ()
+    map_bytes: int | None = None
     programs: tuple[ProgramStatus, ...] = ()
 
     @property

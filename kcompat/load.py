@@ -95,6 +95,13 @@ class Loaded:
         """What became of every program at every hook it was tried at, but of hooks let go one by one."""
         return [status for status, attached in list(self._outcomes.values()) if not _let_go(attached)]
 
+    @property
+    def map_bytes(self) -> int | None:
+        """Kernel memory of all its maps; None where the kernel does not tell of each."""
+        sizes = [made.memory_bytes for made in self.maps.values()]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
+
     def costs(self) -> list[tuple[str, int, int]]:
         """Each loaded program, the nanoseconds it has run, and how often."""
         return [(name, stats.ns, stats.runs) for name, fd in list(self._programs.items()) for stats in (run_stats(fd),)]

@@ -122,6 +122,19 @@ def test_the_configuration_of_the_pods_is_right_and_listens_on_loopback():
         *CAPABILITIES, "CAP_SYS_ADMIN"}
 
 
+def test_maps_and_a_busy_collector_fit_into_the_memory_of_a_pod_and_the_unit_has_no_limit():
+    table = (ROOT / "docs/operations.md").read_text()
+    maps_mb = [int(size) for size in re.findall(r"(?m)^\| \w+ \| (\d+) MB \|", table)]
+    (daemonset,) = [one for one in documents() if one["kind"] == "DaemonSet"]
+    (container,) = daemonset["spec"]["template"]["spec"]["containers"]
+    limit = container["resources"]["limits"]["memory"]
+
+    busy_mb, kubernetes_client_mb = 90, 45
+    assert len(maps_mb) == 3 and limit.endswith("Mi")
+    assert sum(maps_mb) + busy_mb + kubernetes_client_mb < int(limit[:-2]) * 1.048576
+    assert "Memory" not in re.sub(r"(?m)^#.*$", "", UNIT.read_text())
+
+
 def test_the_images_and_the_package_are_of_this_version():
     version = re.search(r'(?m)^version = "(.*)"', (ROOT / "pyproject.toml").read_text())[1]
 

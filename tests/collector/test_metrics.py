@@ -23,7 +23,7 @@ from kcompat.errors import Missing
 from kcompat.hook_status import HookState, HookStatus
 
 NETFLOW = DatasetStatus("netflow", HookState.ATTACHED, how="rawtp hooks", records=23, flush_s=0.25, restarts=1,
-                        lost={"calls": 2}, left_out={"loopback": 5}, maps=(MapStatus("socks", 7, 100),),
+                        lost={"calls": 2}, left_out={"loopback": 5}, maps=(MapStatus("socks", 7, 100),), map_bytes=4096,
                         hooks=(HookStatus("rawtp__x", "x", HookState.ATTACHED),),
                         programs=(ProgramStatus("rawtp__x", 10, 2_000_000_000),))
 BASH = DatasetStatus("bash", HookState.MISSING, "no uprobes", retry_in_s=30)
@@ -55,8 +55,9 @@ def test_every_number_of_the_status_is_a_metric():
         ("kcompat_bpf_run_seconds_total", "netflow", "rawtp__x"): 2, ("kcompat_sink_written_total", "jsonl:x"): 20,
         ("kcompat_sink_dropped_total", "jsonl:x"): 1, ("kcompat_sink_waiting", "jsonl:x"): 2,
         ("kcompat_offsets", "btf"): 27, ("kcompat_flushes_total",): 3, ("kcompat_reloads_total",): 1,
-        ("kcompat_last_flush_timestamp_seconds",): 2000,
+        ("kcompat_last_flush_timestamp_seconds",): 2000, ("kcompat_bpf_map_bytes", "netflow"): 4096,
     }.items()
+    assert ("kcompat_bpf_map_bytes", "bash") not in told  # nobody knows: no zero
 
 
 def test_what_is_known_of_a_cluster_and_of_translations_is_told():

@@ -52,6 +52,8 @@ def test_it_says_what_it_sees_and_a_second_one_is_refused(home, config):
     assert told["pid"] == process.pid and [one["dataset"] for one in told["datasets"]] == ["netflow", "dnsflow"]
     hooks = {hook["program"]: hook["state"] for one in told["datasets"] for hook in one["hooks"]}
     assert "attached" in hooks.values() and hooks["port 53"] == "attached"
+    netflow, dnsflow = (one["map_bytes"] for one in told["datasets"])
+    assert dnsflow == 0 and (netflow is None or netflow > 1 << 24)
     assert second.returncode == 1 and f"as process {process.pid}" in one_line(second.stderr)
     assert table.returncode == 0 and max(map(len, table.stdout.splitlines())) <= 80
     assert code == 0 and kcompat("status", home=home).returncode == 2
