@@ -83,7 +83,7 @@ def collect(ctx: click.Context, /, file: Path | None, assignments: tuple[str, ..
       sudo kcompat collect --config /etc/kcompat/kcompat.toml
       sudo kcompat collect --datasets netflow,dnsflow
       sudo kcompat collect --datasets bash --interval 5 --output jsonl:-
-      sudo kcompat collect --output jsonl:/var/log/flows.jsonl --output table
+      sudo kcompat collect --output jsonl:/var/log/kcompat/flows.jsonl
       sudo kcompat collect --output datakit://127.0.0.1:9529
       sudo kcompat collect --output 'influxdb://127.0.0.1:8086?database=flows'
       sudo kcompat collect --exclude port=22 --exclude cidr=10.0.0.0/8

@@ -139,7 +139,7 @@ def test_a_purge_leaves_the_administrators_drop_ins_and_nothing_else(machine):
     own = machine.root / "etc/systemd/system/kcompat.service.d/own.conf"
     own.parent.mkdir()
     own.write_text("[Service]\nMemoryMax=1G\n")
-    for name in ("var/lib/kcompat/offsets.db", "var/cache/kcompat/object"):
+    for name in ("var/lib/kcompat/offsets.db", "var/cache/kcompat/object", "var/log/kcompat/flows.jsonl"):
         (machine.root / name).parent.mkdir(parents=True, exist_ok=True)
         (machine.root / name).touch()
 

@@ -56,6 +56,20 @@ def test_the_unit_leaves_the_capabilities_that_are_tested():
     assert set(re.search(r"(?m)^CapabilityBoundingSet=(.*)$", UNIT.read_text())[1].split()) == set(CAPABILITIES)
 
 
+def test_files_in_examples_lie_where_the_unit_may_write():
+    from click.testing import CliRunner
+
+    from kcompat.cli import main
+
+    unit, pages = UNIT.read_text(), [ROOT / "docs/operations.md", PACKAGING / "kubernetes/kcompat.toml"]
+    text = CliRunner().invoke(main, ["collect", "--help"]).stdout + "".join(page.read_text() for page in pages)
+    files = re.findall(r"(?:jsonl|lineproto):(/[^\s?\"'`]+)", text)
+
+    assert "ProtectSystem=strict" in unit and files
+    assert {str(Path(file).parent) for file in files} == {
+        f"/var/log/{name}" for name in re.findall(r"(?m)^LogsDirectory=(.*)$", unit)}
+
+
 @pytest.mark.kernel
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root")
 def test_the_collector_runs_with_just_those_capabilities(tmp_path):
