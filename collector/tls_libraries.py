@@ -7,7 +7,6 @@ later. What has to be found in time is only a file not seen before: by the progr
 from __future__ import annotations
 
 import logging
-import select
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from kcompat.attach import Attachment
 from kcompat.elf import Elf, open_file
 from kcompat.errors import KcompatError
 from kcompat.load import Loaded
+from kcompat.open_files import readable
 from kcompat.privileges import explained
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class TlsLibraries:
         rest_s = min(max(rest_s, 0.0), _POLL_S)
         if self._events is None:
             self._stop.wait(rest_s)
-        elif select.select([self._events], [], [], rest_s)[0]:
+        elif readable(self._events, rest_s):
             now_s = time.monotonic()
             for pid in self._events.pids():
                 if len(self._young) < _MAX_YOUNG:

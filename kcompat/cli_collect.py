@@ -30,6 +30,7 @@ from kcompat.fields import CONNTRACK
 from kcompat.heap import few_arenas
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offset, Offsets
+from kcompat.open_files import allow_many
 from kcompat.probe import require_bpf
 from kcompat.service_manager import ServiceManager
 from kcompat.sysbpf import enable_run_stats
@@ -79,6 +80,7 @@ def run(request: Request, options: Options, *, duration: float | None, again: Ca
     # Everything a user may have got wrong comes before anything that takes time or needs root.
     log_as(options.log.format, options.log.level, options.log.per_minute)
     few_arenas()
+    allow_many()
     sinks = Outputs(options.outputs)
     caught, manager = _Caught(), ServiceManager()
     try:

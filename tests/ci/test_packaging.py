@@ -56,6 +56,13 @@ def test_the_unit_leaves_the_capabilities_that_are_tested():
     assert set(re.search(r"(?m)^CapabilityBoundingSet=(.*)$", UNIT.read_text())[1].split()) == set(CAPABILITIES)
 
 
+def test_the_unit_may_hold_files_of_as_many_namespaces_as_are_watched():
+    from collector.datasets.dnsflow import _MAX_NAMESPACES
+
+    # A ring, routes and a tracker of each, and whatever else.
+    assert int(re.search(r"(?m)^LimitNOFILE=(\d+)$", UNIT.read_text())[1]) > 8 * _MAX_NAMESPACES
+
+
 def test_files_in_examples_lie_where_the_unit_may_write():
     from click.testing import CliRunner
 
