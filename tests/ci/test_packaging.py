@@ -16,6 +16,7 @@ from tests.kcompat.cli_tools import COMMAND, environment, one_line
 ROOT = Path(__file__).parents[2]
 PACKAGING = ROOT / "ci" / "packaging"
 UNIT = PACKAGING / "kcompat.service"
+MINIMUM = re.search(r"\*\*Kubernetes:\*\* (\S+) or later", (ROOT / "docs/operations.md").read_text())[1]
 # capability.h's numbers of those the unit leaves.
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_PTRACE": 19, "CAP_SYS_RESOURCE": 24,
                 "CAP_PERFMON": 38, "CAP_BPF": 39}
@@ -109,7 +110,16 @@ def documents():
 @pytest.mark.parametrize("document", documents(), ids=lambda one: one["kind"])
 def test_kubernetes_takes_it(document):
     if document["kind"] != "Kustomization":
-        kubernetes_validate.validate(document, "1.31", strict=True)
+        kubernetes_validate.validate(document, MINIMUM, strict=True)
+        kubernetes_validate.validate(document, "1.37", strict=True)
+
+
+def test_the_oldest_kubernetes_that_takes_it_is_the_one_that_is_told():
+    (daemonset,) = [one for one in documents() if one["kind"] == "DaemonSet"]
+    major, minor = map(int, MINIMUM.split("."))
+
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(daemonset, f"{major}.{minor - 1}", strict=True)
 
 
 def test_kustomize_has_every_file():
@@ -136,8 +146,14 @@ def test_the_configuration_of_the_pods_is_right_and_listens_on_loopback():
     (daemonset,) = [one for one in documents() if one["kind"] == "DaemonSet"]
     (container,) = daemonset["spec"]["template"]["spec"]["containers"]
 
-    probe = container["livenessProbe"]["httpGet"]
-    assert endpoint(options.metrics.listen) == (probe["host"], probe["port"]) == ("127.0.0.1", probe["port"])
+    probes = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
+    assert {(probe["host"], probe["port"]) for probe in probes.values()} == {endpoint(options.metrics.listen)}
+    assert probes["liveness"]["host"] == "127.0.0.1"
+    # What a restart does not change must not restart it; and a first guess takes as long as it does under systemd.
+    assert {kind: probe["path"] for kind, probe in probes.items()} == {
+        "startup": "/livez", "liveness": "/livez", "readiness": "/healthz"}
+    patience_s = container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"]
+    assert f"TimeoutStartSec={patience_s}" in UNIT.read_text() and "--keep-trying" in container["args"]
     assert container["securityContext"]["privileged"] is False
     assert {f"CAP_{name}" for name in container["securityContext"]["capabilities"]["add"]} == {
         *CAPABILITIES, "CAP_SYS_ADMIN"}
@@ -154,6 +170,19 @@ def test_maps_and_a_busy_collector_fit_into_the_memory_of_a_pod_and_the_unit_has
     assert len(maps_mb) == 3 and limit.endswith("Mi")
     assert sum(maps_mb) + busy_mb + kubernetes_client_mb < int(limit[:-2]) * 1.048576
     assert "Memory" not in re.sub(r"(?m)^#.*$", "", UNIT.read_text())
+
+
+def test_every_place_where_tracefs_may_be_is_mounted():
+    from kcompat.attach import _TRACEFS
+
+    (daemonset,) = [one for one in documents() if one["kind"] == "DaemonSet"]
+    pod = daemonset["spec"]["template"]["spec"]
+    mounts = {mount["mountPath"]: mount for mount in pod["containers"][0]["volumeMounts"]}
+    volumes = {volume["name"]: volume.get("hostPath", {}).get("path") for volume in pod["volumes"]}
+
+    for path in _TRACEFS:
+        (mount,) = [mount for where, mount in mounts.items() if path.is_relative_to(where)]
+        assert mount["mountPropagation"] == "HostToContainer" and volumes[mount["name"]] == mount["mountPath"]
 
 
 def test_the_images_and_the_package_are_of_this_version():
