@@ -185,6 +185,36 @@ def test_every_place_where_tracefs_may_be_is_mounted():
         assert mount["mountPropagation"] == "HostToContainer" and volumes[mount["name"]] == mount["mountPath"]
 
 
+def test_the_image_has_all_that_collectors_may_be_asked_for_and_gets_no_more_than_it_needs():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = set(re.search(r"/source\[(.*)\]", (PACKAGING / "Containerfile").read_text())[1].split(","))
+    kept = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")}
+
+    of_developers = {"deb", "docs", "fuzz", "lint", "matrix", "serve", "test"}
+    assert extras == set(project["project"]["optional-dependencies"]) - of_developers
+    rooms = {package.split(".")[0] for package in project["tool"]["setuptools"]["packages"]}
+    assert kept == rooms | {"pyproject.toml", project["project"]["readme"], "LICENSE", "LICENSES"}
+    assert all((ROOT / name).exists() for name in kept)
+    from ci.deb import _EXTRAS
+    assert set(_EXTRAS.split(",")) == extras
+
+
+def test_users_install_what_runs_and_none_of_what_tests_it():
+    def commands(target):
+        return subprocess.run(["make", "--dry-run", "--always-make", target], cwd=ROOT, capture_output=True, text=True,
+                              check=True, timeout=60).stdout
+
+    extras = re.search(r"/source(\[.*\])", (PACKAGING / "Containerfile").read_text())[1]
+    assert f"-e '.{extras}'" in commands("install") and "-e '.[deb]'" in commands("deb")
+    for target in ("install", "run", "deb"):
+        assert "python3-bpfcc" in commands(target)
+        assert not re.search("chromium|qemu|nginx|influxdb|gcc", commands(target)), target
+    steps = set(re.findall(r"(?m)^make (\w+)", (ROOT / "docs/quick-start.md").read_text()))
+    assert steps == {"run", "install", "deb"}
+
+
 def test_the_images_and_the_package_are_of_this_version():
     version = re.search(r'(?m)^version = "(.*)"', (ROOT / "pyproject.toml").read_text())[1]
 
