@@ -215,6 +215,18 @@ def test_users_install_what_runs_and_none_of_what_tests_it():
     assert steps == {"run", "install", "deb"}
 
 
+def test_a_container_on_an_old_host_sees_what_a_pod_sees():
+    (daemonset,) = [one for one in documents() if one["kind"] == "DaemonSet"]
+    pod = daemonset["spec"]["template"]["spec"]
+    text = (ROOT / "docs/old-hosts.md").read_text()
+    (line,) = re.findall(r"(docker run --detach(?:[^\n]*\\\n)*[^\n]*)", text)
+    mounts = {where for _, where in re.findall(r"-v (\S+?):(/[^:\s]+)", line)}
+
+    assert mounts | {"/tmp"} == {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert pod["hostNetwork"] and "--net=host" in line and pod["hostPID"] and "--pid=host" in line
+    assert line.split("kcompat:")[-1].split()[1:] == pod["containers"][0]["args"]
+
+
 def test_the_images_and_the_package_are_of_this_version():
     version = re.search(r'(?m)^version = "(.*)"', (ROOT / "pyproject.toml").read_text())[1]
 
