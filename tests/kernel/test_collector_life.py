@@ -208,7 +208,7 @@ def test_a_service_manager_hears_that_it_is_ready_alive_and_about_to_end(home, c
         with subprocess.Popen([*COMMAND, "collect", "--config", path], env=told, cwd="/",
                               stderr=subprocess.DEVNULL) as process:
             try:
-                heard = [manager.recv(4096).decode() for _ in range(3)]
+                heard = [manager.recv(4096).decode() for _ in range(4)]
                 process.terminate()
                 while "STOPPING=1" not in heard:
                     heard.append(manager.recv(4096).decode())
@@ -216,7 +216,7 @@ def test_a_service_manager_hears_that_it_is_ready_alive_and_about_to_end(home, c
             finally:
                 process.kill()
 
-    assert heard[0].startswith("READY=1") and heard[1:3] == ["WATCHDOG=1"] * 2
+    assert heard[:4] == ["READY=1", "WATCHDOG=1", "STATUS=collecting dnsflow", "WATCHDOG=1"]
 
 
 class Answer(BaseHTTPRequestHandler):
