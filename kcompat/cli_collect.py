@@ -95,7 +95,7 @@ def run(request: Request, options: Options, *, duration: float | None, again: Ca
 
             def begun() -> None:
                 if runs.status and not runs.status.running:
-                    sinks.report(_doing(runs))
+                    sinks.report("; ".join(runs.status.off.values()))
                     say(f"{_doing(runs)}; tried again until it does")
                 else:
                     say(f"collecting every {options.interval_s:g} s")
