@@ -8,7 +8,9 @@ from pathlib import Path
 
 # linux/capability.h. The second came with 5.8; older kernels let only the first load programs.
 _CAP_SYS_ADMIN, _CAP_BPF = 21, 39
-_REMEDY = "the systemd unit has it with the drop-in full.conf, a container by its securityContext or --cap-add"
+_CONTAINER = "a container by its securityContext or --cap-add"
+_NO_BPF = f"CAP_BPF is missing: the systemd unit has it, {_CONTAINER}"
+_NO_ADMIN = f"CAP_SYS_ADMIN is missing: the systemd unit has it with the drop-in full.conf, {_CONTAINER}"
 
 
 def missing_for_bpf(proc: Path = Path("/proc")) -> str:
@@ -16,7 +18,7 @@ def missing_for_bpf(proc: Path = Path("/proc")) -> str:
     have, last = _effective(proc), _last(proc)
     if have is None or have >> _CAP_SYS_ADMIN & 1 or have >> _CAP_BPF & 1:
         return ""
-    return f"{'CAP_BPF' if last >= _CAP_BPF else 'CAP_SYS_ADMIN'} is missing: {_REMEDY}"
+    return _NO_BPF if last >= _CAP_BPF else _NO_ADMIN
 
 
 def explained(error: Exception, proc: Path = Path("/proc")) -> str:
@@ -25,7 +27,7 @@ def explained(error: Exception, proc: Path = Path("/proc")) -> str:
     have = _effective(proc)
     if not isinstance(error, OSError) or error.errno not in (errno.EPERM, errno.EACCES) or have is None:
         return words
-    return words if have >> _CAP_SYS_ADMIN & 1 else f"{words}: CAP_SYS_ADMIN is missing: {_REMEDY}"
+    return words if have >> _CAP_SYS_ADMIN & 1 else f"{words}: {_NO_ADMIN}"
 
 
 def _effective(proc: Path) -> int | None:
