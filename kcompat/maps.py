@@ -61,9 +61,12 @@ class Map:
 
         From 5.11 on it counts for the memory cgroup of who made it, before for RLIMIT_MEMLOCK.
         """
-        told = Path(f"/proc/self/fdinfo/{self.fd}").read_text() if self.fd >= 0 else ""
+        try:
+            told = Path(f"/proc/self/fdinfo/{self.fd}").read_text()
+        except OSError:
+            return None  # it is closed, or there is no /proc
         found = re.search(r"(?m)^memlock:\s*(\d+)$", told)
-        # Even the smallest takes a page: a zero is no answer.
+        # Even the smallest takes something: a zero is no answer.
         return int(found[1]) or None if found else None
 
     def get(self, key: bytes) -> bytes | None:
