@@ -3,14 +3,18 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help run test lint bench docs fuzz fuzz-protocols matrix venv packages packages-dev packages-matrix clean
+.PHONY: help install run test lint bench docs fuzz fuzz-protocols matrix venv packages packages-deb packages-dev packages-matrix clean
 
 # bcc is Debian's python3-bpfcc, so the interpreter is Debian's too. PyPI's "bcc" is another program.
 PYTHON := /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := [test,lint,matrix]
+# All that a collector may be asked for; the image and the Debian package have the same.
+EXTRAS_INSTALL := [k8s,kafka,nats,otlp,percentiles,top]
+EXTRAS_DEB := [deb]
 PACKAGES := python3-bpfcc python3-venv iproute2
+PACKAGES_DEB := $(PACKAGES) binutils
 # What the tests compare with, what boots other kernels, and the browser that looks at the report.
 PACKAGES_DEV := $(PACKAGES) bind9-dnsutils bpftool chromium clang clang-format cpio curl dnsmasq-base \
 	dnsperf e2fsprogs gcc gcc-aarch64-linux-gnu git gnutls-bin influxdb kmod libbpf-dev libc6-dev libelf-dev llvm \
@@ -30,6 +34,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 help:
 	@echo "make run     guess or remember the offsets of this kernel, collect flows with them (root)"
+	@echo "make install what is needed to use it, and no more: .venv/bin/kcompat"
 	@echo "make test    install what is missing, lint, all tests"
 	@echo "make lint    ruff, mypy, import-linter, clang-format, pip-audit"
 	@echo "make bench   the README's performance table"
@@ -38,10 +43,13 @@ help:
 	@echo "make fuzz-protocols  atheris on the parsers of HTTP/1, HTTP/2, DNS and TLS, ten minutes each"
 	@echo "make docs    the documentation as a site: build/site/index.html"
 	@echo "make matrix  the kernel tests in every kernel of ci/kernels.py, in QEMU"
-	@echo "make venv    only the virtual environment, with everything developers use"
+	@echo "make venv    for developers: the virtual environment with everything make test uses, browsers and QEMU too"
 
 run: packages $(VENV)/.run
 	@$(BIN)/python -m ci.demo
+
+install: packages $(VENV)/.install
+	@echo "$(BIN)/kcompat"
 
 test: lint
 	KCOMPAT_REQUIRE_KERNEL=$$([ $$(id -u) -eq 0 ] && echo 1 || echo 0) \
@@ -57,7 +65,7 @@ lint: venv
 bench: venv
 	timeout -k 10 $(BENCH_S) $(BIN)/python -m benchmarks
 
-deb: venv
+deb: packages-deb $(VENV)/.deb
 	@timeout $(BENCH_S) $(BIN)/python -m ci.deb
 
 fuzz: venv
@@ -96,6 +104,12 @@ endef
 $(VENV)/.run: pyproject.toml
 	$(call make_venv,.)
 
+$(VENV)/.install: pyproject.toml
+	$(call make_venv,.$(EXTRAS_INSTALL))
+
+$(VENV)/.deb: pyproject.toml
+	$(call make_venv,.$(EXTRAS_DEB))
+
 $(VENV)/.test: pyproject.toml
 	$(call make_venv,.$(EXTRAS))
 
@@ -116,6 +130,9 @@ endef
 
 packages:
 	@$(call install,$(PACKAGES))
+
+packages-deb:
+	@$(call install,$(PACKAGES_DEB))
 
 packages-dev:
 	@$(call install,$(PACKAGES_DEV))

@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGING = ROOT / "ci" / "packaging"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _LIBRARY = "usr/lib/kcompat"
+# As in the image. Nobody can add them later: the launcher looks for modules nowhere else.
+_EXTRAS = "k8s,kafka,nats,otlp,percentiles,top"
 _DATE_S = 1767225600  # 2026: of no build, so that the same input makes the same package
 _SHELLS = {"bash": "usr/share/bash-completion/completions/kcompat", "zsh": "usr/share/zsh/vendor-completions/_kcompat",
            "fish": "usr/share/fish/vendor_completions.d/kcompat.fish"}
@@ -65,11 +67,13 @@ def build(out: Path) -> Path:
 
 def _install_python(library: Path) -> None:
     """kcompat and all it needs but bcc, which is Debian's. Compiled where it is installed, by its postinst."""
-    _run(sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--target", str(library), str(ROOT))
-    # pip is there because sqlite-utils can install plugins with it; PyYAML does without its C, which has a libyaml.
+    _run(sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--target", str(library),
+         f"{ROOT}[{_EXTRAS}]")
+    # pip is there because sqlite-utils can install plugins with it; PyYAML does without its C, which has a libyaml. The
+    # second client of Kubernetes, for asyncio, is 41 MB, and all that wants aiohttp.
     for useless in (*library.glob("bin"), *library.glob("pip"), *library.glob("pip-*"), *library.glob("yaml/_yaml*.so"),
-                    *library.rglob("tests"), *library.rglob("*.dist-info/RECORD"),
-                    *library.rglob("*.dist-info/direct_url.json")):
+                    *library.glob("kubernetes/aio"), *library.glob("aiohttp*"), *library.rglob("tests"),
+                    *library.rglob("*.dist-info/RECORD"), *library.rglob("*.dist-info/direct_url.json")):
         shutil.rmtree(useless) if useless.is_dir() else useless.unlink(missing_ok=True)
     for path in library.rglob("*"):
         if path.is_file():

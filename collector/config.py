@@ -167,8 +167,8 @@ class Metrics:
     __pydantic_config__ = FORBID
 
     listen: Annotated[str | None, Endpoint(), Restart, Example("127.0.0.1:9435"),
-                      "Serve /metrics, for Prometheus, and /healthz at HOST:PORT; a PORT alone is of the loopback "
-                      "interface. Default: nowhere."] = None
+                      "Serve /metrics, for Prometheus, /healthz and /livez at HOST:PORT; a PORT alone is of the "
+                      "loopback interface. Default: nowhere."] = None
     bpf_run_time: Annotated[bool, Restart, "Make the kernel count how long BPF programs run (5.8 on), which costs "
                                            "every run of any some 20 ns."] = False
 
@@ -264,7 +264,8 @@ class Options:
                                "kcompat[percentiles]."] = False
     max_sockets: Annotated[int, Interval(ge=1024, le=1 << 22), Restart,
                            "netflow: follow at most so many sockets of TCP, and so many pairs of a datagram socket "
-                           "and its peer, at a time; 700 bytes of kernel memory each. What is more is lost and counted."
+                           "and its peer, at a time; 780 bytes of kernel memory each, taken from the beginning. What "
+                           "is more is lost and counted."
                            ] = 1 << 17
     containers: Annotated[bool, "netflow: tell the container and the cgroup of a flow's process, as the tags "
                                 "container_id and cgroup."] = False

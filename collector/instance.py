@@ -18,7 +18,7 @@ from kcompat.errors import KcompatError, Missing, NotAllowed
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 5.0
+_PATIENCE_S, _PAUSE_S = 5.0, 1.0
 _LARGEST = 1 << 24
 _UCRED = struct.Struct("3i")
 # Root's: that of the service, and of every collector that was not told otherwise.
@@ -95,10 +95,12 @@ class StatusSocket:
         except OSError as error:
             self._socket.close()
             raise Missing(f"{self._path}: {error.strerror or error}") from error
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="status", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
+        self._closing.set()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(_PATIENCE_S)
@@ -106,11 +108,14 @@ class StatusSocket:
         self._path.unlink(missing_ok=True)
 
     def _run(self) -> None:
-        while True:
+        while not self._closing.is_set():
             try:
                 peer, _ = self._socket.accept()
-            except OSError:
-                return
+            except OSError as error:
+                # No descriptor is free, for one: whoever asks waits for a while, and others may ask later.
+                if not self._closing.wait(_PAUSE_S):
+                    log.warning("status: %s", error.strerror)
+                continue
             with peer:
                 try:
                     self._answer(peer)

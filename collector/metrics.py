@@ -17,7 +17,6 @@ from prometheus_client.registry import Collector
 
 from collector.status import ClusterStatus, DatasetStatus, NatStatus, Status
 from kcompat.errors import Missing
-from kcompat.hook_status import HookState
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ _PATIENCE_INTERVALS, _PATIENCE_S = 3, 30.0
 # What each number is called, what it is, what tells the samples of one dataset apart, and where they come from.
 _OF_DATASETS: tuple[tuple[type[Metric], str, str, tuple[str, ...], Callable[[DatasetStatus], Iterable[Any]]], ...] = (
     (GaugeMetricFamily, "dataset_up", "Whether it runs.", (),
-     lambda d: [(d.state in (HookState.ATTACHED, HookState.DEGRADED),)]),
+     lambda d: [(d.runs,)]),
     (CounterMetricFamily, "records", "Points made.", (), lambda d: [(d.records,)]),
     (CounterMetricFamily, "dataset_restarts", "How often it was begun anew.", (), lambda d: [(d.restarts,)]),
     (GaugeMetricFamily, "flush_seconds", "How long its last flush took.", (), lambda d: [(d.flush_s,)]),
@@ -39,6 +38,8 @@ _OF_DATASETS: tuple[tuple[type[Metric], str, str, tuple[str, ...], Callable[[Dat
      lambda d: [(m.name, m.entries) for m in d.maps]),
     (GaugeMetricFamily, "map_capacity", "Entries a kernel map holds at most.", ("map",),
      lambda d: [(m.name, m.capacity) for m in d.maps]),
+    (GaugeMetricFamily, "bpf_map_bytes", "Kernel memory of its maps, where the kernel tells.", (),
+     lambda d: [] if d.map_bytes is None else [(d.map_bytes,)]),
     (CounterMetricFamily, "bpf_runs", "How often a program ran, where the kernel counts.", ("program",),
      lambda d: [(p.program, p.runs) for p in d.programs]),
     (CounterMetricFamily, "bpf_run_seconds", "How long a program ran, where the kernel counts.", ("program",),
@@ -123,15 +124,23 @@ def _of_nat(nat: NatStatus | None) -> Iterator[Metric]:
 
 def illness(status: Status | None, now_s: float) -> str | None:
     """What is wrong, in words; None while all is well. A dataset that cannot run is no illness: others do."""
+    if status and not status.running:
+        return f"no dataset runs: {'; '.join(f'{name}: {why}' for name, why in status.off.items())}"
+    return standstill(status, now_s)
+
+
+def standstill(status: Status | None, now_s: float) -> str | None:
+    """Only what a restart may cure: it would change nothing for datasets that cannot run here."""
     if status is None:
         return "it has not begun"
-    if not any(one.state in (HookState.ATTACHED, HookState.DEGRADED) for one in status.datasets):
-        return "no dataset runs"
     late_s = now_s - status.taken_s
     # A clock that was set back makes it seem early, never late.
     if late_s > _PATIENCE_INTERVALS * status.interval_s + _PATIENCE_S:
         return f"nothing was flushed for {late_s:.0f} s"
     return None
+
+
+_JUDGES = {"/healthz": illness, "/livez": standstill}
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -152,7 +161,7 @@ class _Quiet(WSGIRequestHandler):
 
 
 class MetricsServer:
-    """Serves /metrics and /healthz until closed."""
+    """Serves /metrics, /healthz and /livez until closed."""
 
     def __init__(self, host: str, port: int, status: Callable[[], Status | None]) -> None:
         """Raises Missing where it cannot listen there."""
@@ -165,10 +174,10 @@ class MetricsServer:
             path = environ.get("PATH_INFO")
             if path == "/metrics":
                 return cast("Iterable[bytes]", metrics(environ, start))
-            if path != "/healthz":
+            if path not in _JUDGES:
                 start("404 Not Found", [("Content-Type", "text/plain")])
-                return [b"there is /metrics and /healthz\n"]
-            fault = illness(status(), time.time())
+                return [b"there is /metrics, /healthz and /livez\n"]
+            fault = _JUDGES[path](status(), time.time())
             start("503 Service Unavailable" if fault else "200 OK", [("Content-Type", "text/plain")])
             return [f"{fault or 'fine'}\n".encode()]
 

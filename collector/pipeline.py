@@ -88,19 +88,19 @@ class Pipeline:
     """The datasets of `options` and the loop that flushes them into `sink`.
 
     A dataset that cannot run is told to `off`, tried again from time to time with what `again` then says of the
-    offsets of these datasets, and the others go on. `ready` is set once everything is attached and has proved itself;
-    from then on `alive` is called often.
+    offsets of these datasets, and the others go on, also if there are none: with `keep_trying` from the beginning on.
+    `ready` is set once everything is attached and has proved itself; from then on `alive` is called often.
     """
 
     def __init__(self, options: Options, offsets: Offsets, sink: Sink, *, backends: Sequence[Backend] = BACKENDS,
                  ready: threading.Event | None = None, off: Off | None = None,
                  again: Callable[[tuple[str, ...]], Offsets] | None = None,
-                 alive: Callable[[], None] = lambda: None) -> None:
+                 alive: Callable[[], None] = lambda: None, keep_trying: bool = False) -> None:
         self._setup = Setup(options, offsets, running_version_code(Kernel.running().release), backends)
         self._stage = Stage(options)
         self._sink = sink
         self._ready = ready or threading.Event()
-        self._off, self._again, self._alive = off, again, alive
+        self._off, self._again, self._alive, self._keeps_trying = off, again, alive, keep_trying
         self._datasets: dict[str, Supervised] = {}
         # Taken out by another configuration; their counters go on should they be put in again.
         self._taken_out: dict[str, Supervised] = {}
@@ -114,8 +114,8 @@ class Pipeline:
     def run(self, stop: threading.Event, duration_s: float | None = None) -> Summary:
         """Until `stop` is set or the duration is over; then flushes once more.
 
-        When no dataset can run at the beginning, what was wrong with the first is raised: UnknownField, Missing,
-        Unsupported, or Refuted. Raises BrokenPipeError when the only reader has left.
+        When no dataset can run at the beginning, what was wrong with the first is raised unless it keeps trying:
+        UnknownField, Missing, Unsupported, or Refuted. Raises BrokenPipeError when the only reader has left.
         """
         try:
             self._start()
@@ -158,7 +158,7 @@ class Pipeline:
         for name in dict.fromkeys(self.options.datasets):
             self._begin(name)
         failed = [one.error for one in self._datasets.values() if one.error]
-        if failed and not any(one.running for one in self._datasets.values()):
+        if failed and not self._keeps_trying and not any(one.running for one in self._datasets.values()):
             raise failed[0]
         self._took_stock()
 

@@ -30,6 +30,7 @@ class DatasetStatus:
     """One dataset. `state` is attached or degraded while it runs, else missing or refused, and `reason` says why.
 
     `lost` and `left_out` are counts by what it is since it began; `retry_in_s` is when it is tried again.
+    `map_bytes` is kernel memory of its maps: 0 for one that has none, None if it is off, or the kernel does not tell.
     """
 
     dataset: str
@@ -44,7 +45,13 @@ class DatasetStatus:
     left_out: Mapping[str, int] = field(default_factory=dict)
     hooks: tuple[HookStatus, ...] = ()
     maps: tuple[MapStatus, ...] = ()
+    map_bytes: int | None = None
     programs: tuple[ProgramStatus, ...] = ()
+
+    @property
+    def runs(self) -> bool:
+        """All of it, or a part."""
+        return self.state in (HookState.ATTACHED, HookState.DEGRADED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +139,15 @@ class Status:
     def is_whole(self) -> bool:
         """Whether every dataset asked for runs, and all of it."""
         return all(one.state is HookState.ATTACHED for one in self.datasets)
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        return tuple(one.dataset for one in self.datasets if one.runs)
+
+    @property
+    def off(self) -> Mapping[str, str]:
+        """The datasets that do not run, and why."""
+        return {one.dataset: one.reason for one in self.datasets if not one.runs}
 
     def as_json(self) -> dict[str, Any]:
         told = asdict(self)

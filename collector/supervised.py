@@ -14,6 +14,7 @@ from collector.record import Record
 from collector.status import DatasetStatus, MapStatus, ProgramStatus
 from kcompat.errors import KcompatError
 from kcompat.hook_status import HookState
+from kcompat.probe import require_bpf
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,9 @@ class Supervised:
     def start(self, setup: Setup) -> bool:
         """Whether it runs now."""
         try:
+            if self.row.render:
+                # Where BPF is forbidden that is the reason, not that no offset could be guessed.
+                require_bpf()
             self.running = self.row.start(setup)
         except KcompatError as error:
             self._failed(error)
@@ -142,8 +146,10 @@ class Supervised:
         if loaded := self.running.loaded:
             maps = tuple(MapStatus(name, made.entries, made.spec.max_entries)
                          for name, made in loaded.maps.items() if made.entries is not None)
-            told = replace(told, maps=maps, programs=tuple(ProgramStatus(name, runs, run_ns)
-                                                           for name, run_ns, runs in loaded.costs()))
+            programs = tuple(ProgramStatus(name, runs, run_ns) for name, run_ns, runs in loaded.costs())
+            told = replace(told, maps=maps, map_bytes=loaded.map_bytes, programs=programs)
+        else:
+            told = replace(told, map_bytes=0)
         hooks = tuple(self.running.hooks)
         less = [f"counts one of {self.one_of} flows: {self._sampled_why}"] if self.one_of > 1 else []
         bad = "; ".join(less + [f"{hook.program}: {hook.reason}" for hook in hooks if hook.state is HookState.DEGRADED])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +23,8 @@ from kcompat.elf import Elf
 from kcompat.errors import KcompatError
 from kcompat.foreign_file import ForeignFile
 from kcompat.load import Loaded
+from kcompat.open_files import readable
+from kcompat.privileges import explained
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class TlsLibraries:
         rest_s = min(max(rest_s, 0.0), _POLL_S)
         if self._events is None:
             self._stop.wait(rest_s)
-        elif select.select([self._events], [], [], rest_s)[0]:
+        elif readable(self._events, rest_s):
             now_s = time.monotonic()
             for pid in self._events.pids():
                 if len(self._young) < _MAX_YOUNG:
@@ -207,7 +208,7 @@ class TlsLibraries:
             attached.clear()
             if not os.path.exists(path):  # noqa: PTH110
                 raise FileNotFoundError(path) from error
-            log.warning("TLS is not seen in %s: %s", path, error,
+            log.warning("TLS is not seen in %s: %s", path, explained(error),
                         exc_info=not isinstance(error, KcompatError | OSError))
         else:
             log.info("TLS is read in %s: %s", path, ", ".join(name for hook in hooks for name in hook.functions))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import select
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from guessers.search import Encodings, Sample, is_object, lowest_pointer, pointe
 from guessers.skbuff import BUFFER, ETHERTYPES, SIZE, Packet, Wire
 from guessers.stimulus import End
 from kcompat.fields import Field, find
+from kcompat.open_files import readable
 
 _IP_OPTIONS = 4
 # SO_NO_CHECK; UDP_NO_CHECK6_TX and UDP_NO_CHECK6_RX, as IPv6 takes no datagram without a checksum unless told to.
@@ -170,7 +170,7 @@ class Post:
         known = _mark(end) | self._protocol(wire)
         if sock:
             known[find("sk_buff.sk")] = exact(sock, 8)
-        if not select.select([receiver], [], [], _PATIENCE_S)[0]:
+        if not readable(receiver, _PATIENCE_S):
             raise OSError(0, "it did not arrive")
         waiting = self.sampler.memory.read(copy.address, SIZE)
         behind = _follow(self.sampler.memory, waiting, lowest_pointer(copy.address))

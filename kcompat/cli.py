@@ -93,6 +93,7 @@ def info(db: Path | None, as_json: bool) -> None:
 @main.command()
 @_sources
 @_as_json
+@click.option("--quiet", is_flag=True, help="Print nothing: what is learnt is remembered, the exit status tells.")
 @click.option("--no-record", is_flag=True, help="Do not remember what was learnt.")
 @click.option("--kernel-release", "release", metavar="RELEASE",
               help="Another kernel, by its release: what the database holds of it, imports included, unverified.")
@@ -100,8 +101,8 @@ def info(db: Path | None, as_json: bool) -> None:
 @click.option("--arch", metavar="ARCH", help="Its machine. Default: this one's.")
 @click.argument("fields", nargs=-1, metavar="[FIELD]...")
 @click.pass_obj
-def resolve(db: Path | None, source: str, vmlinux: Path | None, as_json: bool, no_record: bool, release: str | None,
-            distribution: str | None, arch: str | None, fields: tuple[str, ...]) -> None:
+def resolve(db: Path | None, source: str, vmlinux: Path | None, as_json: bool, quiet: bool, no_record: bool,
+            release: str | None, distribution: str | None, arch: str | None, fields: tuple[str, ...]) -> None:
     """The offsets of FIELDs, or of every field of the catalogue, from the best source there is.
 
     FIELD is a name like sock_common.skc_dport, or skc_dport where that is unique. With --vmlinux the answer is
@@ -119,6 +120,8 @@ def resolve(db: Path | None, source: str, vmlinux: Path | None, as_json: bool, n
     from kcompat.cli_sources import answer, answer_by_name
     from kcompat.fields import CATALOGUE, find
 
+    if quiet and as_json:
+        raise click.UsageError("--quiet prints nothing: no --json")
     wanted = tuple(dict.fromkeys(find(name) for name in fields)) or CATALOGUE
     if release is None:
         if distribution or arch:
@@ -132,8 +135,9 @@ def resolve(db: Path | None, source: str, vmlinux: Path | None, as_json: bool, n
             raise click.UsageError("--kernel-release asks the database alone: no --vmlinux, no other --source")
         machine = arch or os.uname().machine
         got = answer_by_name(db, Name(release, MACHINES.get(machine, machine), distribution), wanted)
-    emit(offsets_json(got) if as_json else offsets_table(got))
-    say(got.origin)
+    if not quiet:
+        emit(offsets_json(got) if as_json else offsets_table(got))
+        say(got.origin)
     sys.exit(got.exit_code)
 
 

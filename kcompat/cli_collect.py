@@ -28,7 +28,8 @@ from kcompat.errors import KcompatError, Missing
 from kcompat.fields import CONNTRACK
 from kcompat.heap import few_arenas
 from kcompat.kernel import Kernel
-from kcompat.offsets import Offsets
+from kcompat.offsets import Offset, Offsets
+from kcompat.open_files import allow_many
 from kcompat.probe import require_bpf
 from kcompat.service_manager import ServiceManager
 from kcompat.sysbpf import enable_run_stats
@@ -73,26 +74,40 @@ def rendered_for(dialect: str, source: str) -> tuple[str, bool]:
                                               if not fit.program.startswith(("rawtp__", "cgroup__")))
 
 
-def run(request: Request, options: Options, *, duration: float | None, again: Callable[[], Options]) -> int:
+def run(request: Request, options: Options, *, duration: float | None, again: Callable[[], Options],
+        keep_trying: bool = False) -> int:
     """Collects until the duration, SIGTERM (exit status 0) or Ctrl-C (130). SIGHUP takes what `again` reads."""
     # Everything a user may have got wrong comes before anything that takes time or needs root.
     log_as(options.log.format, options.log.level, options.log.per_minute)
     few_arenas()
+    allow_many()
     sinks = Outputs(options.outputs)
     caught, manager = Caught(), ServiceManager()
     try:
-        require_bpf()
+        if not keep_trying:
+            require_bpf()
         with _alone() as directory, caught, compiling_by(compile_apart):
-            kernel, offsets = _offsets_of_any(request, options.datasets)
+            kernel, offsets = _offsets_of_any(request, options.datasets, need=not keep_trying)
 
             def off(name: str, error: KcompatError) -> None:
                 if isinstance(error, Refuted):
                     quarantine(request, kernel, error.fields, "the collector's own connections came out wrong")
 
-            runs = pipeline.Pipeline(options, offsets, sinks, off=off,
-                                     ready=_Announced(f"collecting every {options.interval_s:g} s", manager),
-                                     alive=manager.alive,
-                                     again=lambda datasets: _offsets_of_any(request, datasets)[1])
+            def begun() -> None:
+                if runs.status and not runs.status.running:
+                    sinks.report("; ".join(runs.status.off.values()))
+                    say(f"{_doing(runs)}; tried again until it does")
+                else:
+                    say(f"collecting every {options.interval_s:g} s")
+                manager.ready()
+
+            def alive() -> None:
+                manager.alive()
+                manager.does(_doing(runs))
+
+            runs = pipeline.Pipeline(options, offsets, sinks, off=off, ready=_Announced(begun), alive=alive,
+                                     again=lambda datasets: _offsets_of_any(request, datasets)[1],
+                                     keep_trying=keep_trying)
             caught.on_hangup = lambda: _reload(runs, again)
             with _telling(directory, runs), _serving(options.metrics, runs):
                 summary = runs.run(caught.stop, duration)
@@ -148,15 +163,16 @@ def _telling(directory: Path | None, runs: pipeline.Pipeline) -> Iterator[None]:
         told.close()
 
 
-def _offsets_of_any(request: Request, datasets: tuple[str, ...]) -> tuple[Kernel, Offsets]:
-    """As `offsets_of`; when they cannot be had, a dataset that does without them still runs."""
+def _offsets_of_any(request: Request, datasets: tuple[str, ...], *, need: bool = True) -> tuple[Kernel, Offsets]:
+    """As `offsets_of`; when they cannot be had, the error where all datasets `need` them, else why none is known."""
     try:
         return offsets_of(request, datasets)
     except KcompatError as error:
-        if all(pipeline.wanted((name,)) for name in datasets):
+        if need and all(pipeline.wanted((name,)) for name in datasets):
             raise
         log.warning("%s", error)
-        return Kernel.running(), Offsets()
+        return Kernel.running(), Offsets(Offset.unknown(field, "none", str(error))
+                                         for field in pipeline.wanted(datasets))
 
 
 @contextmanager
@@ -179,14 +195,24 @@ def _serving(metrics: Metrics, runs: pipeline.Pipeline) -> Iterator[None]:
 class _Announced(threading.Event):
     """Says so when everything is attached: from then on nothing is missed."""
 
-    def __init__(self, words: str, manager: ServiceManager) -> None:
+    def __init__(self, then: Callable[[], None]) -> None:
         super().__init__()
-        self._words, self._manager = words, manager
+        self._then = then
 
     def set(self) -> None:
         super().set()
-        say(self._words)
-        self._manager.ready()
+        self._then()
+
+
+def _doing(runs: pipeline.Pipeline) -> str:
+    """In a few words: why a dataset is off was said when it was tried, and `kcompat status` says it."""
+    status = runs.status
+    if status is None:
+        return "starting"
+    off = f"off: {', '.join(status.off)}" if status.off else ""
+    if not status.running:
+        return f"no dataset runs; {off}"
+    return f"collecting {', '.join(status.running)}{f'; {off}' if off else ''}"
 
 
 def _patience_s(caught: Caught) -> float:
@@ -202,5 +228,5 @@ def _told(summary: pipeline.Summary, dropped: int) -> str:
     if dropped:
         lost["not delivered"] = dropped
     words = (f"{summary.records} record{'s' * (summary.records != 1)} in {summary.flushes} "
-             f"interval{'s' * (summary.flushes != 1)} with {', '.join(summary.how.values())}")
+             f"interval{'s' * (summary.flushes != 1)} with {', '.join(summary.how.values()) or 'no hooks'}")
     return f"{words}; lost: {', '.join(f'{count} {name}' for name, count in lost.items()) or 'nothing'}"

@@ -48,6 +48,8 @@ ephemeral_port = _key("ephemeral_port", "--ephemeral-port", "--ephemeral_port", 
 @_key("interval_s", "--interval", metavar="SECONDS", help="Time between points, also as 90s or 2m.  [default: 60]")
 @click.option("--duration", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
               help="Stop after that time. Default: run until stopped.")
+@click.option("--keep-trying", is_flag=True,
+              help="Go on where no dataset can run, and try again from time to time: for services.")
 @_key("outputs", "--output", multiple=True, metavar="SINK",
       help="table, jsonl:PATH, lineproto:PATH (PATH - is standard output), datakit://HOST:PORT, influxdb://, "
            "influxdb2://, victoriametrics://, nats://, kafka://, otlp:// or a URL that takes line protocol; "
@@ -77,7 +79,7 @@ ephemeral_port = _key("ephemeral_port", "--ephemeral-port", "--ephemeral_port", 
            "then guesses.  [default: auto]")
 @click.pass_context
 def collect(ctx: click.Context, /, file: Path | None, assignments: tuple[str, ...], duration: float | None,
-            no_ipv6: bool | None, enabled: str | None, datakit: str | None, **by_key: Any) -> None:
+            keep_trying: bool, no_ipv6: bool | None, enabled: str | None, datakit: str | None, **by_key: Any) -> None:
     """Collect what processes do on the network, and people in bash, until stopped. Needs root.
 
     netflow is TCP and UDP flows, httpflow is HTTP requests and their responses, dnsflow is DNS queries and how they
@@ -91,7 +93,7 @@ def collect(ctx: click.Context, /, file: Path | None, assignments: tuple[str, ..
       sudo kcompat collect --config /etc/kcompat/kcompat.toml
       sudo kcompat collect --datasets netflow,dnsflow
       sudo kcompat collect --datasets bash --interval 5 --output jsonl:-
-      sudo kcompat collect --output jsonl:/var/log/flows.jsonl --output table
+      sudo kcompat collect --output jsonl:/var/log/kcompat/flows.jsonl
       sudo kcompat collect --output datakit://127.0.0.1:9529
       sudo kcompat collect --output 'influxdb://127.0.0.1:8086?database=flows'
       sudo kcompat collect --exclude port=22 --exclude cidr=10.0.0.0/8
@@ -102,7 +104,7 @@ def collect(ctx: click.Context, /, file: Path | None, assignments: tuple[str, ..
     options = again()
     sources = options.offsets
     request = Request(sources.source, sources.vmlinux, ctx.obj or sources.db, running_only=True)
-    sys.exit(run(request, options, duration=duration, again=again))
+    sys.exit(run(request, options, duration=duration, again=again, keep_trying=keep_trying))
 
 
 def options_of(ctx: click.Context, file: Path | None, assignments: tuple[str, ...], by_key: Mapping[str, Any],

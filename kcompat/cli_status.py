@@ -56,6 +56,10 @@ def status_text(told: Mapping[str, Any], now_s: float) -> str:
         if one["reason"]:
             retry = f"; tried again in {one['retry_in_s']:.0f} s" if one["retry_in_s"] is not None else ""
             lines.append(f"  {one['state']}: {one['reason']}{retry}")
+    sizes = {one["dataset"]: one["map_bytes"] for one in told["datasets"] if one["hooks"] and one["map_bytes"] != 0}
+    if sizes:
+        parts = [f"{name} {'unknown' if size is None else f'{size / 1e6:.1f} MB'}" for name, size in sizes.items()]
+        lines.append(f"kernel memory of maps: {', '.join(parts)}")
     if cluster := told.get("kubernetes"):
         lines.append(_cluster_text(cluster))
     if nat := told.get("nat"):

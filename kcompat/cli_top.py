@@ -162,9 +162,11 @@ def _feeding(request: Request, interval_s: float, loopback: bool) -> Iterator[Fe
     from collector.config import Options
     from collector.pipeline import Pipeline
     from kcompat.cli_collect import offsets_of
+    from kcompat.open_files import allow_many
     from kcompat.probe import require_bpf
 
     require_bpf()
+    allow_many()
     options = Options(datasets=("netflow",), interval_s=interval_s, loopback=loopback)
     _, offsets = offsets_of(request, options.datasets)
     ready = threading.Event()

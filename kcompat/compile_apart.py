@@ -6,7 +6,6 @@ import ctypes
 import json
 import logging
 import os
-import select
 import signal
 import tempfile
 import time
@@ -14,6 +13,7 @@ from typing import IO
 
 from kcompat.bpf import Object, compile_source, first_error
 from kcompat.errors import KcompatError, Missing
+from kcompat.open_files import readable
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def _read(pipe: int) -> bytes | None:
     """All of it; None when the patience ends before."""
     said = b""
     end = time.monotonic() + _PATIENCE_S
-    while (rest_s := end - time.monotonic()) > 0 and select.select([pipe], [], [], rest_s)[0]:
+    while (rest_s := end - time.monotonic()) > 0 and readable(pipe, rest_s):
         part = os.read(pipe, 1 << 16)
         if not part:
             return said

@@ -50,8 +50,11 @@ class UnknownField(KcompatError):
     """A program needs fields whose offsets are not known, so it is not loaded."""
 
     def __init__(self, program: str, fields: list[str], reasons: dict[str, str] | None = None) -> None:
-        reasons = reasons or {}
-        told = ", ".join(f"{name} ({reasons[name]})" if reasons.get(name) else name for name in fields)
+        # What all have in common is said once: of a kernel nobody knows it is every field.
+        by_reason: dict[str, list[str]] = {}
+        for name in fields:
+            by_reason.setdefault((reasons or {}).get(name, ""), []).append(name)
+        told = "; ".join(", ".join(names) + (f" ({reason})" if reason else "") for reason, names in by_reason.items())
         super().__init__(f"{program} is not loaded: no known offset for {told}")
         self.program = program
         self.fields = fields

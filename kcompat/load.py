@@ -14,6 +14,7 @@ from kcompat.bpf import Object, ObjectProgram
 from kcompat.errors import KcompatError, Missing, Unsupported
 from kcompat.hook_status import HookState, HookStatus
 from kcompat.maps import Map
+from kcompat.privileges import missing_for_bpf
 from kcompat.sysbpf import ProgramRefused, ProgType, prog_load, raise_memlock, run_stats
 
 # A program's name says where it goes: <kind>__<hook>, with a unique suffix after a second "__" if one hook has two.
@@ -94,6 +95,13 @@ class Loaded:
         """What became of every program at every hook it was tried at, but of hooks let go one by one."""
         return [status for status, attached in list(self._outcomes.values()) if not _let_go(attached)]
 
+    @property
+    def map_bytes(self) -> int | None:
+        """Kernel memory of all its maps; None where the kernel does not tell of each."""
+        sizes = [made.memory_bytes for made in self.maps.values()]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
+
     def costs(self) -> list[tuple[str, int, int]]:
         """Each loaded program, the nanoseconds it has run, and how often."""
         return [(name, stats.ns, stats.runs) for name, fd in list(self._programs.items()) for stats in (run_stats(fd),)]
@@ -170,6 +178,8 @@ def _explained(error: OSError, what: str) -> KcompatError:
     if error.errno == errno.EPERM and os.geteuid() != 0:
         return Missing("loading BPF programs needs root (or CAP_BPF and CAP_PERFMON): run it with sudo")
     if error.errno == errno.EPERM:
+        if missing := missing_for_bpf():
+            return Unsupported(f"the kernel forbids BPF here ({what}: {error.strerror}): {missing}")
         return Unsupported(f"the kernel forbids BPF here ({what}: {error.strerror}): lockdown, a container without "
                            "CAP_SYS_ADMIN, or a seccomp profile; see `kcompat info`")
     return KcompatError(f"{what}: {error.strerror}")

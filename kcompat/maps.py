@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import struct
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from kcompat.sysbpf import Cmd, MapType, bpf, map_create
 
@@ -52,6 +54,20 @@ class Map:
         self._delete = struct.pack("<I4xQ", self.fd, ctypes.addressof(self._key))
         self._step = struct.pack("<I4xQQQ", self.fd, ctypes.addressof(self._key), ctypes.addressof(self._next), 0)
         self._batches = spec.kind == MapType.HASH
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Kernel memory it takes, most kinds all of it from the beginning; None where the kernel does not tell.
+
+        From 5.11 on it counts for the memory cgroup of who made it, before for RLIMIT_MEMLOCK.
+        """
+        try:
+            told = Path(f"/proc/self/fdinfo/{self.fd}").read_text()
+        except OSError:
+            return None  # it is closed, or there is no /proc
+        found = re.search(r"(?m)^memlock:\s*(\d+)$", told)
+        # Even the smallest takes something: a zero is no answer.
+        return int(found[1]) or None if found else None
 
     def get(self, key: bytes) -> bytes | None:
         self._set_key(key)

@@ -18,9 +18,16 @@ class ServiceManager:
         # Twice in the time after which we would be taken for dead.
         self._every_s = int(watchdog_us) / 2e6 if ours and watchdog_us.isdigit() else 0.0
         self._due_s = 0.0
+        self._doing = ""
 
     def ready(self) -> None:
-        self._tell("READY=1\nSTATUS=collecting")
+        self._tell("READY=1")
+
+    def does(self, words: str) -> None:
+        """What `systemctl status` says; told when it is something else than before."""
+        if words != self._doing:
+            self._doing = words
+            self._tell(f"STATUS={words}")
 
     def stopping(self) -> None:
         self._tell("STOPPING=1")

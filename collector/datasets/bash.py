@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import select
 import threading
 import time
 from collections import Counter, deque
@@ -27,6 +26,8 @@ from kcompat.errors import KcompatError
 from kcompat.hook_status import HookStatus
 from kcompat.load import Loaded
 from kcompat.offsets import Offsets
+from kcompat.open_files import readable
+from kcompat.privileges import explained
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class BashLines:
             self._stop.wait(_POLL_S)
             return
         until_s = time.monotonic() + _POLL_S
-        while (rest_s := until_s - time.monotonic()) > 0 and select.select([self._events], [], [], rest_s)[0]:
+        while (rest_s := until_s - time.monotonic()) > 0 and readable(self._events, rest_s):
             for pid in self._events.pids():
                 if bash := bashes.look(pid):
                     self._meet(bash)
@@ -184,7 +185,8 @@ class BashLines:
         except Exception as error:
             # Anybody may have made the file: whatever is wrong with it, the others are looked at.
             self._programs[program] = None
-            log.warning("a bash is not seen: %s", error, exc_info=not isinstance(error, KcompatError | OSError))
+            log.warning("a bash is not seen: %s", explained(error),
+                        exc_info=not isinstance(error, KcompatError | OSError))
             return
         self._programs[program] = where.file
 

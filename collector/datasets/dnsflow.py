@@ -26,6 +26,7 @@ from guessers.namespace import Netns, enter
 from kcompat import probe
 from kcompat.errors import KcompatError, Unsupported
 from kcompat.hook_status import HookState, HookStatus
+from kcompat.privileges import explained
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +197,7 @@ class Dnsflow:
             except FileNotFoundError:
                 continue  # its process has ended
             except OSError as error:
-                self._refuse(netns, str(error.strerror))
+                self._refuse(netns, explained(error))
                 continue
             with self._lock:
                 self._namespaces[netns] = made

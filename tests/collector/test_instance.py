@@ -1,8 +1,13 @@
 """One collector a machine, and who may ask it how it is."""
 
 import os
+import resource
+import socket
 import subprocess
 import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +75,36 @@ def test_it_answers_again_and_again(tmp_path):
         socket.close()
     with pytest.raises(Missing, match="no kcompat collect runs here"):
         ask(tmp_path)
+
+
+@contextmanager
+def no_free_descriptor():
+    """Of this process, from now until the end."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(int(fd.name) for fd in Path("/proc/self/fd").iterdir()) + 1, hard))
+    fillers = []
+    try:
+        with suppress(OSError):
+            while True:
+                fillers.append(os.dup(0))
+        yield
+    finally:
+        for filler in fillers:
+            os.close(filler)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_it_answers_again_once_there_are_descriptors_again(tmp_path, caplog):
+    told = StatusSocket(tmp_path, lambda: {"pid": 1})
+    with socket.socket(socket.AF_UNIX) as early:
+        with no_free_descriptor():
+            early.connect(str(tmp_path / "kcompat.sock"))
+            time.sleep(0.3)
+        early.settimeout(20)
+        assert early.recv(100) == b'{"pid": 1}'
+    assert ask(tmp_path) == {"pid": 1}
+    told.close()
+    assert {record.message for record in caplog.records} <= {"status: Too many open files"}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root")

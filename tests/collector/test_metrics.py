@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from collector.metrics import MetricsServer, StatusCollector, illness
+from collector.metrics import MetricsServer, StatusCollector, illness, standstill
 from collector.status import (
     ClusterStatus,
     DatasetStatus,
@@ -23,7 +23,7 @@ from kcompat.errors import Missing
 from kcompat.hook_status import HookState, HookStatus
 
 NETFLOW = DatasetStatus("netflow", HookState.ATTACHED, how="rawtp hooks", records=23, flush_s=0.25, restarts=1,
-                        lost={"calls": 2}, left_out={"loopback": 5}, maps=(MapStatus("socks", 7, 100),),
+                        lost={"calls": 2}, left_out={"loopback": 5}, maps=(MapStatus("socks", 7, 100),), map_bytes=4096,
                         hooks=(HookStatus("rawtp__x", "x", HookState.ATTACHED),),
                         programs=(ProgramStatus("rawtp__x", 10, 2_000_000_000),))
 BASH = DatasetStatus("bash", HookState.MISSING, "no uprobes", retry_in_s=30)
@@ -55,8 +55,9 @@ def test_every_number_of_the_status_is_a_metric():
         ("kcompat_bpf_run_seconds_total", "netflow", "rawtp__x"): 2, ("kcompat_sink_written_total", "jsonl:x"): 20,
         ("kcompat_sink_dropped_total", "jsonl:x"): 1, ("kcompat_sink_waiting", "jsonl:x"): 2,
         ("kcompat_offsets", "btf"): 27, ("kcompat_flushes_total",): 3, ("kcompat_reloads_total",): 1,
-        ("kcompat_last_flush_timestamp_seconds",): 2000,
+        ("kcompat_last_flush_timestamp_seconds",): 2000, ("kcompat_bpf_map_bytes", "netflow"): 4096,
     }.items()
+    assert ("kcompat_bpf_map_bytes", "bash") not in told  # nobody knows: no zero
 
 
 def test_what_is_known_of_a_cluster_and_of_translations_is_told():
@@ -81,11 +82,18 @@ def test_what_is_known_of_a_cluster_and_of_translations_is_told():
 
 
 @pytest.mark.parametrize("state, now_s, words", [
-    (None, 0, "it has not begun"), (status(BASH), 2000, "no dataset runs"), (status(NETFLOW, BASH), 2000, None),
+    (None, 0, "it has not begun"), (status(BASH), 2000, "no dataset runs: bash: no uprobes"),
+    (status(NETFLOW, BASH), 2000, None),
     (status(NETFLOW), 2209, None), (status(NETFLOW), 2211, "nothing was flushed for 211 s"),
     (status(NETFLOW), -1600, None)])
 def test_it_is_well_while_something_runs_and_is_flushed(state, now_s, words):
     assert illness(state, now_s) == words
+
+
+@pytest.mark.parametrize("state, now_s, words", [
+    (None, 0, "it has not begun"), (status(BASH), 2000, None), (status(BASH), 2211, "nothing was flushed for 211 s")])
+def test_a_restart_is_for_what_stands_still_not_for_what_cannot_run(state, now_s, words):
+    assert standstill(state, now_s) == words
 
 
 @pytest.fixture
@@ -110,6 +118,9 @@ def test_it_answers_over_http(server):
     assert got(server, "/healthz") == (503, "it has not begun\n")
     server.held[0] = status(NETFLOW, taken_s=9e9)
     assert got(server, "/healthz") == (200, "fine\n")
+    server.held[0] = status(BASH, taken_s=9e9)
+    assert (got(server, "/healthz")[0], got(server, "/livez")) == (503, (200, "fine\n"))
+    server.held[0] = status(NETFLOW, taken_s=9e9)
     code, text = got(server, "/metrics")
     assert code == 200 and samples(text)["kcompat_records_total", "netflow"] == 23
     assert samples(text)["process_resident_memory_bytes",] > 0

@@ -11,7 +11,7 @@ from collector.config import Options
 from collector.dataset import Dataset, Setup
 from collector.record import Record
 from collector.supervised import Supervised
-from kcompat.errors import Missing
+from kcompat.errors import Missing, Unsupported
 from kcompat.hook_status import HookState, HookStatus
 from kcompat.offsets import Offsets
 
@@ -95,6 +95,17 @@ def test_one_that_cannot_start_says_why_and_when_it_is_tried_again(error, state)
     assert status.state is state and 0 < status.retry_in_s <= 30
     assert status.reason == told[0][1] and str(error) in status.reason
     assert one.flush(1) == []
+
+
+def test_where_bpf_is_forbidden_that_is_the_reason_not_what_comes_of_it(monkeypatch):
+    def forbidden():
+        raise Unsupported("the kernel forbids BPF here")
+
+    monkeypatch.setattr(supervised, "require_bpf", forbidden)
+    programmed = Supervised(Dataset("test", failing(Missing("no known offset")), render=lambda offsets, options: ""))
+
+    assert not programmed.start(SETUP) and programmed.status().reason == "the kernel forbids BPF here"
+    assert made(Scripted).running  # one without programs does not care
 
 
 def test_the_pause_grows_up_to_an_hour_and_is_short_again_after_a_success(monkeypatch):

@@ -122,6 +122,14 @@ def test_where_offsets_came_from_is_one_line_on_stderr(run, kernel_file, db):
     assert one_line(done.stderr) == f"kcompat: 2 fields from BTF; recorded in {db}"
 
 
+def test_a_quiet_one_says_nothing_and_remembers(run, kernel_file, db):
+    done = run("resolve", "--quiet", "--vmlinux", kernel_file, "skc_dport")
+
+    assert (done.exit_code, done.output) == (0, "")
+    assert "skc_dport" in run("db", "show", "6.1.0-test").stdout
+    assert run("resolve", "--quiet", "--vmlinux", kernel_file, "srtt_us").exit_code == 1
+
+
 def test_a_hit_is_verified_and_says_so(run, db, monkeypatch):
     remember(db, Offset.known(find("skc_dport"), 12, "btf"))
     monkeypatch.setattr(cli_sources, "_verify", lambda kernel, offsets: {o.field: True for o in offsets})
@@ -372,7 +380,8 @@ def test_a_bad_setting_of_collect_is_named_before_root_is_needed(run, db, option
 
 @pytest.mark.parametrize("arguments", [
     ["collect", "--datasets", "smtpflow"], ["collect", "--duration", "0"], ["collect", "--interval", "x"],
-    ["render", "smtpflow"], ["resolve", "--source", "nowhere"], ["guess", "--backend", "uprobe"]])
+    ["render", "smtpflow"], ["resolve", "--source", "nowhere"], ["guess", "--backend", "uprobe"],
+    ["resolve", "--quiet", "--json"]])
 def test_a_wrong_word_is_a_usage_error(run, arguments):
     assert run(*arguments).exit_code == 2
 
@@ -450,9 +459,13 @@ def test_raw_btf_of_the_running_kernel_will_do(run, tmp_path, db):
 
     done = run("render", "netflow", "--source", "btf", "--vmlinux", path)
 
-    assert done.exit_code == 0 and "from BTF; recorded in" in one_line(done.stderr)
+    # Of what no event shows it says nothing.
+    assert done.exit_code == 0 and re.search(r"\d+ fields from BTF; \d+ unknown; recorded in", one_line(done.stderr))
     with Database.open(db) as opened:
-        assert [k.release for k in opened.kernels()] == [RELEASE]
+        (kernel,) = opened.kernels()
+        assert kernel.release == RELEASE
+        known = [s for s in opened.offsets(kernel) if s.offset.state is State.KNOWN]
+    assert known and all(s.offset.evidence["tested"] for s in known)
 
 
 def test_render_judges_every_program_by_an_old_kernels_bpf(run):

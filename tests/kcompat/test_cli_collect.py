@@ -5,11 +5,15 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import urllib.error
+import urllib.request
 
 import pytest
 from line_protocol_parser import parse_line
 
-from tests.kcompat.cli_tools import collecting, end, kcompat, one_line, send_over_loopback
+from tests.kcompat.cli_tools import COMMAND, collecting, end, environment, kcompat, one_line, send_over_loopback
+from tests.kernel.living import status
 
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="not root")]
 
@@ -94,3 +98,35 @@ def test_offsets_that_are_not_known_load_nothing(home):
     done = kcompat("--db", home / "empty.db", "collect", "--source", "db", "--duration", "1", home=home)
 
     assert done.returncode == 1 and "empty.db" in one_line(done.stderr)
+
+
+def test_a_service_waits_where_nothing_can_run_says_why_and_ends_when_told_to(home):
+    """Started anew each time it would fill the journal, and forget that it has tried."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, socket.socket() as taken:
+        manager.bind(str(home / "notify"))
+        manager.settimeout(60)
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        taken.close()
+        command = (*COMMAND, "--db", str(home / "empty.db"), "collect", "--keep-trying", "--source", "db", "--datasets",
+                   "netflow,httpflow", "--set", f"metrics.listen={port}", "--output", "jsonl:/dev/null")
+        with subprocess.Popen(command, env=environment(home) | {"NOTIFY_SOCKET": str(home / "notify")}, cwd="/",
+                              stderr=subprocess.PIPE, text=True) as process:
+            try:
+                heard = [manager.recv(4096).decode() for _ in range(2)]
+                told = status(home)
+                with pytest.raises(urllib.error.HTTPError) as ill:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=20)
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=20) as lives:
+                    assert lives.status == 200
+                code, _, err = end(process)
+            finally:
+                process.kill()
+
+    assert heard == ["READY=1", "STATUS=no dataset runs; off: netflow, httpflow"]
+    assert ill.value.code == 503 and "empty.db" in ill.value.read().decode()
+    assert all("empty.db" in one["reason"] and one["retry_in_s"] > 0 for one in told["datasets"])
+    assert code == 0 and "Traceback" not in err
+    for name in ("netflow", "httpflow"):
+        assert len(re.findall(f"^kcompat: {name} is not loaded: .*; tried again in 30 s$", err, re.M)) == 1, err
+    assert "0 records in 1 interval with no hooks" in err

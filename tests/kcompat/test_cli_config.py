@@ -120,7 +120,7 @@ def test_every_flag_sets_a_key_there_is_and_says_its_default():
     from collector.config_keys import keys
     from collector.pipeline import DATASETS
 
-    own = {"file", "assignments", "duration", "no_ipv6", "enabled", "datakit"}
+    own = {"file", "assignments", "duration", "keep_trying", "no_ipv6", "enabled", "datakit"}
     by_key = {parameter.name.replace("__", "."): parameter for parameter in collect.params if parameter.name not in own}
 
     assert set(by_key) <= set(keys())

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from collector.instance import StatusSocket
-from collector.status import ClusterStatus, KindStatus, NatStatus, Status
+from collector.status import ClusterStatus, DatasetStatus, KindStatus, NatStatus, Status
 from kcompat.cli_status import status_text
 from kcompat.hook_status import HookState, HookStatus
 from tests.kcompat.cli_tools import NOBODY, environment, home_of_nobody, nobody_can_run, one_line
@@ -90,6 +90,16 @@ def test_what_is_known_of_translations(nat, words):
     begin = next(number for number, line in enumerate(lines) if line.startswith("nat: "))
     assert max(map(len, lines[begin:])) <= 80
     assert " ".join(line.strip() for line in lines[begin:]) == f"nat: {words}"
+
+
+def test_what_maps_take_is_said_of_those_that_have_any():
+    hooks = (HOOK,)
+    flow = DatasetStatus("netflow", HookState.ATTACHED, hooks=hooks, map_bytes=142_425_424)
+    sizes = (flow, dataclasses.replace(flow, dataset="httpflow", map_bytes=None),
+             dataclasses.replace(flow, dataset="dnsflow", map_bytes=0), DatasetStatus("bash", HookState.MISSING, "no"))
+    told = dataclasses.replace(NOTHING, datasets=sizes).as_json()
+
+    assert "kernel memory of maps: netflow 142.4 MB, httpflow unknown\n" in status_text(told, 2000.0)
 
 
 def test_the_programs_that_tell_of_translations_are_in_the_table():

@@ -32,8 +32,10 @@ def test_it_hears_of_the_beginning_and_of_the_end(manager):
     ours = ServiceManager(environment)
     ours.ready()
     ours.alive()
+    for words in ("no dataset runs", "no dataset runs", "collecting netflow"):
+        ours.does(words)
     ours.stopping()
-    assert heard(listening) == ["READY=1\nSTATUS=collecting", "STOPPING=1"]
+    assert heard(listening) == ["READY=1", "STATUS=no dataset runs", "STATUS=collecting netflow", "STOPPING=1"]
 
 
 def test_a_watchdog_is_told_twice_in_its_time_and_no_more_often(manager):

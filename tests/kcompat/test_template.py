@@ -117,6 +117,8 @@ def test_what_is_missing_is_named_with_the_reasons_before_any_compiler_runs():
     message = str(caught.value)
     assert "no such member" in message
     assert "2 places agree" in message
+    assert str(UnknownField("flows", ["a", "b", "c"], {"a": "no BTF", "c": "no BTF"})) == (
+        "flows is not loaded: no known offset for a, c (no BTF); b")
     assert "skc_dport" not in message
     assert "\n" not in message
 

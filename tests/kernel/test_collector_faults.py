@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from collector import ctnetlink, pipeline
+from collector import ctnetlink, pipeline, supervised
 from collector.config import Options
 from collector.metrics import illness
 from kcompat.fields import CONNTRACK
@@ -158,6 +158,27 @@ def test_offsets_are_asked_for_once_when_a_tracker_is_loaded_later(oracle, monke
         until(lambda: runs.status.nat, lambda nat: nat.tracking and asked and "no known offset" not in nat.why)
         time.sleep(3)
         assert asked == [("netflow",)]
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_what_can_run_only_later_runs_then(oracle, monkeypatch):
+    monkeypatch.setattr(supervised, "_FIRST_RETRY_S", 0.2)
+    known, records = [Offsets()], []
+    sink = SimpleNamespace(name="kept", written=0, dropped=0, write=records.extend, close=lambda *_: None)
+    stop, ready = threading.Event(), threading.Event()
+    runs = pipeline.Pipeline(Options("box", loopback=True, interval_s=1), known[0], sink, ready=ready, keep_trying=True,
+                             again=lambda datasets: known[0])
+    thread = threading.Thread(target=runs.run, args=(stop,))
+    thread.start()
+    try:
+        assert ready.wait(60) and runs.status.running == ()
+        assert "no known offset" in illness(runs.status, time.time())
+        known[0] = oracle
+        until(lambda: runs.status, lambda told: told.running == ("netflow",))
+        port = send_over_loopback(SENT)
+        until(lambda: counted(records, port), lambda count: count == SENT)
     finally:
         stop.set()
         thread.join()

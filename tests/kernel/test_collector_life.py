@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -45,6 +47,7 @@ def test_it_says_what_it_sees_and_a_second_one_is_refused(home, config):
     path = config("datasets = ['netflow', 'dnsflow']\ninterval_s = 600\noutputs = ['jsonl:-']\n")
     with collecting("--config", path, home=home) as process:
         told = status(home)
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
         second = kcompat("collect", "--duration", "1", home=home)
         table = kcompat("status", home=home)
         code, _, _ = end(process)
@@ -52,6 +55,10 @@ def test_it_says_what_it_sees_and_a_second_one_is_refused(home, config):
     assert told["pid"] == process.pid and [one["dataset"] for one in told["datasets"]] == ["netflow", "dnsflow"]
     hooks = {hook["program"]: hook["state"] for one in told["datasets"] for hook in one["hooks"]}
     assert "attached" in hooks.values() and hooks["port 53"] == "attached"
+    soft, hard = re.search(r"(?m)^Max open files +(\S+) +(\S+)", limits).groups()
+    assert soft == hard
+    netflow, dnsflow = (one["map_bytes"] for one in told["datasets"])
+    assert dnsflow == 0 and (netflow is None or netflow > 1 << 24)
     assert second.returncode == 1 and f"as process {process.pid}" in one_line(second.stderr)
     assert table.returncode == 0 and max(map(len, table.stdout.splitlines())) <= 80
     assert code == 0 and kcompat("status", home=home).returncode == 2
@@ -201,7 +208,7 @@ def test_a_service_manager_hears_that_it_is_ready_alive_and_about_to_end(home, c
         with subprocess.Popen([*COMMAND, "collect", "--config", path], env=told, cwd="/",
                               stderr=subprocess.DEVNULL) as process:
             try:
-                heard = [manager.recv(4096).decode() for _ in range(3)]
+                heard = [manager.recv(4096).decode() for _ in range(4)]
                 process.terminate()
                 while "STOPPING=1" not in heard:
                     heard.append(manager.recv(4096).decode())
@@ -209,7 +216,7 @@ def test_a_service_manager_hears_that_it_is_ready_alive_and_about_to_end(home, c
             finally:
                 process.kill()
 
-    assert heard[0].startswith("READY=1") and heard[1:3] == ["WATCHDOG=1"] * 2
+    assert heard[:4] == ["READY=1", "WATCHDOG=1", "STATUS=collecting dnsflow", "WATCHDOG=1"]
 
 
 class Answer(BaseHTTPRequestHandler):

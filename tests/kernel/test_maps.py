@@ -1,7 +1,10 @@
 """Maps of the real kernel: what is put in comes out, however many entries, whatever the kernel has for batches."""
 
 import errno
+import json
+import os
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -54,6 +57,27 @@ def test_get_set_delete(make):
     assert table.delete(u32(1)) is True
     assert table.delete(u32(1)) is False
     assert table.get(u32(1)) is None
+
+
+@pytest.mark.parametrize("kind, key, entries", [(MapType.HASH, 4, 10_000), (MapType.ARRAY, 4, 100_000),
+                                                (MapType.PERCPU_ARRAY, 4, 16)])
+def test_the_memory_of_a_map_is_what_bpftool_says(kind, key, entries):
+    name = f"t{os.getpid()}_{kind}"
+    table = Map(MapSpec(name, kind, key, 8, entries))
+    try:
+        ours = table.memory_bytes
+        if not shutil.which("bpftool"):
+            pytest.skip("no bpftool here")
+        said = subprocess.run(["bpftool", "map", "list", "--json"], capture_output=True, text=True, timeout=60)
+        listed = json.loads(said.stdout or "[]")
+        theirs = next((one.get("bytes_memlock") for one in listed if one.get("name") == name), None)
+    finally:
+        table.close()
+
+    if not theirs:
+        pytest.skip(f"bpftool does not know: {said.stderr}")
+    assert ours == theirs and ours >= (8 + key * (kind == MapType.HASH)) * entries
+    assert table.memory_bytes is None  # closed: nobody tells
 
 
 @pytest.mark.parametrize("batches", [True, False], ids=["batches", "one by one"])
