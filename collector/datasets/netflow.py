@@ -49,8 +49,8 @@ _FLOW_KEY = struct.Struct("<16s16sHHII16sI")
 _FLOW = struct.Struct("<8Q")
 _DESTINATION = struct.Struct("<16sII")
 _UDP = struct.Struct("<4Q16s16sHHII16sI")
-# What has been reported of a TCP socket so far: read, written, retransmits, established, closed.
-_COUNTS = struct.Struct("<QQIII")
+# What has been reported of a TCP socket so far: read, written, retransmits, established, closed; and at which flush.
+_COUNTS = struct.Struct("<QQIBBH")
 # What has been reported of datagrams, as the map has it in front: birth, read, written.
 _UDP_COUNTS = struct.Struct("<QQQ")
 
@@ -177,11 +177,22 @@ class Netflow:
             yield self._tcp_delta(name, _TCP.unpack(value), last=True)
         for key, value in living:
             state = _TCP.unpack(value)
-            if state[18] == self._generation:
+            # Of one that only tries to connect nothing is known yet: not even its port.
+            if state[18] == self._generation or not state[_FLAGS] & _WAS_ESTABLISHED:
                 continue
             name = key + value[:8]
             if _is_whole(state) and (name in self._reported or self._is_still(key, state)):
                 yield self._tcp_delta(name, state, last=False)
+        self._forget_lost()
+
+    def _forget_lost(self) -> None:
+        """Sockets that no two flushes saw alive: of one that died beside the first, the second saw the end.
+
+        The others did not fit into `dead`, or had nothing more to tell.
+        """
+        lately = {(self._generation - age & 0xFFFF).to_bytes(2, "little") for age in (0, 1)}
+        for name in [name for name, told in self._reported.items() if told[-2:] not in lately]:
+            del self._reported[name]
 
     def _is_still(self, key: bytes, state: tuple[Any, ...]) -> bool:
         """Whether a second look shows the same socket: the first may have been half at its predecessor in the map.
@@ -200,11 +211,12 @@ class Netflow:
         read, written = read_to - read_from + read_ahead, written_to - written_from + written_ahead
         before = self._reported.pop(name, None) if last else self._reported.get(name)
         read_before, written_before, retransmits_before, established_before, closed_before = (
-            _COUNTS.unpack(before) if before else _NOTHING)
+            _COUNTS.unpack(before)[:-1] if before else _NOTHING)
         # A copy made amid a look may lack what the look before it had: that was told, and is not told again.
         read, written = max(read, read_before), max(written, written_before)
         if not last:
-            self._reported[name] = _COUNTS.pack(read, written, retransmits, established, closed)
+            self._reported[name] = _COUNTS.pack(read, written, retransmits, established, closed,
+                                                self._generation & 0xFFFF)
         way = _DIRECTIONS[direction]
         if not direction:
             way, pid = self._of_old((netns, local, local_port, remote, remote_port), pid, last=last)
@@ -266,6 +278,7 @@ class Netflow:
 
 _NOTHING = (0, 0, 0, 0, 0)
 _LASTING = (0, 2, 4, 18)  # of a struct tcp_state: id, written_base, read_base, generation
+_FLAGS, _WAS_ESTABLISHED = 20, 1
 
 
 def _is_whole(state: tuple[Any, ...]) -> bool:

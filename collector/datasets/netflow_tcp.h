@@ -208,14 +208,15 @@ static __always_inline void on_state(void *sk, int from, int to, int misses)
 	if (to == CLOSE_WAIT || to == CLOSING || to == TIME_WAIT)
 		state->flags |= PEER_FIN;
 	if (to == CLOSE) {
-		if (!(state->flags & WAS_ESTABLISHED)) {
+		if (state->flags & WAS_ESTABLISHED) {
+			state->flags |= CLOSED;
+			state->closed = 1;
+		} else if (!state->retransmits) {
 			u64 key = (u64)sk;
 
 			socks.delete(&key);
-			return;
 		}
-		state->flags |= CLOSED;
-		state->closed = 1;
+		/* Else they are told when the socket goes. */
 	}
 }
 
@@ -285,7 +286,15 @@ static __always_inline void on_retransmit(void *sk)
 
 	if (!state)
 		return;
+	/* A SYN: should this connect fail, where it went is known no more. */
+	if (!(state->flags & WAS_ESTABLISHED)) {
+		struct tuple tuple = {};
+
+		read_tuple(sk, &tuple);
+		state->tuple = tuple;
+	}
 	read_numbers(sk, &now);
+	FORGET_SUMS(state);
 	measure(state, &now);
 	count_retransmits(sk, state);
 }

@@ -2,8 +2,10 @@
 
 import array
 import ctypes
+import errno
 import os
 import random
+import select
 import socket
 import struct
 import threading
@@ -24,7 +26,7 @@ from kcompat.kernel import Kernel
 from kcompat.preemption import preempts_programs
 from kcompat.version import running_version_code
 from tests.kernel import signs
-from tests.kernel.tcp_states import settle
+from tests.kernel.tcp_states import settle, wait_for
 
 OPTIONS = Options("box", interval_s=1, loopback=True)
 TCP_INFO_SIZE = 160
@@ -235,6 +237,64 @@ def test_rtt_and_retransmits_are_those_of_tcp_info(netflow):
     assert record.fields["retransmits"] == after["total_retrans"] > 0
     assert record.fields["rtt"] == after["rtt"] > 0
     assert record.fields["rtt_var"] == after["rttvar"] > 0
+
+
+def test_a_connect_that_hangs_is_told_once_it_fails_or_comes_about(netflow):
+    """A flush sees both while their SYNs go unanswered. One is given up, the other gets through at last."""
+    def traffic():
+        with socket.socket() as full:
+            full.bind(("127.0.0.9", 0))
+            full.listen(0)
+            queued = socket.create_connection(full.getsockname())
+            failing, waiting = (socket.socket() for _ in range(2))
+            for sock in (failing, waiting):
+                sock.setblocking(False)
+                assert sock.connect_ex(full.getsockname()) == errno.EINPROGRESS
+            wait_for(lambda: all(tcp_info(sock)["total_retrans"] for sock in (failing, waiting)))
+            records.extend(own_records(netflow))
+            infos.append(tcp_info(failing))
+            failing.close()
+            full.accept()[0].close()
+            wait_for(lambda: select.select([], [waiting], [], 0)[1])
+            infos.append(tcp_info(waiting))
+            port.append(str(full.getsockname()[1]))
+            for sock in (queued, waiting):
+                sock.close()
+            settle()
+        records.extend(own_records(netflow))
+
+    records, infos, port = [], [], []
+    in_namespace(traffic)
+    told = [r for r in records if r.tags["dst_port"] == port[0]]
+    assert total(told, "retransmits", direction="outgoing") == sum(info["total_retrans"] for info in infos) > 1
+    assert total(told, "tcp_established", direction="outgoing") == 2
+    wait_for(lambda: not told_of_no_more(netflow))
+
+
+def told_of_no_more(netflow):
+    """What is remembered as told, though its state is in no map any more."""
+    netflow.flush()
+    there = {key for key, _ in netflow.loaded.maps["socks"].items()}
+    return [name for name in netflow._reported if name[:8] not in there]
+
+
+def test_a_connection_whose_end_did_not_fit_is_not_remembered_for_ever(netflow):
+    def traffic():
+        client, server = pair()
+        client.send(b"x")
+        server.recv(1)
+        netflow.flush()
+        netflow.flush()
+        states = netflow.loaded.maps["socks"]
+        ours = [key for key, value in states.items() if _TCP.unpack(value)[PID + 3] == os.getpid()]
+        assert len(ours) == 2
+        for key in ours:
+            assert states.delete(key)
+        client.close()
+        server.close()
+
+    in_namespace(traffic)
+    wait_for(lambda: not told_of_no_more(netflow))
 
 
 def deaf(sock):
