@@ -40,7 +40,7 @@ static __always_inline int know_before_call(void *sk)
 	if (known)
 		establish(sk, known, &now, 0, 0);
 	else
-		adopt_old(sk, &now, 0, 0);
+		adopt_old(sk, UNKNOWN, &now, 0, 0);
 	return 1;
 }
 
@@ -98,9 +98,23 @@ int kretprobe__inet_csk_accept(struct pt_regs *ctx)
 
 	if (!sk)
 		return 0;
-	state = find(sk);
-	if (state)
-		touch(state);
+	state = find_own(sk, 1);
+	if (!state) {
+		struct numbers now = {};
+
+		if (!is_protocol(sk, IPPROTO_TCP))
+			return 0;
+		read_numbers(sk, &now);
+		adopt_old(sk, INCOMING, &now, 0, 0);
+		state = find(sk);
+		if (!state)
+			return 0;
+	}
+	touch(state);
+	if (state->direction == UNKNOWN)
+		state->direction = INCOMING;
+	/* Nothing else tells of listeners: none becomes one through tcp_set_state(). */
+	remember_listener(&state->tuple);
 	return 0;
 }
 

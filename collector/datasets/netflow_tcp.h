@@ -102,11 +102,12 @@ static __always_inline struct tcp_state *find_own(void *sk, int misses)
 	return state;
 }
 
-/* One older than us, at a system call: it was established, by whom is for user space to say. */
-static __always_inline void adopt_old(void *sk, const struct numbers *now, u32 accepted, u32 copied)
+/* One older than us, at a system call: it was established, by whom is for user space to say unless the call does. */
+static __always_inline void adopt_old(void *sk, u8 direction, const struct numbers *now, u32 accepted, u32 copied)
 {
 	struct tcp_state fresh = {};
 
+	fresh.direction = direction;
 	fresh.flags = flags_of_old(sk);
 	fresh.first_retrans = total_retrans(sk);
 	set_out(&fresh, now, accepted, copied);
@@ -114,16 +115,15 @@ static __always_inline void adopt_old(void *sk, const struct numbers *now, u32 a
 	adopt(sk, &fresh, 1);
 }
 
-static __always_inline void remember_listener(void *sk)
+static __always_inline void remember_listener(const struct tuple *tuple)
 {
-	struct tuple tuple = {};
 	struct listener key = {};
 	u32 one = 1;
 
-	read_tuple(sk, &tuple);
-	key.netns = tuple.netns;
-	key.port = tuple.local_port;
-	listeners.update(&key, &one);
+	key.netns = tuple->netns;
+	key.port = tuple->local_port;
+	if (!listeners.lookup(&key))
+		listeners.update(&key, &one);
 }
 
 /*
@@ -141,7 +141,10 @@ static __always_inline void on_state(void *sk, int from, int to, int misses)
 	if (!state && protocol_of(sk) != IPPROTO_TCP)
 		return;
 	if (to == LISTEN) {
-		remember_listener(sk);
+		struct tuple tuple = {};
+
+		read_tuple(sk, &tuple);
+		remember_listener(&tuple);
 		return;
 	}
 	/* A FIN of the peer is still to be read, ours is only acknowledged: the numbers wait for what comes next. */
@@ -248,7 +251,7 @@ static __always_inline void on_tcp_sent(void *sk, struct tcp_state *state, u32 a
 
 	read_numbers(sk, &now);
 	if (!state) {
-		adopt_old(sk, &now, accepted, 0);
+		adopt_old(sk, UNKNOWN, &now, accepted, 0);
 		return;
 	}
 	if (!(state->flags & WAS_ESTABLISHED))
@@ -267,7 +270,7 @@ static __always_inline void on_tcp_received(void *sk, struct tcp_state *state, u
 
 	read_numbers(sk, &now);
 	if (!state) {
-		adopt_old(sk, &now, 0, copied);
+		adopt_old(sk, UNKNOWN, &now, 0, copied);
 		return;
 	}
 	if (!(state->flags & WAS_ESTABLISHED))

@@ -32,7 +32,8 @@ OPTIONS = Options("box", interval_s=1, loopback=True)
 TCP_INFO_SIZE = 160
 # A kprobe is not run while its processor is in a map call: a flush a hundred times a second would hide many events.
 FLUSH_PAUSE_S = {"rawtp": 0.01, "kprobe": 0.5}
-# Of struct tcp_state, counted from the member behind written_base.
+LOCAL_PORT = 7  # of struct tcp_state
+# Of it too, counted from the member behind written_base.
 REMOTE_PORT, PID = 5, 7
 
 
@@ -407,6 +408,36 @@ def test_a_connection_begins_anew_where_the_end_of_another_was_missed(netflow):
 def disconnect(sock):
     """connect(2) to AF_UNSPEC: the socket lives on for another connection, and its peer gets a reset."""
     assert ctypes.CDLL(None).connect(sock.fileno(), bytes(16), 16) == 0
+
+
+@pytest.mark.parametrize("when", ["not accepted yet", "accepted"])
+def test_a_server_that_came_later_is_one_though_a_beginning_was_missed(netflow, when):
+    def traffic():
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client = socket.create_connection(listener.getsockname())
+            if when == "not accepted yet":
+                forget(netflow, listener.getsockname()[1])
+            server, _ = listener.accept()
+            if when == "accepted":
+                forget(netflow, listener.getsockname()[1])
+        server.send(b"x" * 7)
+        client.recv(10)
+        records.extend(own_records(netflow))
+        for sock in (client, server):
+            sock.close()
+
+    records = []
+    in_namespace(traffic)
+    assert total(records, "bytes_written", direction="incoming") == 7
+    assert total(records, "bytes_read", direction="outgoing") == 7
+
+
+def forget(netflow, local_port):
+    """As if it had not been seen how that socket began."""
+    states = netflow.loaded.maps["socks"]
+    ours = [key for key, value in states.items() if _TCP.unpack(value)[LOCAL_PORT] == local_port]
+    assert len(ours) == 1
+    assert states.delete(ours[0])
 
 
 def needs_ipv6():
