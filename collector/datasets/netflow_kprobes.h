@@ -3,22 +3,26 @@
  * Hook set one: kprobes.
  */
 
-static __always_inline void begin_call(void *sk)
+/* A thread is in one system call at a time, and in one retransmission, which may interrupt the call of any thread. */
+#define SYSTEM_CALL    0
+#define RETRANSMISSION (1ULL << 63)
+
+static __always_inline void begin_call(u64 kind, void *sk)
 {
-	u64 thread = bpf_get_current_pid_tgid();
+	u64 call = bpf_get_current_pid_tgid() | kind;
 	u64 value = (u64)sk;
 
-	if (calls.update(&thread, &value))
+	if (calls.update(&call, &value))
 		lose(LOST_CALL);
 }
 
-static __always_inline void *end_call(void)
+static __always_inline void *end_call(u64 kind)
 {
-	u64 thread = bpf_get_current_pid_tgid();
-	u64 *value = calls.lookup(&thread);
+	u64 call = bpf_get_current_pid_tgid() | kind;
+	u64 *value = calls.lookup(&call);
 	void *sk = value ? (void *)*value : 0;
 
-	calls.delete(&thread);
+	calls.delete(&call);
 	return sk;
 }
 
@@ -60,13 +64,13 @@ int kprobe__tcp_send(struct pt_regs *ctx)
 	void *sk = (void *)PT_REGS_PARM1(ctx);
 
 	if (know_before_call(sk))
-		begin_call(sk);
+		begin_call(SYSTEM_CALL, sk);
 	return 0;
 }
 
 int kretprobe__tcp_send(struct pt_regs *ctx)
 {
-	void *sk = end_call();
+	void *sk = end_call(SYSTEM_CALL);
 
 	if (sk && (int)PT_REGS_RC(ctx) > 0)
 		on_tcp_sent(sk, find(sk), 0, 1);
@@ -120,13 +124,13 @@ int kretprobe__inet_csk_accept(struct pt_regs *ctx)
 
 int kprobe__tcp_retransmit_skb(struct pt_regs *ctx)
 {
-	begin_call((void *)PT_REGS_PARM1(ctx));
+	begin_call(RETRANSMISSION, (void *)PT_REGS_PARM1(ctx));
 	return 0;
 }
 
 int kretprobe__tcp_retransmit_skb(struct pt_regs *ctx)
 {
-	void *sk = end_call();
+	void *sk = end_call(RETRANSMISSION);
 
 	if (sk)
 		on_retransmit(sk);
@@ -145,13 +149,13 @@ int kprobe__udp_send(struct pt_regs *ctx)
 	u64 thread = bpf_get_current_pid_tgid();
 
 	routes.delete(&thread);
-	begin_call((void *)PT_REGS_PARM1(ctx));
+	begin_call(SYSTEM_CALL, (void *)PT_REGS_PARM1(ctx));
 	return 0;
 }
 
 int kretprobe__udp_send(struct pt_regs *ctx)
 {
-	void *sk = end_call();
+	void *sk = end_call(SYSTEM_CALL);
 
 	if (sk && (int)PT_REGS_RC(ctx) > 0)
 		on_udp_sent(sk, (int)PT_REGS_RC(ctx));
@@ -202,7 +206,7 @@ int kprobe__udp_recvmsg(struct pt_regs *ctx)
 	/* Nobody asked for the sender of the last one, and no end of a system call told us so. */
 	count_pending(0);
 	forget_sender();
-	begin_call((void *)((flags & (MSG_PEEK | MSG_ERRQUEUE)) ? 0 : PT_REGS_PARM1(ctx)));
+	begin_call(SYSTEM_CALL, (void *)((flags & (MSG_PEEK | MSG_ERRQUEUE)) ? 0 : PT_REGS_PARM1(ctx)));
 	return 0;
 }
 
@@ -210,7 +214,7 @@ int kretprobe__udp_recvmsg(struct pt_regs *ctx)
 {
 	struct pending pending = {};
 
-	pending.sk = (u64)end_call();
+	pending.sk = (u64)end_call(SYSTEM_CALL);
 	if (!pending.sk || (int)PT_REGS_RC(ctx) <= 0)
 		return 0;
 	pending.bytes = (int)PT_REGS_RC(ctx);

@@ -94,7 +94,7 @@ def own_records(netflow, dropped=None):
 
 
 def total(records, field, **tags):
-    return sum(r.fields[field] for r in records if all(r.tags[k] == v for k, v in tags.items()))
+    return sum(r.fields.get(field, 0) for r in records if all(r.tags[k] == v for k, v in tags.items()))
 
 
 def pair(family=socket.AF_INET, address="127.0.0.1", small_buffer=False):
@@ -296,6 +296,33 @@ def test_a_connection_whose_end_did_not_fit_is_not_remembered_for_ever(netflow):
 
     in_namespace(traffic)
     wait_for(lambda: not told_of_no_more(netflow))
+
+
+def test_a_call_that_a_retransmission_interrupts_is_counted(netflow):
+    """By this thread's processor, which the timers are of: it does nothing else but call while they run out."""
+    def traffic():
+        ends = [pair() for _ in range(64)]
+        for client, server in ends:
+            deaf(server)
+            client.send(b"lost")
+            time.sleep(0.003)
+        with (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+              socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client):
+            server.bind(("127.0.0.9", 0))
+            client.connect(server.getsockname())
+            deadline = time.monotonic() + 2
+            while time.monotonic() < deadline:
+                calls.append(client.send(b"x" * 10))
+        retransmits.append(sum(tcp_info(client)["total_retrans"] for client, _ in ends))
+        records.extend(own_records(netflow))
+        for sock in (one for two in ends for one in two):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # no FIN for ever
+            sock.close()
+
+    calls, retransmits, records = [], [], []
+    in_namespace(traffic)
+    assert total(records, "bytes_written", transport="udp", dst_ip="127.0.0.9") == sum(calls)
+    assert retransmits[0] > 64
 
 
 def deaf(sock):
