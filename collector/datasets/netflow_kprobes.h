@@ -26,7 +26,10 @@ static __always_inline void *end_call(u64 kind)
 	return sk;
 }
 
-/* Takes the bases of a socket older than us; 0 before the handshake, when there is nothing to be older than. */
+/*
+ * Takes the bases of a socket older than us, but before the handshake, when there is nothing to be older than. Whether
+ * it is one of TCP.
+ */
 static __always_inline int know_before_call(void *sk)
 {
 	u8 state = 0;
@@ -39,7 +42,7 @@ static __always_inline int know_before_call(void *sk)
 		return 0;
 	READ(&state, sk, sock_common__skc_state);
 	if (state == CLOSE || state == SYN_SENT || state == LISTEN)
-		return 0;
+		return 1;
 	read_numbers(sk, &now);
 	if (known)
 		establish(sk, known, &now, 0, 0);
@@ -73,7 +76,7 @@ int kretprobe__tcp_send(struct pt_regs *ctx)
 	void *sk = end_call(SYSTEM_CALL);
 
 	if (sk && (int)PT_REGS_RC(ctx) > 0)
-		on_tcp_sent(sk, find(sk), 0, 1);
+		on_tcp_sent(sk, find(sk), (int)PT_REGS_RC(ctx), 1);
 	return 0;
 }
 

@@ -64,7 +64,7 @@ static __always_inline void establish(void *sk, struct tcp_state *state, const s
 {
 	struct tuple tuple = {};
 
-	set_bases(state, now, accepted, copied);
+	set_bases(state, now, accepted + state->out.ahead, copied);
 	tuple.netns = state->tuple.netns;
 	read_tuple(sk, &tuple);
 	state->tuple = tuple;
@@ -218,8 +218,10 @@ static __always_inline void on_state(void *sk, int from, int to, int misses)
 			u64 key = (u64)sk;
 
 			socks.delete(&key);
+		} else {
+			/* These are told when the socket goes; of what should have gone with the SYN nothing came about. */
+			state->out.ahead = 0;
 		}
-		/* Else they are told when the socket goes. */
 	}
 }
 
@@ -244,11 +246,28 @@ static __always_inline void touch(struct tcp_state *state)
 		own_sock(state);
 }
 
-/* `state` is 0 for a socket not seen before; with `misses`, a retransmission may not be told of. */
+static __always_inline int is_connecting(void *sk)
+{
+	u8 state = 0;
+
+	READ(&state, sk, sock_common__skc_state);
+	return state == SYN_SENT;
+}
+
+/*
+ * `state` is 0 for a socket not seen before; with `misses`, a retransmission may not be told of. What went with a SYN
+ * (TCP Fast Open) was accepted before there was a base: the call that returns then tells how much, else the first one.
+ */
 static __always_inline void on_tcp_sent(void *sk, struct tcp_state *state, u32 accepted, int misses)
 {
 	struct numbers now = {};
+	u64 before;
 
+	if ((!state || !(state->flags & WAS_ESTABLISHED)) && is_connecting(sk)) {
+		if (state)
+			state->out.ahead = accepted;
+		return;
+	}
 	read_numbers(sk, &now);
 	if (!state) {
 		adopt_old(sk, UNKNOWN, &now, accepted, 0);
@@ -257,7 +276,11 @@ static __always_inline void on_tcp_sent(void *sk, struct tcp_state *state, u32 a
 	if (!(state->flags & WAS_ESTABLISHED))
 		establish(sk, state, &now, accepted, 0);
 	touch(state);
+	before = state->written;
 	catch_up_written(state, &now);
+	if (state->direction == OUTGOING && before == state->written_base && state->written - before < accepted)
+		state->written_base = state->written - accepted;
+	FORGET_SUMS(state);
 	measure(state, &now);
 	if (misses)
 		count_retransmits(sk, state);

@@ -240,9 +240,12 @@ def test_rtt_and_retransmits_are_those_of_tcp_info(netflow):
     assert record.fields["rtt_var"] == after["rttvar"] > 0
 
 
-def test_a_connect_that_hangs_is_told_once_it_fails_or_comes_about(netflow):
+@pytest.mark.parametrize("early", [b"", b"early"], ids=["plain", "fast open"])
+def test_a_connect_that_hangs_is_told_once_it_fails_or_comes_about(netflow, early):
     """A flush sees both while their SYNs go unanswered. One is given up, the other gets through at last."""
     def traffic():
+        if early:
+            needs_fast_open()
         with socket.socket() as full:
             full.bind(("127.0.0.9", 0))
             full.listen(0)
@@ -250,7 +253,10 @@ def test_a_connect_that_hangs_is_told_once_it_fails_or_comes_about(netflow):
             failing, waiting = (socket.socket() for _ in range(2))
             for sock in (failing, waiting):
                 sock.setblocking(False)
-                assert sock.connect_ex(full.getsockname()) == errno.EINPROGRESS
+                if early:
+                    assert sock.sendto(early, MSG_FASTOPEN, full.getsockname()) == len(early)
+                else:
+                    assert sock.connect_ex(full.getsockname()) == errno.EINPROGRESS
             wait_for(lambda: all(tcp_info(sock)["total_retrans"] for sock in (failing, waiting)))
             records.extend(own_records(netflow))
             infos.append(tcp_info(failing))
@@ -258,6 +264,7 @@ def test_a_connect_that_hangs_is_told_once_it_fails_or_comes_about(netflow):
             full.accept()[0].close()
             wait_for(lambda: select.select([], [waiting], [], 0)[1])
             infos.append(tcp_info(waiting))
+            waiting.send(b"late")
             port.append(str(full.getsockname()[1]))
             for sock in (queued, waiting):
                 sock.close()
@@ -267,9 +274,54 @@ def test_a_connect_that_hangs_is_told_once_it_fails_or_comes_about(netflow):
     records, infos, port = [], [], []
     in_namespace(traffic)
     told = [r for r in records if r.tags["dst_port"] == port[0]]
-    assert total(told, "retransmits", direction="outgoing") == sum(info["total_retrans"] for info in infos) > 1
+    retransmits = sum(info["total_retrans"] for info in infos)
+    # What went with the SYN is sent once more.
+    assert retransmits <= total(told, "retransmits", direction="outgoing") <= retransmits + bool(early)
+    assert retransmits > 1
+    assert total(told, "bytes_written", direction="outgoing") == len(early + b"late")
     assert total(told, "tcp_established", direction="outgoing") == 2
+    assert total(told, "tcp_closed", direction="outgoing") == 2
     wait_for(lambda: not told_of_no_more(netflow))
+
+
+MSG_FASTOPEN = 0x20000000
+
+
+def needs_fast_open():
+    """Client and server, without cookies, every listener (Documentation/networking/ip-sysctl)."""
+    try:
+        Path("/proc/sys/net/ipv4/tcp_fastopen").write_text(str(0x607))
+    except OSError as error:
+        pytest.skip(f"no TCP Fast Open in a namespace: {error.strerror}")
+
+
+@pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "not blocking"])
+def test_what_goes_with_the_syn_counts(netflow, blocking):
+    def traffic():
+        needs_fast_open()
+        with socket.create_server(("127.0.0.9", 0)) as listener:
+            client = socket.socket()
+            client.setblocking(blocking)
+            assert client.sendto(b"q" * 300, MSG_FASTOPEN, listener.getsockname()) == 300
+            server, _ = listener.accept()
+            assert server.recv(400) == b"q" * 300
+            client.setblocking(True)
+            client.send(b"q" * 11)
+            server.recv(400)
+            server.send(b"a" * 70)
+            client.recv(100)
+            for sock in (client, server):
+                sock.close()
+            settle()
+        records.extend(own_records(netflow))
+
+    records = []
+    in_namespace(traffic)
+    for way, read, written in (("outgoing", 70, 311), ("incoming", 311, 70)):
+        assert total(records, "bytes_read", direction=way) == read
+        assert total(records, "bytes_written", direction=way) == written
+        assert total(records, "tcp_established", direction=way) == 1
+        assert total(records, "tcp_closed", direction=way) == 1
 
 
 def told_of_no_more(netflow):
