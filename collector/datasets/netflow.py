@@ -20,7 +20,7 @@ from collector.datasets.netflow_calibration import find_receive_flags
 from collector.datasets.netflow_hooks import HOOKS, SENDERS
 from collector.flows import FlowDelta
 from collector.local_addresses import LocalAddresses
-from collector.seeds import Ends, Old, seeds
+from collector.seeds import Ends, Old, ephemeral, seeds
 from kcompat import template
 from kcompat.bpf import compile_cached
 from kcompat.fields import Field
@@ -40,6 +40,7 @@ _UDP_IDLE_NS, _UDP_ONE_WAY_IDLE_NS = 120 * 10**9, 30 * 10**9
 # Longer than any of our programs runs: after it none is left that saw the old generation.
 _GRACE_S = 0.02
 _WARNED_EVERY_S = 60.0
+_BOUND = 1 << 16  # ports of datagram servers, in all namespaces
 _LOSSES = ("tcp sockets", "flows", "closed sockets", "udp flows", "udp peers", "calls")
 _SENDERS_TOLD, _ANY_TRANSLATED, _PREEMPTED = range(3)  # slots of the map `switches`
 _DIRECTIONS = ("outgoing", "incoming", "outgoing")
@@ -102,6 +103,7 @@ class Netflow:
     def _seed(self) -> None:
         """After attaching: who begins to listen from now on is seen by the programs."""
         self._seeds = seeds()
+        self._bound, self._first_ephemeral = self._seeds.bound, ephemeral()
         table = self.loaded.maps["listeners"]
         for netns, port in self._seeds.listeners:
             try:
@@ -246,9 +248,11 @@ class Netflow:
                 self.loaded.maps["partners"].delete(key[:8])
             else:
                 seen[key] = value[:_UDP_COUNTS.size]
-            # A server older than we are, whose first word we did not hear.
-            if direction == 2 and (netns, local_port) in self._seeds.bound:
+            # A server speaks first when the flow in which it was spoken to is forgotten, or older than we are.
+            if direction == 2 and (netns, local_port) in self._bound:
                 direction = 1
+            elif direction == 1 and local_port < self._first_ephemeral and len(self._bound) < _BOUND:
+                self._bound.add((netns, local_port))
             if not local.strip(b"\0\xff"):
                 local = self._locals.towards(netns, pid, remote) or local
             yield FlowDelta(local, local_port, remote, remote_port, "udp", netns, pid, _text(comm),

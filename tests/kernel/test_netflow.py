@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -615,14 +615,44 @@ def test_udp_connected_peek_and_recvmsg(netflow):
     assert total(flushed, "bytes_read", direction="incoming") == 123
 
 
-@pytest.mark.thorough
-def test_idle_datagram_flows_expire_sooner_when_one_way(netflow, monkeypatch):
-    """The two minutes are not waited for: the clock of the flush goes ahead."""
-    def later(age_s):
-        def clock_gettime_ns(clock):
-            return time.clock_gettime_ns(clock) + age_s * 10**9
-        return SimpleNamespace(**{**vars(time), "clock_gettime_ns": clock_gettime_ns})
+@contextmanager
+def later(age_s):
+    """Nobody waits for two minutes: the clock of a flush goes ahead."""
+    def clock_gettime_ns(clock):
+        return time.clock_gettime_ns(clock) + age_s * 10**9
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("collector.datasets.netflow.time",
+                      SimpleNamespace(**{**vars(time), "clock_gettime_ns": clock_gettime_ns}))
+        yield
 
+
+def bound(host, port=0):
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.bind((f"127.0.0.{host}", port))
+    return made
+
+
+def test_a_server_stays_one_though_nobody_spoke_to_it_for_long(netflow):
+    def traffic():
+        with bound(9, 5353) as server, bound(7) as client:
+            client.sendto(b"question", server.getsockname())
+            _, peer = server.recvfrom(10)
+            rounds.append(own_records(netflow))
+            with later(130):
+                netflow.flush()
+            server.sendto(b"late", peer)
+            client.recvfrom(10)
+            rounds.append(own_records(netflow))
+
+    rounds = []
+    in_namespace(traffic)
+    for field, told, records in zip(("bytes_read", "bytes_written"), (8, 4), rounds, strict=True):
+        (record,) = [r for r in records if r.tags["src_ip"] == "127.0.0.9"]
+        assert (record.tags["direction"], record.fields[field]) == ("incoming", told)
+
+
+@pytest.mark.thorough
+def test_idle_datagram_flows_expire_sooner_when_one_way(netflow):
     def traffic():
         with (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
               socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf,
@@ -638,8 +668,8 @@ def test_idle_datagram_flows_expire_sooner_when_one_way(netflow, monkeypatch):
             client.recvfrom(10)
             rounds.append(own_records(netflow))
             for age_s in (0, 25, 35, 110, 130):
-                monkeypatch.setattr("collector.datasets.netflow.time", later(age_s))
-                rounds.append(own_records(netflow))
+                with later(age_s):
+                    rounds.append(own_records(netflow))
                 left.append(len(ours()))
 
     def ours():
