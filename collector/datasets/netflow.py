@@ -233,6 +233,7 @@ class Netflow:
 
     def _of_udp(self, table: Map, entries: Iterable[tuple[bytes, bytes]], now: int) -> Iterator[FlowDelta]:
         seen: dict[bytes, bytes] = {}
+        gone: set[bytes] = set()
         self._locals.begin()
         for key, value in entries:
             (birth, read, written, last, local, remote, local_port, remote_port, netns, pid, comm,
@@ -245,7 +246,7 @@ class Netflow:
             if ((idle > _UDP_IDLE_NS or (idle > _UDP_ONE_WAY_IDLE_NS and not (read and written)))
                     and table.get(key) == value):
                 table.delete(key)
-                self.loaded.maps["partners"].delete(key[:8])
+                gone.add(key[:8])
             else:
                 seen[key] = value[:_UDP_COUNTS.size]
             # A server speaks first when the flow in which it was spoken to is forgotten, or older than we are.
@@ -258,6 +259,9 @@ class Netflow:
             yield FlowDelta(local, local_port, remote, remote_port, "udp", netns, pid, _text(comm),
                             _DIRECTIONS[direction], read - read_before, written - written_before)
         self._reported_udp = seen
+        if gone:
+            for sock in gone.difference(key[:8] for key in seen):
+                self.loaded.maps["partners"].delete(sock)
 
     def _count_losses(self) -> None:
         """Says what was lost once a minute at most: a full map stays full."""

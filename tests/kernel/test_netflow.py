@@ -651,6 +651,26 @@ def test_a_server_stays_one_though_nobody_spoke_to_it_for_long(netflow):
         assert (record.tags["direction"], record.fields[field]) == ("incoming", told)
 
 
+def test_whom_a_socket_spoke_to_is_known_until_its_last_flow_is_idle(netflow):
+    def traffic():
+        with bound(9) as one, bound(8) as partner, bound(7) as other:
+            one.sendto(b"to it alone", partner.getsockname())
+            partner.sendto(b"1", one.getsockname())
+            one.recv(100)
+            other.sendto(b"2" * 20, one.getsockname())
+            one.recvfrom(100)
+            rounds.append(own_records(netflow))
+            with later(35):
+                netflow.flush()  # the other one's is idle by then
+            partner.sendto(b"3" * 300, one.getsockname())
+            one.recv(1000)
+            rounds.append(own_records(netflow))
+
+    rounds = []
+    in_namespace(traffic)
+    assert [total(r, "bytes_read", src_ip="127.0.0.9", dst_ip="127.0.0.8") for r in rounds] == [1, 300]
+
+
 @pytest.mark.thorough
 def test_idle_datagram_flows_expire_sooner_when_one_way(netflow):
     def traffic():
