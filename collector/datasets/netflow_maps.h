@@ -59,7 +59,8 @@ struct tcp_state {
 	struct lane out;
 	struct lane in;
 	u32 unused_too;
-	u64 seal; /* the id once more: memory is used again at once, who reads while it is filled sees two sockets */
+	/* The id once more: memory is used again at once, who reads while it is filled sees two sockets. 0: it is buried. */
+	u64 seal;
 };
 
 /* What many short connections that look alike outside have in common. */

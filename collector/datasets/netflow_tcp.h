@@ -156,7 +156,7 @@ static __always_inline void on_state(void *sk, int from, int to, int misses)
 	if (to != SYN_SENT)
 		read_numbers(sk, &now);
 	/* Another one's, whose end was not seen. */
-	if (state && (to == SYN_SENT || (to == ESTABLISHED && state->flags & WAS_ESTABLISHED) ||
+	if (state && (to == SYN_SENT || (to == ESTABLISHED && (state->flags & WAS_ESTABLISHED || !state->seal)) ||
 	              (misses && is_another(sk, state)))) {
 		bury(sk, state);
 		state = 0;

@@ -324,6 +324,39 @@ def test_what_goes_with_the_syn_counts(netflow, blocking):
         assert total(records, "tcp_closed", direction=way) == 1
 
 
+def test_what_is_buried_is_not_told_of_as_alive_nor_buried_again(netflow):
+    """However long a burial is interrupted, and where its last step fails: the state is in `socks` all the while."""
+    def traffic():
+        client, server = pair()
+        client.send(b"x" * 10)
+        server.recv(20)
+        netflow.flush()
+        netflow.flush()
+        server.send(b"y" * 5)
+        client.recv(10)
+        states = netflow.loaded.maps["socks"]
+        (key, value), = [(k, v) for k, v in states.items() if _TCP.unpack(v)[LOCAL_PORT] == client.getsockname()[1]]
+        states.set(key, value[:-8] + bytes(8))
+        rounds.append(own_records(netflow))
+        port = server.getsockname()[1]
+        for sock in (client, server):
+            sock.close()
+        settle()
+        broken.extend(_TCP.unpack(v)[-1] for _, v in netflow.loaded.maps["dead"].items()
+                      if _TCP.unpack(v)[LOCAL_PORT] == port)
+        there.append(states.get(key))
+        rounds.append(own_records(netflow))
+
+    rounds, broken, there = [], [], []
+    in_namespace(traffic)
+    for records in rounds:
+        assert not [r for r in records if r.tags["direction"] == "outgoing"]
+    assert [total(records, "bytes_written", direction="incoming") for records in rounds] == [5, 0]
+    assert [total(records, "tcp_closed", direction="incoming") for records in rounds] == [0, 1]
+    assert there == [None]
+    assert broken == [0]
+
+
 def told_of_no_more(netflow):
     """What is remembered as told, though its state is in no map any more."""
     netflow.flush()
