@@ -42,6 +42,7 @@ _GRACE_S = 0.02
 _WARNED_EVERY_S = 60.0
 _BOUND = 1 << 16  # ports of datagram servers, in all namespaces
 _LOSSES = ("tcp sockets", "flows", "closed sockets", "udp flows", "udp peers", "calls")
+_UNKNOWN_LOCAL = "udp addresses"
 _SENDERS_TOLD, _ANY_TRANSLATED, _PREEMPTED = range(3)  # slots of the map `switches`
 _DIRECTIONS = ("outgoing", "incoming", "outgoing")
 
@@ -81,7 +82,7 @@ class Netflow:
         self._reported: dict[bytes, bytes] = {}
         self._reported_udp: dict[bytes, bytes] = {}
         self._locals = LocalAddresses()
-        self.losses: dict[str, int] = dict.fromkeys(_LOSSES, 0)
+        self.losses: dict[str, int] = dict.fromkeys((*_LOSSES, _UNKNOWN_LOCAL), 0)
         self._warned_s, self._warned_of = -math.inf, Counter[str]()
         try:
             self.backend, self.hooks = self._attach(backends)
@@ -254,8 +255,12 @@ class Netflow:
                 direction = 1
             elif direction == 1 and local_port < self._first_ephemeral and len(self._bound) < _BOUND:
                 self._bound.add((netns, local_port))
-            if not local.strip(b"\0\xff"):
-                local = self._locals.towards(netns, pid, remote) or local
+            if (read > read_before or written > written_before) and not local.strip(b"\0\xff"):
+                chosen = self._locals.towards(netns, pid, remote)
+                if not chosen:
+                    self.losses[_UNKNOWN_LOCAL] += 1
+                    continue
+                local = chosen
             yield FlowDelta(local, local_port, remote, remote_port, "udp", netns, pid, _text(comm),
                             _DIRECTIONS[direction], read - read_before, written - written_before)
         self._reported_udp = seen
@@ -270,7 +275,7 @@ class Netflow:
             self.losses[reason] = int.from_bytes(table.get(slot.to_bytes(4, "little")) or b"", "little")
         lost = Counter(self.losses) - self._warned_of
         if lost and time.monotonic() >= self._warned_s + _WARNED_EVERY_S:
-            log.warning("netflow lost %s: a kernel map was full, or a sender unknown",
+            log.warning("netflow lost %s: a kernel map was full, or an end unknown",
                         ", ".join(f"{count} {reason}" for reason, count in lost.items()))
             self._warned_s, self._warned_of = time.monotonic(), Counter(self.losses)
 

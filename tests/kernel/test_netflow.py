@@ -32,6 +32,7 @@ OPTIONS = Options("box", interval_s=1, loopback=True)
 TCP_INFO_SIZE = 160
 # A kprobe is not run while its processor is in a map call: a flush a hundred times a second would hide many events.
 FLUSH_PAUSE_S = {"rawtp": 0.01, "kprobe": 0.5}
+UDP_ENDS = ("udp peers", "udp addresses")
 LOCAL_PORT = 7  # of struct tcp_state
 # Of it too, counted from the member behind written_base.
 REMOTE_PORT, PID = 5, 7
@@ -61,8 +62,8 @@ def netflow(attached):
     settle()
     attached.flush()
     yield attached
-    # Datagrams of other programs, whose senders nobody asked for, are the machine's business.
-    assert not any(count for reason, count in attached.losses.items() if reason != "udp peers")
+    # Datagrams of other programs, whose ends nobody asked for, are the machine's business.
+    assert not any(count for reason, count in attached.losses.items() if reason not in UDP_ENDS)
 
 
 def backends_this_kernel_has():
@@ -682,6 +683,38 @@ def test_a_server_stays_one_though_nobody_spoke_to_it_for_long(netflow):
     for field, told, records in zip(("bytes_read", "bytes_written"), (8, 4), rounds, strict=True):
         (record,) = [r for r in records if r.tags["src_ip"] == "127.0.0.9"]
         assert (record.tags["direction"], record.fields[field]) == ("incoming", told)
+
+
+def test_the_own_address_of_a_socket_bound_to_none_is_what_it_answers_from(netflow):
+    """A server with several addresses says which: it was spoken to there (ip(7), IP_PKTINFO)."""
+    def traffic():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server, bound(7) as client:
+            server.bind(("0.0.0.0", 0))
+            client.sendto(b"question", ("127.0.0.9", server.getsockname()[1]))
+            _, peer = server.recvfrom(10)
+            answered_from = struct.pack("=I4s4x", 0, socket.inet_aton("127.0.0.9"))
+            server.sendmsg([b"answer"], [(socket.IPPROTO_IP, 8, answered_from)], 0, peer)
+            records.extend(own_records(netflow))
+
+    records = []
+    in_namespace(traffic)
+    assert [(r.tags["src_ip"], r.fields["bytes_read"], r.fields["bytes_written"]) for r in records
+            if r.tags["dst_ip"] == "127.0.0.7"] == [("127.0.0.9", 8, 6)]
+
+
+def test_datagrams_whose_own_address_nobody_knows_any_more_are_counted_as_lost(netflow):
+    """They were sent in a namespace that is gone when they are told of; kprobes have seen the route."""
+    before = netflow.losses["udp addresses"]
+
+    def traffic():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.sendto(b"bye", ("127.0.0.9", 9))
+
+    dropped = Counter()
+    in_namespace(traffic)
+    sent = total(own_records(netflow, dropped), "bytes_written", dst_ip="127.0.0.9")
+    assert (sent, netflow.losses["udp addresses"] > before) in {(3, False), (0, True)}
+    assert dropped["address"] == 0
 
 
 def test_whom_a_socket_spoke_to_is_known_until_its_last_flow_is_idle(netflow):
