@@ -42,7 +42,7 @@ _GRACE_S = 0.02
 _WARNED_EVERY_S = 60.0
 _BOUND = 1 << 16  # ports of datagram servers, in all namespaces
 _LOSSES = ("tcp sockets", "flows", "closed sockets", "udp flows", "udp peers", "calls")
-_UNKNOWN_LOCAL = "udp addresses"
+_UNKNOWN_LOCAL, _TOO_FAR = "udp addresses", "tcp bytes"
 _SENDERS_TOLD, _ANY_TRANSLATED, _PREEMPTED = range(3)  # slots of the map `switches`
 _DIRECTIONS = ("outgoing", "incoming", "outgoing")
 
@@ -82,7 +82,7 @@ class Netflow:
         self._reported: dict[bytes, bytes] = {}
         self._reported_udp: dict[bytes, bytes] = {}
         self._locals = LocalAddresses()
-        self.losses: dict[str, int] = dict.fromkeys((*_LOSSES, _UNKNOWN_LOCAL), 0)
+        self.losses: dict[str, int] = dict.fromkeys((*_LOSSES, _UNKNOWN_LOCAL, _TOO_FAR), 0)
         self._warned_s, self._warned_of = -math.inf, Counter[str]()
         try:
             self.backend, self.hooks = self._attach(backends)
@@ -177,7 +177,9 @@ class Netflow:
     def _of_tcp(self, dead: Iterable[tuple[bytes, bytes]],
                 living: Iterable[tuple[bytes, bytes]]) -> Iterator[FlowDelta]:
         for name, value in dead:
-            yield self._tcp_delta(name, _TCP.unpack(value), last=True)
+            state = _TCP.unpack(value)
+            self.losses[_TOO_FAR] += state[_FLAGS] & _WENT_TOO_FAR > 0
+            yield self._tcp_delta(name, state, last=True)
         for key, value in living:
             state = _TCP.unpack(value)
             # Of one that only tries to connect nothing is known yet: not even its port.
@@ -275,7 +277,7 @@ class Netflow:
             self.losses[reason] = int.from_bytes(table.get(slot.to_bytes(4, "little")) or b"", "little")
         lost = Counter(self.losses) - self._warned_of
         if lost and time.monotonic() >= self._warned_s + _WARNED_EVERY_S:
-            log.warning("netflow lost %s: a kernel map was full, or an end unknown",
+            log.warning("netflow lost %s: a kernel map was full, or what was sent or received not all seen",
                         ", ".join(f"{count} {reason}" for reason, count in lost.items()))
             self._warned_s, self._warned_of = time.monotonic(), Counter(self.losses)
 
@@ -291,7 +293,7 @@ class Netflow:
 
 _NOTHING = (0, 0, 0, 0, 0)
 _LASTING = (0, 2, 4, 18)  # of a struct tcp_state: id, written_base, read_base, generation
-_FLAGS, _WAS_ESTABLISHED = 20, 1
+_FLAGS, _WAS_ESTABLISHED, _WENT_TOO_FAR = 20, 1, 16
 
 
 def _is_whole(state: tuple[Any, ...]) -> bool:

@@ -282,8 +282,12 @@ static __always_inline void on_tcp_sent(void *sk, struct tcp_state *state, u32 a
 		state->written_base = state->written - accepted;
 	FORGET_SUMS(state);
 	measure(state, &now);
-	if (misses)
+	if (misses) {
+		/* Not every receive may be told of, nor every send: what moved the other way is caught up too. */
+		if (!(state->flags & CLOSED))
+			catch_up_read(state, &now, ~0);
 		count_retransmits(sk, state);
+	}
 }
 
 /* `copied` bytes were given to a reader; 0 when it only peeked. */
@@ -301,8 +305,10 @@ static __always_inline void on_tcp_received(void *sk, struct tcp_state *state, u
 	touch(state);
 	catch_up_read(state, &now, state->flags & CLOSED ? copied : ~0);
 	measure(state, &now);
-	if (misses)
+	if (misses) {
+		catch_up_written(state, &now);
 		count_retransmits(sk, state);
+	}
 }
 
 static __always_inline void on_retransmit(void *sk)

@@ -493,6 +493,66 @@ def made_anothers(netflow):
             yield key
 
 
+def test_what_was_sent_unseen_is_told_when_something_is_received(netflow):
+    """As by a server whose sends go through kTLS, of which no kprobe tells; and what splice(2) took, with a send."""
+    if netflow.backend == "rawtp" and not preempts_programs():
+        pytest.skip("raw tracepoints see every send")
+
+    def traffic():
+        client, server = pair()
+        for sender, receiver in ((client, server), (server, client)):
+            sender.send(b"x" * 10)
+            receiver.recv(20)
+        moved_unseen(netflow, server.getsockname()[1], written=100)
+        client.send(b"x")
+        server.recv(20)
+        moved_unseen(netflow, server.getsockname()[1], read=1000)
+        server.send(b"x")
+        records.extend(own_records(netflow))
+        for sock in (client, server):
+            sock.close()
+        settle()
+
+    records = []
+    in_namespace(traffic)
+    assert total(records, "bytes_written", direction="incoming") == 111
+    assert total(records, "bytes_read", direction="incoming") == 1011
+
+
+def moved_unseen(netflow, local_port, written=0, read=0):
+    """The socket's state is made one of so many bytes ago."""
+    states = netflow.loaded.maps["socks"]
+    (key, value), = [(k, v) for k, v in states.items() if _TCP.unpack(v)[LOCAL_PORT] == local_port]
+    seal, written_to, written_from, read_to, read_from, *others = _TCP.unpack(value)
+    ends = []
+    for to, base, unseen in ((written_to, written_from, written), (read_to, read_from, read)):
+        earlier = base - unseen & 0xFFFFFFFF
+        ends += [earlier + to - base, earlier]
+    states.set(key, _TCP.pack(seal, *ends, *others))
+
+
+def test_a_connection_of_which_too_much_went_unseen_is_counted_as_lost(netflow):
+    """2 GiB between two events may as well be a step back, as splice(2) takes them out of a socket."""
+    def traffic():
+        client, server = pair()
+        client.send(b"x" * 10)
+        server.recv(20)
+        moved_unseen(netflow, server.getsockname()[1], read=3 << 30)
+        time.sleep(0.02)
+        client.send(b"x" * 10)
+        server.recv(20)
+        for sock in (client, server):
+            sock.close()
+        settle()
+
+    before = netflow.losses["tcp bytes"]
+    in_namespace(traffic)
+    records = own_records(netflow)
+    assert total(records, "bytes_written", direction="outgoing") == 20
+    assert netflow.losses["tcp bytes"] == before + 1
+    netflow.losses["tcp bytes"] = before
+
+
 def test_a_connection_begins_anew_where_the_end_of_another_was_missed(netflow):
     def traffic():
         client, server = pair()
