@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import resource
 import select
 import subprocess
 import sys
@@ -175,6 +176,22 @@ def test_every_tag_and_field_of_a_plain_connection(netflow):
     assert sides(second, "bytes_written") == (10, 20)
     assert sides(second, "tcp_established") == (0, 0)
     assert sides(second, "tcp_closed") == (1, 1)
+
+
+def test_a_flush_for_which_there_are_no_descriptors_tells_what_was_counted(netflow):
+    """Translated destinations are looked for in files; that there are none is no reason to lose an interval."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with traffic("plain") as made:
+        made.step()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            records = list(flush(netflow))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        made.step()
+        later = made.own(flush(netflow))
+    assert sides(made.own(records), "bytes_written") == (100_001, 50_003)
+    assert sides(later, "bytes_written") == (10, 20)
 
 
 @pytest.mark.thorough
