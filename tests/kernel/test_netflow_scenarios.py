@@ -9,6 +9,7 @@ import random
 import re
 import resource
 import select
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from collector.dataset import Setup
 from collector.datasets.netflow import NAME
 from collector.datasets.netflow_running import NetflowRunning
 from collector.nf_conn import NfConn
+from collector.trackers import Trackers
 from kcompat.errors import Unsupported
 from kcompat.fields import CONNTRACK
 from kcompat.kernel import Kernel
@@ -342,6 +344,21 @@ def test_translated_destinations_are_those_of_the_connection_tracker(translating
     assert total(first, "bytes_written", dst_ip=f"10.{net}.0.91", direction="incoming") == 66
     assert {r.tags["dst_nat_ip"] for r in first if r.tags["dst_ip"] == f"10.{net}.0.90"} == {"N/A"}
     assert {r.tags["dst_nat_ip"] for r in first + second if r.tags["direction"] == "incoming"} == {"N/A"}
+
+
+@pytest.mark.thorough
+def test_ctnetlink_keeps_one_descriptor_a_namespace():
+    def descriptors():
+        return len([*Path("/proc/self/fd").iterdir()])
+
+    with traffic("nat") as made:
+        made.step()
+        before, told = descriptors(), []
+        with closing(Trackers(lambda netns, ended, one: told.append(one))) as trackers:
+            trackers.settle()
+            assert trackers.namespaces >= 2
+            assert descriptors() - before == trackers.namespaces + 1  # that of epoll
+    assert f"10.{made.net}.0.80" in {socket.inet_ntoa(one.destination[12:]) for one in told}
 
 
 @pytest.mark.thorough
