@@ -101,7 +101,8 @@ def run(bound: int, connections: int, rate: int, seconds: float) -> Outcome:
         flush()
         namespaces[0].close()
         outcome.rate = outcome.done.pop("per_second")
-        outcome.lost = {what: count - before[what] for what, count in netflow.losses.items() if what != "udp peers"}
+        outcome.lost = {what: count - before[what] for what, count in netflow.losses.items()
+                        if what not in ("udp peers", "udp addresses")}
     return outcome
 
 

@@ -78,8 +78,8 @@ class Asker:
         self._asked.close()
 
 
-class Tracker(Asker):
-    """Who is told, too, what comes and goes there."""
+class Tracker:
+    """Who is told what comes and goes in the namespace this thread is in now. Raises OSError where it refuses."""
 
     def __init__(self) -> None:
         self._events = _opened()
@@ -91,7 +91,6 @@ class Tracker(Asker):
             self._events.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
                                     struct.pack("@HP", len(_FILTER), ctypes.addressof(code)))
             self._events.bind((0, _GROUP_NEW | _GROUP_DESTROY))
-            super().__init__()
         except OSError:
             self._events.close()
             raise
@@ -117,7 +116,6 @@ class Tracker(Asker):
 
     def close(self) -> None:
         self._events.close()
-        super().close()
 
 
 def translation(body: bytes) -> Translation | None:

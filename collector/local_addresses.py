@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,14 +17,17 @@ from collector.listeners import one_process_each
 from guessers.namespace import enter, in_own_thread
 
 _BOUND = 8192
+# Addresses and routes of this machine change, and nobody tells us.
+_GOOD_S = 120.0
 _HERE = Path("/proc/self/ns/net")
 
 
 class LocalAddresses:
-    """Answers (namespace, peer) with a local address and remembers it; bounded, the least used goes first."""
+    """Answers (namespace, process, peer) with a local address and remembers it; bounded, the least used goes first."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[int, bytes], bytes] = OrderedDict()
+        # With the time of the answer. By process, for the number of a namespace is another's at once when it is gone.
+        self._known: OrderedDict[tuple[int, int, bytes], tuple[bytes, float]] = OrderedDict()
         self._gone: set[int] = set()
 
     def begin(self) -> None:
@@ -35,12 +40,14 @@ class LocalAddresses:
         `pid` is a way into the namespace: a process that was in it a moment ago. That none is left is found out once
         a flush, for it takes a look at every process.
         """
-        key = (netns, remote)
-        local = self._known.get(key)
-        if local is None and netns not in self._gone:
-            local = self._ask(netns, pid, remote)
+        key = (netns, pid, remote)
+        local, asked_s = self._known.get(key, (None, -math.inf))
+        now_s = time.monotonic()
+        if now_s >= asked_s + _GOOD_S and netns not in self._gone:
+            # What was so a while ago is better than nothing.
+            local, asked_s = self._ask(netns, pid, remote) or local, now_s
         if local is not None:
-            self._known[key] = local
+            self._known[key] = local, asked_s
             self._known.move_to_end(key)
             if len(self._known) > _BOUND:
                 self._known.popitem(last=False)

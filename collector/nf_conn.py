@@ -137,9 +137,9 @@ class NfConn:
             self._left_out, self._must_dump = left_out, True
         if not self._must_dump or time.monotonic() < self._dump_at_s:
             return
-        self._must_dump = False
         begun_s = time.thread_time()
         refused = ask_all(self._told)
+        self._must_dump = False
         took_s = time.thread_time() - begun_s
         self._dump_at_s = time.monotonic() + max(_DUMP_S, took_s / _DUMP_SHARE)
         for netns in refused.keys() - self._refused:

@@ -7,6 +7,7 @@ import logging
 import select
 import time
 from contextlib import closing, suppress
+from pathlib import Path
 
 from collector.ctnetlink import Asker, Tracker, is_loaded
 from collector.namespaces import doors, visit
@@ -30,7 +31,9 @@ class Trackers:
         self.lost = 0
         self._told = told
         self._trackers: dict[int, Tracker] = {}
+        self._doors: dict[int, Path] = {}
         self._refused: set[int] = set()
+        self._behind: set[int] = set()
         self._hear_new_at_s = 0.0
         self._poll = select.epoll()
 
@@ -53,7 +56,11 @@ class Trackers:
             self._listen(netns)
             self._poll.unregister(self._trackers[netns].fileno())
             self._trackers.pop(netns).close()
+        self._doors = there
         self._refused &= there.keys()
+        self._behind &= there.keys()
+        for netns in tuple(self._behind):
+            self._dump(netns)
         for netns in there.keys() - self._trackers.keys() - self._refused:
             if len(self._trackers) >= _MAX_NAMESPACES:
                 self._refuse(netns, f"{_MAX_NAMESPACES} are listened to already")
@@ -67,7 +74,7 @@ class Trackers:
                 continue
             self._trackers[netns] = tracker
             self._poll.register(tracker.fileno(), select.EPOLLIN)
-            _dump(tracker, netns, self._told)
+            self._dump(netns)
 
     def drain(self) -> None:
         for netns in self._trackers:
@@ -86,7 +93,7 @@ class Trackers:
         self.drain()
         for netns, tracker in self._trackers.items():
             if not tracker.tells:
-                _dump(tracker, netns, self._told)
+                self._dump(netns)
 
     def close(self) -> None:
         for tracker in self._trackers.values():
@@ -109,7 +116,19 @@ class Trackers:
                 if error.errno != errno.ENOBUFS:
                     raise
                 self.lost += 1
-                _dump(tracker, netns, self._told)
+                self._dump(netns)
+
+    def _dump(self, netns: int) -> None:
+        """What its tracker knows by now, by a socket for this alone; if that cannot be, the next look tries again."""
+        try:
+            _ask(self._doors[netns], netns, self._told)
+        except OSError as error:
+            if netns not in self._behind and not isinstance(error, FileNotFoundError):
+                log.warning("translated destinations of network namespace %d are not all known yet: %s", netns,
+                            error.strerror)
+            self._behind.add(netns)
+        else:
+            self._behind.discard(netns)
 
 
 def ask_all(told: Told) -> dict[int, str]:
@@ -117,8 +136,7 @@ def ask_all(told: Told) -> dict[int, str]:
     refused = {}
     for netns, door in doors().items():
         try:
-            with closing(visit(door, Asker)) as asker:
-                _dump(asker, netns, told)
+            _ask(door, netns, told)
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -126,7 +144,7 @@ def ask_all(told: Told) -> dict[int, str]:
     return refused
 
 
-def _dump(asker: Asker, netns: int, told: Told) -> None:
-    with suppress(TimeoutError):
+def _ask(door: Path, netns: int, told: Told) -> None:
+    with closing(visit(door, Asker)) as asker, suppress(TimeoutError):
         for one in asker.dump():
             told(netns, False, one)

@@ -20,7 +20,7 @@ from collector.datasets.netflow_calibration import find_receive_flags
 from collector.datasets.netflow_hooks import HOOKS, SENDERS
 from collector.flows import FlowDelta
 from collector.local_addresses import LocalAddresses
-from collector.seeds import Ends, Old, seeds
+from collector.seeds import Ends, Old, ephemeral, seeds
 from kcompat import template
 from kcompat.bpf import compile_cached
 from kcompat.fields import Field
@@ -40,7 +40,9 @@ _UDP_IDLE_NS, _UDP_ONE_WAY_IDLE_NS = 120 * 10**9, 30 * 10**9
 # Longer than any of our programs runs: after it none is left that saw the old generation.
 _GRACE_S = 0.02
 _WARNED_EVERY_S = 60.0
+_BOUND = 1 << 16  # ports of datagram servers, in all namespaces
 _LOSSES = ("tcp sockets", "flows", "closed sockets", "udp flows", "udp peers", "calls")
+_UNKNOWN_LOCAL, _TOO_FAR = "udp addresses", "tcp bytes"
 _SENDERS_TOLD, _ANY_TRANSLATED, _PREEMPTED = range(3)  # slots of the map `switches`
 _DIRECTIONS = ("outgoing", "incoming", "outgoing")
 
@@ -49,8 +51,8 @@ _FLOW_KEY = struct.Struct("<16s16sHHII16sI")
 _FLOW = struct.Struct("<8Q")
 _DESTINATION = struct.Struct("<16sII")
 _UDP = struct.Struct("<4Q16s16sHHII16sI")
-# What has been reported of a TCP socket so far: read, written, retransmits, established, closed.
-_COUNTS = struct.Struct("<QQIII")
+# What has been reported of a TCP socket so far: read, written, retransmits, established, closed; and at which flush.
+_COUNTS = struct.Struct("<QQIBBH")
 # What has been reported of datagrams, as the map has it in front: birth, read, written.
 _UDP_COUNTS = struct.Struct("<QQQ")
 
@@ -80,7 +82,7 @@ class Netflow:
         self._reported: dict[bytes, bytes] = {}
         self._reported_udp: dict[bytes, bytes] = {}
         self._locals = LocalAddresses()
-        self.losses: dict[str, int] = dict.fromkeys(_LOSSES, 0)
+        self.losses: dict[str, int] = dict.fromkeys((*_LOSSES, _UNKNOWN_LOCAL, _TOO_FAR), 0)
         self._warned_s, self._warned_of = -math.inf, Counter[str]()
         try:
             self.backend, self.hooks = self._attach(backends)
@@ -102,6 +104,7 @@ class Netflow:
     def _seed(self) -> None:
         """After attaching: who begins to listen from now on is seen by the programs."""
         self._seeds = seeds()
+        self._bound, self._first_ephemeral = self._seeds.bound, ephemeral()
         table = self.loaded.maps["listeners"]
         for netns, port in self._seeds.listeners:
             try:
@@ -174,14 +177,27 @@ class Netflow:
     def _of_tcp(self, dead: Iterable[tuple[bytes, bytes]],
                 living: Iterable[tuple[bytes, bytes]]) -> Iterator[FlowDelta]:
         for name, value in dead:
-            yield self._tcp_delta(name, _TCP.unpack(value), last=True)
+            state = _TCP.unpack(value)
+            self.losses[_TOO_FAR] += state[_FLAGS] & _WENT_TOO_FAR > 0
+            yield self._tcp_delta(name, state, last=True)
         for key, value in living:
             state = _TCP.unpack(value)
-            if state[18] == self._generation:
+            # Of one that only tries to connect nothing is known yet: not even its port.
+            if state[18] == self._generation or not state[_FLAGS] & _WAS_ESTABLISHED:
                 continue
             name = key + value[:8]
             if _is_whole(state) and (name in self._reported or self._is_still(key, state)):
                 yield self._tcp_delta(name, state, last=False)
+        self._forget_lost()
+
+    def _forget_lost(self) -> None:
+        """Sockets that no two flushes saw alive: of one that died beside the first, the second saw the end.
+
+        The others did not fit into `dead`, or had nothing more to tell.
+        """
+        lately = {(self._generation - age & 0xFFFF).to_bytes(2, "little") for age in (0, 1)}
+        for name in [name for name, told in self._reported.items() if told[-2:] not in lately]:
+            del self._reported[name]
 
     def _is_still(self, key: bytes, state: tuple[Any, ...]) -> bool:
         """Whether a second look shows the same socket: the first may have been half at its predecessor in the map.
@@ -200,11 +216,12 @@ class Netflow:
         read, written = read_to - read_from + read_ahead, written_to - written_from + written_ahead
         before = self._reported.pop(name, None) if last else self._reported.get(name)
         read_before, written_before, retransmits_before, established_before, closed_before = (
-            _COUNTS.unpack(before) if before else _NOTHING)
+            _COUNTS.unpack(before)[:-1] if before else _NOTHING)
         # A copy made amid a look may lack what the look before it had: that was told, and is not told again.
         read, written = max(read, read_before), max(written, written_before)
         if not last:
-            self._reported[name] = _COUNTS.pack(read, written, retransmits, established, closed)
+            self._reported[name] = _COUNTS.pack(read, written, retransmits, established, closed,
+                                                self._generation & 0xFFFF)
         way = _DIRECTIONS[direction]
         if not direction:
             way, pid = self._of_old((netns, local, local_port, remote, remote_port), pid, last=last)
@@ -219,6 +236,7 @@ class Netflow:
 
     def _of_udp(self, table: Map, entries: Iterable[tuple[bytes, bytes]], now: int) -> Iterator[FlowDelta]:
         seen: dict[bytes, bytes] = {}
+        gone: set[bytes] = set()
         self._locals.begin()
         for key, value in entries:
             (birth, read, written, last, local, remote, local_port, remote_port, netns, pid, comm,
@@ -231,17 +249,26 @@ class Netflow:
             if ((idle > _UDP_IDLE_NS or (idle > _UDP_ONE_WAY_IDLE_NS and not (read and written)))
                     and table.get(key) == value):
                 table.delete(key)
-                self.loaded.maps["partners"].delete(key[:8])
+                gone.add(key[:8])
             else:
                 seen[key] = value[:_UDP_COUNTS.size]
-            # A server older than we are, whose first word we did not hear.
-            if direction == 2 and (netns, local_port) in self._seeds.bound:
+            # A server speaks first when the flow in which it was spoken to is forgotten, or older than we are.
+            if direction == 2 and (netns, local_port) in self._bound:
                 direction = 1
-            if not local.strip(b"\0\xff"):
-                local = self._locals.towards(netns, pid, remote) or local
+            elif direction == 1 and local_port < self._first_ephemeral and len(self._bound) < _BOUND:
+                self._bound.add((netns, local_port))
+            if (read > read_before or written > written_before) and not local.strip(b"\0\xff"):
+                chosen = self._locals.towards(netns, pid, remote)
+                if not chosen:
+                    self.losses[_UNKNOWN_LOCAL] += 1
+                    continue
+                local = chosen
             yield FlowDelta(local, local_port, remote, remote_port, "udp", netns, pid, _text(comm),
                             _DIRECTIONS[direction], read - read_before, written - written_before)
         self._reported_udp = seen
+        if gone:
+            for sock in gone.difference(key[:8] for key in seen):
+                self.loaded.maps["partners"].delete(sock)
 
     def _count_losses(self) -> None:
         """Says what was lost once a minute at most: a full map stays full."""
@@ -250,7 +277,7 @@ class Netflow:
             self.losses[reason] = int.from_bytes(table.get(slot.to_bytes(4, "little")) or b"", "little")
         lost = Counter(self.losses) - self._warned_of
         if lost and time.monotonic() >= self._warned_s + _WARNED_EVERY_S:
-            log.warning("netflow lost %s: a kernel map was full, or a sender unknown",
+            log.warning("netflow lost %s: a kernel map was full, or what was sent or received not all seen",
                         ", ".join(f"{count} {reason}" for reason, count in lost.items()))
             self._warned_s, self._warned_of = time.monotonic(), Counter(self.losses)
 
@@ -266,6 +293,7 @@ class Netflow:
 
 _NOTHING = (0, 0, 0, 0, 0)
 _LASTING = (0, 2, 4, 18)  # of a struct tcp_state: id, written_base, read_base, generation
+_FLAGS, _WAS_ESTABLISHED, _WENT_TOO_FAR = 20, 1, 16
 
 
 def _is_whole(state: tuple[Any, ...]) -> bool:

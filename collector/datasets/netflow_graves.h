@@ -65,18 +65,27 @@ static __always_inline int merge(const struct tcp_state *state, u32 now)
 	return 1;
 }
 
-/* The socket is gone: what it did goes to user space, by the shortest way that counts it once. */
+/*
+ * The socket is gone: what it did goes to user space, by the shortest way that counts it once. Its seal is broken before
+ * the generation is read: however long this takes, who reads `socks` meanwhile leaves it out. Where it could not be
+ * deleted then (EBUSY), it still can be.
+ */
 static __always_inline void bury(void *sk, struct tcp_state *state)
 {
 	u64 key = (u64)sk;
 	struct dead_key name = {.sk = (u64)sk, .id = state->id};
-	u32 now = current_generation();
+	u64 sealed = state->seal;
+	u32 now;
 
-	if (state->read + state->in.ahead != state->read_base ||
-	    state->written + state->out.ahead != state->written_base || state->established || state->closed ||
-	    state->retransmits) {
-		/* User space looks at `socks` only for those of earlier generations. */
-		if (state->generation != now || !merge(state, now)) {
+	state->seal = 0;
+	asm volatile("" ::: "memory");
+	now = current_generation();
+	if (sealed &&
+	    (state->read + state->in.ahead != state->read_base ||
+	     state->written + state->out.ahead != state->written_base || state->established || state->closed ||
+	     state->retransmits)) {
+		/* User space looks at `socks` only for those of earlier generations; a flow has no flags. */
+		if (state->generation != now || state->flags & WENT_TOO_FAR || !merge(state, now)) {
 			struct tcp_state last = *state; /* before 4.18 a helper takes no map value */
 
 			if (dead.update(&name, &last))

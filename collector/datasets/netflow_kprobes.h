@@ -3,26 +3,33 @@
  * Hook set one: kprobes.
  */
 
-static __always_inline void begin_call(void *sk)
+/* A thread is in one system call at a time, and in one retransmission, which may interrupt the call of any thread. */
+#define SYSTEM_CALL    0
+#define RETRANSMISSION (1ULL << 63)
+
+static __always_inline void begin_call(u64 kind, void *sk)
 {
-	u64 thread = bpf_get_current_pid_tgid();
+	u64 call = bpf_get_current_pid_tgid() | kind;
 	u64 value = (u64)sk;
 
-	if (calls.update(&thread, &value))
+	if (calls.update(&call, &value))
 		lose(LOST_CALL);
 }
 
-static __always_inline void *end_call(void)
+static __always_inline void *end_call(u64 kind)
 {
-	u64 thread = bpf_get_current_pid_tgid();
-	u64 *value = calls.lookup(&thread);
+	u64 call = bpf_get_current_pid_tgid() | kind;
+	u64 *value = calls.lookup(&call);
 	void *sk = value ? (void *)*value : 0;
 
-	calls.delete(&thread);
+	calls.delete(&call);
 	return sk;
 }
 
-/* Takes the bases of a socket older than us; 0 before the handshake, when there is nothing to be older than. */
+/*
+ * Takes the bases of a socket older than us, but before the handshake, when there is nothing to be older than. Whether
+ * it is one of TCP.
+ */
 static __always_inline int know_before_call(void *sk)
 {
 	u8 state = 0;
@@ -35,12 +42,12 @@ static __always_inline int know_before_call(void *sk)
 		return 0;
 	READ(&state, sk, sock_common__skc_state);
 	if (state == CLOSE || state == SYN_SENT || state == LISTEN)
-		return 0;
+		return 1;
 	read_numbers(sk, &now);
 	if (known)
 		establish(sk, known, &now, 0, 0);
 	else
-		adopt_old(sk, &now, 0, 0);
+		adopt_old(sk, UNKNOWN, &now, 0, 0);
 	return 1;
 }
 
@@ -60,16 +67,16 @@ int kprobe__tcp_send(struct pt_regs *ctx)
 	void *sk = (void *)PT_REGS_PARM1(ctx);
 
 	if (know_before_call(sk))
-		begin_call(sk);
+		begin_call(SYSTEM_CALL, sk);
 	return 0;
 }
 
 int kretprobe__tcp_send(struct pt_regs *ctx)
 {
-	void *sk = end_call();
+	void *sk = end_call(SYSTEM_CALL);
 
 	if (sk && (int)PT_REGS_RC(ctx) > 0)
-		on_tcp_sent(sk, find(sk), 0, 1);
+		on_tcp_sent(sk, find(sk), (int)PT_REGS_RC(ctx), 1);
 	return 0;
 }
 
@@ -98,21 +105,35 @@ int kretprobe__inet_csk_accept(struct pt_regs *ctx)
 
 	if (!sk)
 		return 0;
-	state = find(sk);
-	if (state)
-		touch(state);
+	state = find_own(sk, 1);
+	if (!state) {
+		struct numbers now = {};
+
+		if (!is_protocol(sk, IPPROTO_TCP))
+			return 0;
+		read_numbers(sk, &now);
+		adopt_old(sk, INCOMING, &now, 0, 0);
+		state = find(sk);
+		if (!state)
+			return 0;
+	}
+	touch(state);
+	if (state->direction == UNKNOWN)
+		state->direction = INCOMING;
+	/* Nothing else tells of listeners: none becomes one through tcp_set_state(). */
+	remember_listener(&state->tuple);
 	return 0;
 }
 
 int kprobe__tcp_retransmit_skb(struct pt_regs *ctx)
 {
-	begin_call((void *)PT_REGS_PARM1(ctx));
+	begin_call(RETRANSMISSION, (void *)PT_REGS_PARM1(ctx));
 	return 0;
 }
 
 int kretprobe__tcp_retransmit_skb(struct pt_regs *ctx)
 {
-	void *sk = end_call();
+	void *sk = end_call(RETRANSMISSION);
 
 	if (sk)
 		on_retransmit(sk);
@@ -131,13 +152,13 @@ int kprobe__udp_send(struct pt_regs *ctx)
 	u64 thread = bpf_get_current_pid_tgid();
 
 	routes.delete(&thread);
-	begin_call((void *)PT_REGS_PARM1(ctx));
+	begin_call(SYSTEM_CALL, (void *)PT_REGS_PARM1(ctx));
 	return 0;
 }
 
 int kretprobe__udp_send(struct pt_regs *ctx)
 {
-	void *sk = end_call();
+	void *sk = end_call(SYSTEM_CALL);
 
 	if (sk && (int)PT_REGS_RC(ctx) > 0)
 		on_udp_sent(sk, (int)PT_REGS_RC(ctx));
@@ -188,7 +209,7 @@ int kprobe__udp_recvmsg(struct pt_regs *ctx)
 	/* Nobody asked for the sender of the last one, and no end of a system call told us so. */
 	count_pending(0);
 	forget_sender();
-	begin_call((void *)((flags & (MSG_PEEK | MSG_ERRQUEUE)) ? 0 : PT_REGS_PARM1(ctx)));
+	begin_call(SYSTEM_CALL, (void *)((flags & (MSG_PEEK | MSG_ERRQUEUE)) ? 0 : PT_REGS_PARM1(ctx)));
 	return 0;
 }
 
@@ -196,7 +217,7 @@ int kretprobe__udp_recvmsg(struct pt_regs *ctx)
 {
 	struct pending pending = {};
 
-	pending.sk = (u64)end_call();
+	pending.sk = (u64)end_call(SYSTEM_CALL);
 	if (!pending.sk || (int)PT_REGS_RC(ctx) <= 0)
 		return 0;
 	pending.bytes = (int)PT_REGS_RC(ctx);

@@ -20,6 +20,7 @@ enum {
 #define PEER_FIN        2 /* the last number of the peer's sequence is a FIN, not a byte */
 #define DONE_WRITING    4 /* what write_seq counts from here on is our FIN */
 #define CLOSED          8 /* it may still be read from until it is destroyed */
+#define WENT_TOO_FAR    16 /* more than 2 GiB went by unseen: not all of its bytes are counted */
 
 /*
  * One direction of a socket, between two looks at the kernel's number of it. `ahead` is what the calls of `thread` have
@@ -59,7 +60,8 @@ struct tcp_state {
 	struct lane out;
 	struct lane in;
 	u32 unused_too;
-	u64 seal; /* the id once more: memory is used again at once, who reads while it is filled sees two sockets */
+	/* The id once more: memory is used again at once, who reads while it is filled sees two sockets. 0: it is buried. */
+	u64 seal;
 };
 
 /* What many short connections that look alike outside have in common. */

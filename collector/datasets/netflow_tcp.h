@@ -64,7 +64,7 @@ static __always_inline void establish(void *sk, struct tcp_state *state, const s
 {
 	struct tuple tuple = {};
 
-	set_bases(state, now, accepted, copied);
+	set_bases(state, now, accepted + state->out.ahead, copied);
 	tuple.netns = state->tuple.netns;
 	read_tuple(sk, &tuple);
 	state->tuple = tuple;
@@ -102,11 +102,12 @@ static __always_inline struct tcp_state *find_own(void *sk, int misses)
 	return state;
 }
 
-/* One older than us, at a system call: it was established, by whom is for user space to say. */
-static __always_inline void adopt_old(void *sk, const struct numbers *now, u32 accepted, u32 copied)
+/* One older than us, at a system call: it was established, by whom is for user space to say unless the call does. */
+static __always_inline void adopt_old(void *sk, u8 direction, const struct numbers *now, u32 accepted, u32 copied)
 {
 	struct tcp_state fresh = {};
 
+	fresh.direction = direction;
 	fresh.flags = flags_of_old(sk);
 	fresh.first_retrans = total_retrans(sk);
 	set_out(&fresh, now, accepted, copied);
@@ -114,16 +115,15 @@ static __always_inline void adopt_old(void *sk, const struct numbers *now, u32 a
 	adopt(sk, &fresh, 1);
 }
 
-static __always_inline void remember_listener(void *sk)
+static __always_inline void remember_listener(const struct tuple *tuple)
 {
-	struct tuple tuple = {};
 	struct listener key = {};
 	u32 one = 1;
 
-	read_tuple(sk, &tuple);
-	key.netns = tuple.netns;
-	key.port = tuple.local_port;
-	listeners.update(&key, &one);
+	key.netns = tuple->netns;
+	key.port = tuple->local_port;
+	if (!listeners.lookup(&key))
+		listeners.update(&key, &one);
 }
 
 /*
@@ -141,7 +141,10 @@ static __always_inline void on_state(void *sk, int from, int to, int misses)
 	if (!state && protocol_of(sk) != IPPROTO_TCP)
 		return;
 	if (to == LISTEN) {
-		remember_listener(sk);
+		struct tuple tuple = {};
+
+		read_tuple(sk, &tuple);
+		remember_listener(&tuple);
 		return;
 	}
 	/* A FIN of the peer is still to be read, ours is only acknowledged: the numbers wait for what comes next. */
@@ -153,7 +156,7 @@ static __always_inline void on_state(void *sk, int from, int to, int misses)
 	if (to != SYN_SENT)
 		read_numbers(sk, &now);
 	/* Another one's, whose end was not seen. */
-	if (state && (to == SYN_SENT || (to == ESTABLISHED && state->flags & WAS_ESTABLISHED) ||
+	if (state && (to == SYN_SENT || (to == ESTABLISHED && (state->flags & WAS_ESTABLISHED || !state->seal)) ||
 	              (misses && is_another(sk, state)))) {
 		bury(sk, state);
 		state = 0;
@@ -208,14 +211,17 @@ static __always_inline void on_state(void *sk, int from, int to, int misses)
 	if (to == CLOSE_WAIT || to == CLOSING || to == TIME_WAIT)
 		state->flags |= PEER_FIN;
 	if (to == CLOSE) {
-		if (!(state->flags & WAS_ESTABLISHED)) {
+		if (state->flags & WAS_ESTABLISHED) {
+			state->flags |= CLOSED;
+			state->closed = 1;
+		} else if (!state->retransmits) {
 			u64 key = (u64)sk;
 
 			socks.delete(&key);
-			return;
+		} else {
+			/* These are told when the socket goes; of what should have gone with the SYN nothing came about. */
+			state->out.ahead = 0;
 		}
-		state->flags |= CLOSED;
-		state->closed = 1;
 	}
 }
 
@@ -240,23 +246,48 @@ static __always_inline void touch(struct tcp_state *state)
 		own_sock(state);
 }
 
-/* `state` is 0 for a socket not seen before; with `misses`, a retransmission may not be told of. */
+static __always_inline int is_connecting(void *sk)
+{
+	u8 state = 0;
+
+	READ(&state, sk, sock_common__skc_state);
+	return state == SYN_SENT;
+}
+
+/*
+ * `state` is 0 for a socket not seen before; with `misses`, a retransmission may not be told of. What went with a SYN
+ * (TCP Fast Open) was accepted before there was a base: the call that returns then tells how much, else the first one.
+ */
 static __always_inline void on_tcp_sent(void *sk, struct tcp_state *state, u32 accepted, int misses)
 {
 	struct numbers now = {};
+	u64 before;
 
+	if ((!state || !(state->flags & WAS_ESTABLISHED)) && is_connecting(sk)) {
+		if (state)
+			state->out.ahead = accepted;
+		return;
+	}
 	read_numbers(sk, &now);
 	if (!state) {
-		adopt_old(sk, &now, accepted, 0);
+		adopt_old(sk, UNKNOWN, &now, accepted, 0);
 		return;
 	}
 	if (!(state->flags & WAS_ESTABLISHED))
 		establish(sk, state, &now, accepted, 0);
 	touch(state);
+	before = state->written;
 	catch_up_written(state, &now);
+	if (state->direction == OUTGOING && before == state->written_base && state->written - before < accepted)
+		state->written_base = state->written - accepted;
+	FORGET_SUMS(state);
 	measure(state, &now);
-	if (misses)
+	if (misses) {
+		/* Not every receive may be told of, nor every send: what moved the other way is caught up too. */
+		if (!(state->flags & CLOSED))
+			catch_up_read(state, &now, ~0);
 		count_retransmits(sk, state);
+	}
 }
 
 /* `copied` bytes were given to a reader; 0 when it only peeked. */
@@ -266,7 +297,7 @@ static __always_inline void on_tcp_received(void *sk, struct tcp_state *state, u
 
 	read_numbers(sk, &now);
 	if (!state) {
-		adopt_old(sk, &now, 0, copied);
+		adopt_old(sk, UNKNOWN, &now, 0, copied);
 		return;
 	}
 	if (!(state->flags & WAS_ESTABLISHED))
@@ -274,8 +305,10 @@ static __always_inline void on_tcp_received(void *sk, struct tcp_state *state, u
 	touch(state);
 	catch_up_read(state, &now, state->flags & CLOSED ? copied : ~0);
 	measure(state, &now);
-	if (misses)
+	if (misses) {
+		catch_up_written(state, &now);
 		count_retransmits(sk, state);
+	}
 }
 
 static __always_inline void on_retransmit(void *sk)
@@ -285,7 +318,15 @@ static __always_inline void on_retransmit(void *sk)
 
 	if (!state)
 		return;
+	/* A SYN: should this connect fail, where it went is known no more. */
+	if (!(state->flags & WAS_ESTABLISHED)) {
+		struct tuple tuple = {};
+
+		read_tuple(sk, &tuple);
+		state->tuple = tuple;
+	}
 	read_numbers(sk, &now);
+	FORGET_SUMS(state);
 	measure(state, &now);
 	count_retransmits(sk, state);
 }

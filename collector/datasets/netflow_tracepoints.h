@@ -32,7 +32,7 @@ static __always_inline void looked(struct tcp_state *state, struct lane *lane, i
 static __always_inline void look_at_sent(void *sk, struct tcp_state *state, u32 sent, int misses)
 {
 	int lasts = state && !misses && state->flags == WAS_ESTABLISHED;
-	u64 expected = state ? state->written + state->out.ahead + sent : 0;
+	u64 expected = state ? state->written - state->written_base + state->out.ahead + sent : 0;
 
 	on_tcp_sent(sk, state, sent, misses);
 	if (!lasts)
@@ -40,7 +40,7 @@ static __always_inline void look_at_sent(void *sk, struct tcp_state *state, u32 
 	/* That there is one then, not every verifier can tell. */
 	asm volatile("" : "+r"(state));
 	if (state)
-		looked(state, &state->out, state->written == expected);
+		looked(state, &state->out, state->written - state->written_base == expected);
 }
 
 static __always_inline void look_at_received(void *sk, struct tcp_state *state, u32 taken, int misses)

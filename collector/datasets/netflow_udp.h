@@ -13,6 +13,7 @@ static __always_inline void count_datagram(void *sk, const struct tuple *tuple, 
 	struct udp_key key = {};
 	struct udp_state fresh = {};
 	struct udp_state *state;
+	struct address known;
 
 	key.sk = (u64)sk;
 	key.remote = tuple->remote;
@@ -31,6 +32,13 @@ static __always_inline void count_datagram(void *sk, const struct tuple *tuple, 
 		if (!state)
 			return;
 	}
+	/* Of a socket that is bound to no address a route may tell it only later. */
+	FORGET_SUMS(state);
+	known = state->tuple.local;
+	FORGET_SUMS(state);
+	if (is_zero(&known) && !is_zero(&tuple->local))
+		state->tuple.local = tuple->local;
+	FORGET_SUMS(state);
 	state->last_ns = bpf_ktime_get_ns();
 	/* Adding a constant 0 would become an atomic instruction that kernels before 5.12 do not know. */
 	if (read)

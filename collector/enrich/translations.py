@@ -90,9 +90,12 @@ class Translations:
         return bool(self._marked)
 
     def settle(self) -> None:
-        """Learns all that is known to the kernel by now."""
+        """Learns all that is known to the kernel by now; where it cannot be asked, what was known before stands."""
         with self._lock:
-            self._source.settle()
+            try:
+                self._source.settle()
+            except OSError as error:
+                log.warning("translated destinations are those known before: %s", error)
             self._count_losses()
 
     def find(self, netns: int, transport: str, local: bytes, local_port: int, remote: bytes, remote_port: int,

@@ -86,7 +86,8 @@ def test_what_is_looked_at_with_every_event_takes_two_reads_however_it_lies(name
     one = next(program for program in compile_source(netflow.render(real(name), Options("box"))).programs
                if program.name == "rawtp__tcp_retransmit_skb")
     reads = [i for i in decode(one) if i.group == JMP and i.operation == CALL and i.immediate == PROBE_READ]
-    assert len(reads) - 1 in (1, 2)  # one is the count of retransmissions
+    # One is the count of retransmissions, three are of the ends of a socket that sends a SYN again.
+    assert len(reads) - 4 in (1, 2)
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -2,14 +2,16 @@
 
 import array
 import ctypes
+import errno
 import os
 import random
+import select
 import socket
 import struct
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,13 +26,15 @@ from kcompat.kernel import Kernel
 from kcompat.preemption import preempts_programs
 from kcompat.version import running_version_code
 from tests.kernel import signs
-from tests.kernel.tcp_states import settle
+from tests.kernel.tcp_states import settle, wait_for
 
 OPTIONS = Options("box", interval_s=1, loopback=True)
 TCP_INFO_SIZE = 160
 # A kprobe is not run while its processor is in a map call: a flush a hundred times a second would hide many events.
 FLUSH_PAUSE_S = {"rawtp": 0.01, "kprobe": 0.5}
-# Of struct tcp_state, counted from the member behind written_base.
+UDP_ENDS = ("udp peers", "udp addresses")
+LOCAL_PORT = 7  # of struct tcp_state
+# Of it too, counted from the member behind written_base.
 REMOTE_PORT, PID = 5, 7
 
 
@@ -58,8 +62,8 @@ def netflow(attached):
     settle()
     attached.flush()
     yield attached
-    # Datagrams of other programs, whose senders nobody asked for, are the machine's business.
-    assert not any(count for reason, count in attached.losses.items() if reason != "udp peers")
+    # Datagrams of other programs, whose ends nobody asked for, are the machine's business.
+    assert not any(count for reason, count in attached.losses.items() if reason not in UDP_ENDS)
 
 
 def backends_this_kernel_has():
@@ -91,7 +95,7 @@ def own_records(netflow, dropped=None):
 
 
 def total(records, field, **tags):
-    return sum(r.fields[field] for r in records if all(r.tags[k] == v for k, v in tags.items()))
+    return sum(r.fields.get(field, 0) for r in records if all(r.tags[k] == v for k, v in tags.items()))
 
 
 def pair(family=socket.AF_INET, address="127.0.0.1", small_buffer=False):
@@ -237,6 +241,176 @@ def test_rtt_and_retransmits_are_those_of_tcp_info(netflow):
     assert record.fields["rtt_var"] == after["rttvar"] > 0
 
 
+@pytest.mark.parametrize("early", [b"", b"early"], ids=["plain", "fast open"])
+def test_a_connect_that_hangs_is_told_once_it_fails_or_comes_about(netflow, early):
+    """A flush sees both while their SYNs go unanswered. One is given up, the other gets through at last."""
+    def traffic():
+        if early:
+            needs_fast_open()
+        with socket.socket() as full:
+            full.bind(("127.0.0.9", 0))
+            full.listen(0)
+            queued = socket.create_connection(full.getsockname())
+            failing, waiting = (socket.socket() for _ in range(2))
+            for sock in (failing, waiting):
+                sock.setblocking(False)
+                if early:
+                    assert sock.sendto(early, MSG_FASTOPEN, full.getsockname()) == len(early)
+                else:
+                    assert sock.connect_ex(full.getsockname()) == errno.EINPROGRESS
+            wait_for(lambda: all(tcp_info(sock)["total_retrans"] for sock in (failing, waiting)))
+            records.extend(own_records(netflow))
+            infos.append(tcp_info(failing))
+            failing.close()
+            full.accept()[0].close()
+            wait_for(lambda: select.select([], [waiting], [], 0)[1])
+            infos.append(tcp_info(waiting))
+            waiting.send(b"late")
+            port.append(str(full.getsockname()[1]))
+            for sock in (queued, waiting):
+                sock.close()
+            settle()
+        records.extend(own_records(netflow))
+
+    records, infos, port = [], [], []
+    in_namespace(traffic)
+    told = [r for r in records if r.tags["dst_port"] == port[0]]
+    retransmits = sum(info["total_retrans"] for info in infos)
+    # What went with the SYN is sent once more.
+    assert retransmits <= total(told, "retransmits", direction="outgoing") <= retransmits + bool(early)
+    assert retransmits > 1
+    assert total(told, "bytes_written", direction="outgoing") == len(early + b"late")
+    assert total(told, "tcp_established", direction="outgoing") == 2
+    assert total(told, "tcp_closed", direction="outgoing") == 2
+    wait_for(lambda: not told_of_no_more(netflow))
+
+
+MSG_FASTOPEN = 0x20000000
+
+
+def needs_fast_open():
+    """Client and server, without cookies, every listener (Documentation/networking/ip-sysctl)."""
+    try:
+        Path("/proc/sys/net/ipv4/tcp_fastopen").write_text(str(0x607))
+    except OSError as error:
+        pytest.skip(f"no TCP Fast Open in a namespace: {error.strerror}")
+
+
+@pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "not blocking"])
+def test_what_goes_with_the_syn_counts(netflow, blocking):
+    def traffic():
+        needs_fast_open()
+        with socket.create_server(("127.0.0.9", 0)) as listener:
+            client = socket.socket()
+            client.setblocking(blocking)
+            assert client.sendto(b"q" * 300, MSG_FASTOPEN, listener.getsockname()) == 300
+            server, _ = listener.accept()
+            assert server.recv(400) == b"q" * 300
+            client.setblocking(True)
+            client.send(b"q" * 11)
+            server.recv(400)
+            server.send(b"a" * 70)
+            client.recv(100)
+            for sock in (client, server):
+                sock.close()
+            settle()
+        records.extend(own_records(netflow))
+
+    records = []
+    in_namespace(traffic)
+    for way, read, written in (("outgoing", 70, 311), ("incoming", 311, 70)):
+        assert total(records, "bytes_read", direction=way) == read
+        assert total(records, "bytes_written", direction=way) == written
+        assert total(records, "tcp_established", direction=way) == 1
+        assert total(records, "tcp_closed", direction=way) == 1
+
+
+def test_what_is_buried_is_not_told_of_as_alive_nor_buried_again(netflow):
+    """However long a burial is interrupted, and where its last step fails: the state is in `socks` all the while."""
+    def traffic():
+        client, server = pair()
+        client.send(b"x" * 10)
+        server.recv(20)
+        netflow.flush()
+        netflow.flush()
+        server.send(b"y" * 5)
+        client.recv(10)
+        states = netflow.loaded.maps["socks"]
+        (key, value), = [(k, v) for k, v in states.items() if _TCP.unpack(v)[LOCAL_PORT] == client.getsockname()[1]]
+        states.set(key, value[:-8] + bytes(8))
+        rounds.append(own_records(netflow))
+        port = server.getsockname()[1]
+        for sock in (client, server):
+            sock.close()
+        settle()
+        broken.extend(_TCP.unpack(v)[-1] for _, v in netflow.loaded.maps["dead"].items()
+                      if _TCP.unpack(v)[LOCAL_PORT] == port)
+        there.append(states.get(key))
+        rounds.append(own_records(netflow))
+
+    rounds, broken, there = [], [], []
+    in_namespace(traffic)
+    for records in rounds:
+        assert not [r for r in records if r.tags["direction"] == "outgoing"]
+    assert [total(records, "bytes_written", direction="incoming") for records in rounds] == [5, 0]
+    assert [total(records, "tcp_closed", direction="incoming") for records in rounds] == [0, 1]
+    assert there == [None]
+    assert broken == [0]
+
+
+def told_of_no_more(netflow):
+    """What is remembered as told, though its state is in no map any more."""
+    netflow.flush()
+    there = {key for key, _ in netflow.loaded.maps["socks"].items()}
+    return [name for name in netflow._reported if name[:8] not in there]
+
+
+def test_a_connection_whose_end_did_not_fit_is_not_remembered_for_ever(netflow):
+    def traffic():
+        client, server = pair()
+        client.send(b"x")
+        server.recv(1)
+        netflow.flush()
+        netflow.flush()
+        states = netflow.loaded.maps["socks"]
+        ours = [key for key, value in states.items() if _TCP.unpack(value)[PID + 3] == os.getpid()]
+        assert len(ours) == 2
+        for key in ours:
+            assert states.delete(key)
+        client.close()
+        server.close()
+
+    in_namespace(traffic)
+    wait_for(lambda: not told_of_no_more(netflow))
+
+
+def test_a_call_that_a_retransmission_interrupts_is_counted(netflow):
+    """By this thread's processor, which the timers are of: it does nothing else but call while they run out."""
+    def traffic():
+        ends = [pair() for _ in range(64)]
+        for client, server in ends:
+            deaf(server)
+            client.send(b"lost")
+            time.sleep(0.003)
+        with (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+              socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client):
+            server.bind(("127.0.0.9", 0))
+            client.connect(server.getsockname())
+            deadline = time.monotonic() + 2
+            while time.monotonic() < deadline:
+                calls.append(client.send(b"x" * 10))
+        retransmits.append(sum(tcp_info(client)["total_retrans"] for client, _ in ends))
+        records.extend(own_records(netflow))
+        for sock in (one for two in ends for one in two):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # no FIN for ever
+            sock.close()
+
+    calls, retransmits, records = [], [], []
+    in_namespace(traffic)
+    assert total(records, "bytes_written", transport="udp", dst_ip="127.0.0.9") == sum(calls)
+    assert retransmits[0] > 64
+
+
 def deaf(sock):
     """The socket drops every segment: a classic BPF program of one instruction, `ret 0`."""
     code = struct.pack("<HBBI", 0x06, 0, 0, 0)
@@ -319,6 +493,66 @@ def made_anothers(netflow):
             yield key
 
 
+def test_what_was_sent_unseen_is_told_when_something_is_received(netflow):
+    """As by a server whose sends go through kTLS, of which no kprobe tells; and what splice(2) took, with a send."""
+    if netflow.backend == "rawtp" and not preempts_programs():
+        pytest.skip("raw tracepoints see every send")
+
+    def traffic():
+        client, server = pair()
+        for sender, receiver in ((client, server), (server, client)):
+            sender.send(b"x" * 10)
+            receiver.recv(20)
+        moved_unseen(netflow, server.getsockname()[1], written=100)
+        client.send(b"x")
+        server.recv(20)
+        moved_unseen(netflow, server.getsockname()[1], read=1000)
+        server.send(b"x")
+        records.extend(own_records(netflow))
+        for sock in (client, server):
+            sock.close()
+        settle()
+
+    records = []
+    in_namespace(traffic)
+    assert total(records, "bytes_written", direction="incoming") == 111
+    assert total(records, "bytes_read", direction="incoming") == 1011
+
+
+def moved_unseen(netflow, local_port, written=0, read=0):
+    """The socket's state is made one of so many bytes ago."""
+    states = netflow.loaded.maps["socks"]
+    (key, value), = [(k, v) for k, v in states.items() if _TCP.unpack(v)[LOCAL_PORT] == local_port]
+    seal, written_to, written_from, read_to, read_from, *others = _TCP.unpack(value)
+    ends = []
+    for to, base, unseen in ((written_to, written_from, written), (read_to, read_from, read)):
+        earlier = base - unseen & 0xFFFFFFFF
+        ends += [earlier + to - base, earlier]
+    states.set(key, _TCP.pack(seal, *ends, *others))
+
+
+def test_a_connection_of_which_too_much_went_unseen_is_counted_as_lost(netflow):
+    """2 GiB between two events may as well be a step back, as splice(2) takes them out of a socket."""
+    def traffic():
+        client, server = pair()
+        client.send(b"x" * 10)
+        server.recv(20)
+        moved_unseen(netflow, server.getsockname()[1], read=3 << 30)
+        time.sleep(0.02)
+        client.send(b"x" * 10)
+        server.recv(20)
+        for sock in (client, server):
+            sock.close()
+        settle()
+
+    before = netflow.losses["tcp bytes"]
+    in_namespace(traffic)
+    records = own_records(netflow)
+    assert total(records, "bytes_written", direction="outgoing") == 20
+    assert netflow.losses["tcp bytes"] == before + 1
+    netflow.losses["tcp bytes"] = before
+
+
 def test_a_connection_begins_anew_where_the_end_of_another_was_missed(netflow):
     def traffic():
         client, server = pair()
@@ -347,6 +581,36 @@ def test_a_connection_begins_anew_where_the_end_of_another_was_missed(netflow):
 def disconnect(sock):
     """connect(2) to AF_UNSPEC: the socket lives on for another connection, and its peer gets a reset."""
     assert ctypes.CDLL(None).connect(sock.fileno(), bytes(16), 16) == 0
+
+
+@pytest.mark.parametrize("when", ["not accepted yet", "accepted"])
+def test_a_server_that_came_later_is_one_though_a_beginning_was_missed(netflow, when):
+    def traffic():
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client = socket.create_connection(listener.getsockname())
+            if when == "not accepted yet":
+                forget(netflow, listener.getsockname()[1])
+            server, _ = listener.accept()
+            if when == "accepted":
+                forget(netflow, listener.getsockname()[1])
+        server.send(b"x" * 7)
+        client.recv(10)
+        records.extend(own_records(netflow))
+        for sock in (client, server):
+            sock.close()
+
+    records = []
+    in_namespace(traffic)
+    assert total(records, "bytes_written", direction="incoming") == 7
+    assert total(records, "bytes_read", direction="outgoing") == 7
+
+
+def forget(netflow, local_port):
+    """As if it had not been seen how that socket began."""
+    states = netflow.loaded.maps["socks"]
+    ours = [key for key, value in states.items() if _TCP.unpack(value)[LOCAL_PORT] == local_port]
+    assert len(ours) == 1
+    assert states.delete(ours[0])
 
 
 def needs_ipv6():
@@ -445,14 +709,96 @@ def test_udp_connected_peek_and_recvmsg(netflow):
     assert total(flushed, "bytes_read", direction="incoming") == 123
 
 
-@pytest.mark.thorough
-def test_idle_datagram_flows_expire_sooner_when_one_way(netflow, monkeypatch):
-    """The two minutes are not waited for: the clock of the flush goes ahead."""
-    def later(age_s):
-        def clock_gettime_ns(clock):
-            return time.clock_gettime_ns(clock) + age_s * 10**9
-        return SimpleNamespace(**{**vars(time), "clock_gettime_ns": clock_gettime_ns})
+@contextmanager
+def later(age_s):
+    """Nobody waits for two minutes: the clock of a flush goes ahead."""
+    def clock_gettime_ns(clock):
+        return time.clock_gettime_ns(clock) + age_s * 10**9
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("collector.datasets.netflow.time",
+                      SimpleNamespace(**{**vars(time), "clock_gettime_ns": clock_gettime_ns}))
+        yield
 
+
+def bound(host, port=0):
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.bind((f"127.0.0.{host}", port))
+    return made
+
+
+def test_a_server_stays_one_though_nobody_spoke_to_it_for_long(netflow):
+    def traffic():
+        with bound(9, 5353) as server, bound(7) as client:
+            client.sendto(b"question", server.getsockname())
+            _, peer = server.recvfrom(10)
+            rounds.append(own_records(netflow))
+            with later(130):
+                netflow.flush()
+            server.sendto(b"late", peer)
+            client.recvfrom(10)
+            rounds.append(own_records(netflow))
+
+    rounds = []
+    in_namespace(traffic)
+    for field, told, records in zip(("bytes_read", "bytes_written"), (8, 4), rounds, strict=True):
+        (record,) = [r for r in records if r.tags["src_ip"] == "127.0.0.9"]
+        assert (record.tags["direction"], record.fields[field]) == ("incoming", told)
+
+
+def test_the_own_address_of_a_socket_bound_to_none_is_what_it_answers_from(netflow):
+    """A server with several addresses says which: it was spoken to there (ip(7), IP_PKTINFO)."""
+    def traffic():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server, bound(7) as client:
+            server.bind(("0.0.0.0", 0))
+            client.sendto(b"question", ("127.0.0.9", server.getsockname()[1]))
+            _, peer = server.recvfrom(10)
+            answered_from = struct.pack("=I4s4x", 0, socket.inet_aton("127.0.0.9"))
+            server.sendmsg([b"answer"], [(socket.IPPROTO_IP, 8, answered_from)], 0, peer)
+            records.extend(own_records(netflow))
+
+    records = []
+    in_namespace(traffic)
+    assert [(r.tags["src_ip"], r.fields["bytes_read"], r.fields["bytes_written"]) for r in records
+            if r.tags["dst_ip"] == "127.0.0.7"] == [("127.0.0.9", 8, 6)]
+
+
+def test_datagrams_whose_own_address_nobody_knows_any_more_are_counted_as_lost(netflow):
+    """They were sent in a namespace that is gone when they are told of; kprobes have seen the route."""
+    before = netflow.losses["udp addresses"]
+
+    def traffic():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.sendto(b"bye", ("127.0.0.9", 9))
+
+    dropped = Counter()
+    in_namespace(traffic)
+    sent = total(own_records(netflow, dropped), "bytes_written", dst_ip="127.0.0.9")
+    assert (sent, netflow.losses["udp addresses"] > before) in {(3, False), (0, True)}
+    assert dropped["address"] == 0
+
+
+def test_whom_a_socket_spoke_to_is_known_until_its_last_flow_is_idle(netflow):
+    def traffic():
+        with bound(9) as one, bound(8) as partner, bound(7) as other:
+            one.sendto(b"to it alone", partner.getsockname())
+            partner.sendto(b"1", one.getsockname())
+            one.recv(100)
+            other.sendto(b"2" * 20, one.getsockname())
+            one.recvfrom(100)
+            rounds.append(own_records(netflow))
+            with later(35):
+                netflow.flush()  # the other one's is idle by then
+            partner.sendto(b"3" * 300, one.getsockname())
+            one.recv(1000)
+            rounds.append(own_records(netflow))
+
+    rounds = []
+    in_namespace(traffic)
+    assert [total(r, "bytes_read", src_ip="127.0.0.9", dst_ip="127.0.0.8") for r in rounds] == [1, 300]
+
+
+@pytest.mark.thorough
+def test_idle_datagram_flows_expire_sooner_when_one_way(netflow):
     def traffic():
         with (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
               socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf,
@@ -468,8 +814,8 @@ def test_idle_datagram_flows_expire_sooner_when_one_way(netflow, monkeypatch):
             client.recvfrom(10)
             rounds.append(own_records(netflow))
             for age_s in (0, 25, 35, 110, 130):
-                monkeypatch.setattr("collector.datasets.netflow.time", later(age_s))
-                rounds.append(own_records(netflow))
+                with later(age_s):
+                    rounds.append(own_records(netflow))
                 left.append(len(ours()))
 
     def ours():
