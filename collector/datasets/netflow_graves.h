@@ -66,9 +66,9 @@ static __always_inline int merge(const struct tcp_state *state, u32 now)
 }
 
 /*
- * The socket is gone: what it did goes to user space, by the shortest way that counts it once. Its seal is broken before
- * the generation is read: however long this takes, who reads `socks` meanwhile leaves it out. Where it could not be
- * deleted then (EBUSY), it still can be.
+ * The socket is gone: what it did goes to user space, by the shortest way that counts it once. Its seal is broken
+ * before the generation is read: however long this takes, who reads `socks` meanwhile leaves it out. Where it could not
+ * be deleted then (EBUSY), it still can be.
  */
 static __always_inline void bury(void *sk, struct tcp_state *state)
 {
@@ -80,10 +80,9 @@ static __always_inline void bury(void *sk, struct tcp_state *state)
 	state->seal = 0;
 	asm volatile("" ::: "memory");
 	now = current_generation();
-	if (sealed &&
-	    (state->read + state->in.ahead != state->read_base ||
-	     state->written + state->out.ahead != state->written_base || state->established || state->closed ||
-	     state->retransmits)) {
+	if (sealed && (state->read + state->in.ahead != state->read_base ||
+	               state->written + state->out.ahead != state->written_base || state->established ||
+	               state->closed || state->retransmits)) {
 		/* User space looks at `socks` only for those of earlier generations; a flow has no flags. */
 		if (state->generation != now || state->flags & WENT_TOO_FAR || !merge(state, now)) {
 			struct tcp_state last = *state; /* before 4.18 a helper takes no map value */

@@ -16,10 +16,10 @@ enum {
 };
 
 /* state.flags */
-#define WAS_ESTABLISHED 1 /* its end is a closed connection, not a failed one */
-#define PEER_FIN        2 /* the last number of the peer's sequence is a FIN, not a byte */
-#define DONE_WRITING    4 /* what write_seq counts from here on is our FIN */
-#define CLOSED          8 /* it may still be read from until it is destroyed */
+#define WAS_ESTABLISHED 1  /* its end is a closed connection, not a failed one */
+#define PEER_FIN        2  /* the last number of the peer's sequence is a FIN, not a byte */
+#define DONE_WRITING    4  /* what write_seq counts from here on is our FIN */
+#define CLOSED          8  /* it may still be read from until it is destroyed */
 #define WENT_TOO_FAR    16 /* more than 2 GiB went by unseen: not all of its bytes are counted */
 
 /*
@@ -60,7 +60,8 @@ struct tcp_state {
 	struct lane out;
 	struct lane in;
 	u32 unused_too;
-	/* The id once more: memory is used again at once, who reads while it is filled sees two sockets. 0: it is buried. */
+	/* The id once more: memory is used again at once, who reads while it is filled sees two sockets. 0: it is
+	 * buried. */
 	u64 seal;
 };
 
