@@ -60,8 +60,7 @@ struct tcp_state {
 	struct lane out;
 	struct lane in;
 	u32 unused_too;
-	/* The id once more: memory is used again at once, who reads while it is filled sees two sockets. 0: it is
-	 * buried. */
+	/* The id once more: who reads memory that is used again meanwhile sees two sockets. 0: it is buried. */
 	u64 seal;
 };
 

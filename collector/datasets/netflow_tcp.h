@@ -219,8 +219,7 @@ static __always_inline void on_state(void *sk, int from, int to, int misses)
 
 			socks.delete(&key);
 		} else {
-			/* These are told when the socket goes; of what should have gone with the SYN nothing came
-			 * about. */
+			/* These are told when the socket goes; nothing came of what should have gone with the SYN. */
 			state->out.ahead = 0;
 		}
 	}
