@@ -194,6 +194,7 @@ def test_a_request_of_another_method_takes_its_own_response(httpflow):
     assert [sums(side) for side in ours(records, port)] == [expected, expected]
 
 
+@pytest.mark.thorough
 def test_a_second_try_does_all_that_the_first_was_kept_from(oracle, monkeypatch):
     """As where programs may be preempted; of each hook the first program is taken away."""
     for module in (hooks, httpflow_module):
