@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import resource
 import shutil
@@ -97,13 +98,15 @@ _Observe = Callable[[], AbstractContextManager[Any]]
 
 def _compared(repetitions: Repetitions, what: str, unit: str, target: float, work: Callable[[], _Rate],
               observers: Mapping[str, _Observe]) -> Iterator[Line]:
-    """Each repetition without anybody, then with each observer in turn, so that all meet the same machine."""
+    """Each repetition without anybody and with each observer, in an order drawn anew: all meet the same machine."""
+    observe = (nullcontext, *observers.values())
+
     def once() -> list[_Rate]:
-        rates = []
-        for observe in (nullcontext, *observers.values()):
-            with observe():
-                rates.append(work())
-        return rates
+        rates = {}
+        for number in random.sample(range(len(observe)), len(observe)):
+            with observe[number]():
+                rates[number] = work()
+        return [rates[number] for number in range(len(observe))]
 
     rounds = repetitions.of(once)
     yield of(f"{what}: nobody looks", (rates[0].rate for rates in rounds), unit=unit)
