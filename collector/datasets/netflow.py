@@ -178,7 +178,7 @@ class Netflow:
                 living: Iterable[tuple[bytes, bytes]]) -> Iterator[FlowDelta]:
         for name, value in dead:
             state = _TCP.unpack(value)
-            self.losses[_TOO_FAR] += state[_FLAGS] & _WENT_TOO_FAR > 0
+            self.losses[_TOO_FAR] += value[_WENT_TOO_FAR_AT] > 0
             yield self._tcp_delta(name, state, last=True)
         for key, value in living:
             state = _TCP.unpack(value)
@@ -293,7 +293,8 @@ class Netflow:
 
 _NOTHING = (0, 0, 0, 0, 0)
 _LASTING = (0, 2, 4, 18)  # of a struct tcp_state: id, written_base, read_base, generation
-_FLAGS, _WAS_ESTABLISHED, _WENT_TOO_FAR = 20, 1, 16
+_FLAGS, _WAS_ESTABLISHED = 20, 1
+_WENT_TOO_FAR_AT = struct.calcsize("<5Q16s16sHHII16s7I3B")
 
 
 def _is_whole(state: tuple[Any, ...]) -> bool:

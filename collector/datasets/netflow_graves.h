@@ -84,7 +84,7 @@ static __always_inline void bury(void *sk, struct tcp_state *state)
 	               state->written + state->out.ahead != state->written_base || state->established ||
 	               state->closed || state->retransmits)) {
 		/* User space looks at `socks` only for those of earlier generations; a flow has no flags. */
-		if (state->generation != now || state->flags & WENT_TOO_FAR || !merge(state, now)) {
+		if (state->generation != now || state->went_too_far || !merge(state, now)) {
 			struct tcp_state last = *state; /* before 4.18 a helper takes no map value */
 
 			if (dead.update(&name, &last))

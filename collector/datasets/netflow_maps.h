@@ -16,11 +16,10 @@ enum {
 };
 
 /* state.flags */
-#define WAS_ESTABLISHED 1  /* its end is a closed connection, not a failed one */
-#define PEER_FIN        2  /* the last number of the peer's sequence is a FIN, not a byte */
-#define DONE_WRITING    4  /* what write_seq counts from here on is our FIN */
-#define CLOSED          8  /* it may still be read from until it is destroyed */
-#define WENT_TOO_FAR    16 /* more than 2 GiB went by unseen: not all of its bytes are counted */
+#define WAS_ESTABLISHED 1 /* its end is a closed connection, not a failed one */
+#define PEER_FIN        2 /* the last number of the peer's sequence is a FIN, not a byte */
+#define DONE_WRITING    4 /* what write_seq counts from here on is our FIN */
+#define CLOSED          8 /* it may still be read from until it is destroyed */
 
 /*
  * One direction of a socket, between two looks at the kernel's number of it. `ahead` is what the calls of `thread` have
@@ -37,6 +36,7 @@ struct lane {
  * `written` and `read` are write_seq and copied_seq continued to 64 bits, the bases where they stood when we first
  * looked. They are moved on by one store: two processors that do so at once never count twice, and what the slower one
  * takes back the next event restores. A base is set before what counts from it: half set, it makes a number below zero.
+ * `flags` belong to whoever has the socket's lock: those who only look at its numbers write none.
  */
 struct tcp_state {
 	u64 id; /* sock addresses are used again */
@@ -56,7 +56,7 @@ struct tcp_state {
 	u8 direction;
 	u8 flags;
 	u8 moves_unseen; /* calls did not account for all once, as with splice(2) and kTLS: each looks from then on */
-	u8 unused;
+	u8 went_too_far; /* more than 2 GiB went by unseen: not all of its bytes are counted */
 	struct lane out;
 	struct lane in;
 	u32 unused_too;

@@ -90,11 +90,11 @@ static __always_inline void measure(struct tcp_state *state, const struct number
  * A number that seems to have gone back by more than a sixteenth of all numbers went on by half of them or more: how
  * far, nobody can say. Back by less it is when another processor knew more. Old verifiers follow every branch: none.
  */
-static __always_inline u8 went_too_far(u32 grown)
+static __always_inline u8 goes_too_far(u32 grown)
 {
 	u32 top = grown >> 28;
 
-	return (top >> 3 & ~(top + 1 >> 4)) * WENT_TOO_FAR;
+	return top >> 3 & ~(top + 1 >> 4);
 }
 
 /* Nothing counts before there is a base to count from: its event may not have been seen. */
@@ -105,7 +105,7 @@ static __always_inline void catch_up_written(struct tcp_state *state, const stru
 
 	if ((state->flags & (WAS_ESTABLISHED | DONE_WRITING)) != WAS_ESTABLISHED)
 		return;
-	state->flags |= went_too_far(grown);
+	state->went_too_far |= goes_too_far(grown);
 	if (grown < 0x80000000) {
 		state->out.ahead = 0;
 		asm volatile("" ::: "memory");
@@ -125,7 +125,7 @@ static __always_inline void catch_up_read(struct tcp_state *state, const struct 
 	if (state->flags & PEER_FIN && end == now->rcv_nxt)
 		end -= 1;
 	grown = end - (u32)before;
-	state->flags |= went_too_far(grown);
+	state->went_too_far |= goes_too_far(grown);
 	if (grown < 0x80000000) {
 		state->in.ahead = 0;
 		asm volatile("" ::: "memory");
