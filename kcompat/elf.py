@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kcompat.errors import BadInput, Missing
+from kcompat.errors import BadInput
 from kcompat.foreign_file import ForeignFile
-from kcompat.regular import open_regular
+from kcompat.regular import faults_of, open_regular
 
 MAGIC = b"\x7fELF"
 _SHT_NOBITS = 8
@@ -104,18 +104,11 @@ def open_file(path: Path) -> Data:
 
     Raises Missing when it is not there or not readable, BadInput when it is no regular file with bytes in it.
     """
-    try:
-        with open_regular(path) as file:
-            if file.read(len(MAGIC)) == MAGIC:
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            file.seek(0)
-            data = file.readall()
-    except FileNotFoundError as error:
-        raise Missing(f"{path} does not exist") from error
-    except PermissionError as error:
-        raise Missing(f"{path} is not readable by this user; try as root") from error
-    except OSError as error:
-        raise BadInput(path, error.strerror or str(error)) from error
+    with faults_of(path), open_regular(path) as file:
+        if file.read(len(MAGIC)) == MAGIC:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        file.seek(0)
+        data = file.readall()
     if not data:
         raise BadInput(path, "empty")
     return data

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 from types import TracebackType
 
-from kcompat.errors import BadInput, Missing
+from kcompat.errors import BadInput
+from kcompat.regular import faults_of, open_regular
 
 # No table of a program or a library is larger; what a file says of its own, a hole in it can be.
 _LARGEST = 64 << 20
@@ -22,20 +22,9 @@ class ForeignFile:
     def __init__(self, path: Path) -> None:
         """Raises Missing when it is not there or not readable, BadInput when it is no regular file."""
         self._path = path
-        try:
-            # Whoever opens a pipe without this waits for who writes into it.
-            self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise Missing(f"{path} does not exist") from error
-        except PermissionError as error:
-            raise Missing(f"{path} is not readable") from error
-        except OSError as error:
-            raise BadInput(path, error.strerror or str(error)) from error
-        found = os.fstat(self._fd)
-        self._size = found.st_size
-        if not stat.S_ISREG(found.st_mode):
-            os.close(self._fd)
-            raise BadInput(path, "no regular file")
+        with faults_of(path):
+            self._file = open_regular(path)
+        self._size = os.fstat(self._file.fileno()).st_size
 
     def __len__(self) -> int:
         return self._size
@@ -45,10 +34,8 @@ class ForeignFile:
         size = max(0, stop - start)
         if size > _LARGEST:
             raise BadInput(self._path, f"{size} bytes at {start} are more than it can have in one piece")
-        try:
-            data = os.pread(self._fd, size, start)
-        except OSError as error:
-            raise BadInput(self._path, error.strerror or str(error)) from error
+        with faults_of(self._path):
+            data = os.pread(self._file.fileno(), size, start)
         if len(data) < size:
             raise BadInput(self._path, "it became shorter while it was read")
         return data
@@ -58,4 +45,4 @@ class ForeignFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        os.close(self._fd)
+        self._file.close()

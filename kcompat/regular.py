@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+
+from kcompat.errors import BadInput, Missing
 
 FAULT = "not a regular file"
 
@@ -29,3 +33,16 @@ def open_regular(path: Path) -> FileIO:
     except BaseException:
         os.close(handle)
         raise
+
+
+@contextmanager
+def faults_of(path: Path) -> Iterator[None]:
+    """What goes wrong with opening or reading it, in words: Missing where it is not to be had, else BadInput."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise Missing(f"{path} does not exist") from error
+    except PermissionError as error:
+        raise Missing(f"{path} is not readable by this user; try as root") from error
+    except OSError as error:
+        raise BadInput(path, error.strerror or str(error)) from error
