@@ -99,7 +99,7 @@ class Connection:
         """Something of the client's went by: within a message that is followed it is of that, else of another."""
         side = self._client
         if side.state is State.START and side.held:
-            side.state, side.held, side.cut = State.LOST, b"", False
+            side.stop()
         if side.state in (State.START, State.LOST):
             self._asked.begin_unseen(time_ns)
 
@@ -126,24 +126,29 @@ class Connection:
         if side.state is State.BODY:
             self._take(side, side.left)
         if side.state is State.START and side.held:
-            side.cut = True
-            self._start(side, side.held, found)
+            self._cut(side, found)
         elif side is self._client and side.state is State.START and beyond > _LINE_END:
             self._ask_unseen(time_ns)
         if side.state is not State.OVER:
-            side.state, side.held, side.cut = State.LOST, b"", False
+            side.stop()
         if side is self._client and self._answering:
             # The response came before what is missing, which is of another request then.
             self._asking = None
             self._answer_unseen(time_ns)
             self._ask_unseen(time_ns)
 
+    def _cut(self, side: Side, found: list[Exchange]) -> None:
+        """Of the first line nothing more will come than what is held."""
+        side.cut = True
+        self._start(side, side.held, found)
+        side.held, side.cut = b"", False
+
     def _line(self, side: Side, data: bytes, at: int, time_ns: int, found: list[Exchange]) -> int:
         if side.state is State.START and not side.held:
             side.begin(time_ns)
         line, at = side.line(data, at)
         if side.state is State.START and not side.could_begin(side.held if line is None else line):
-            side.state, side.held, side.cut = self._no_message, b"", False
+            side.stop(self._no_message)
             return at
         if line is None:
             return at
@@ -193,9 +198,7 @@ class Connection:
         asker = self._client
         if not self._asked and asker.state is State.START and asker.held:
             # What it answers has not ended for us: the rest is late, or lost.
-            asker.cut = True
-            self._start(asker, asker.held, found)
-            asker.held, asker.cut = b"", False
+            self._cut(asker, found)
         if asked := self._asked.take():
             side.method = asked.method
             if asked.path:

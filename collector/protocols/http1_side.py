@@ -44,6 +44,10 @@ class Side:
         self.chunked = False
         self.method = ""
 
+    def stop(self, state: State = State.LOST) -> None:
+        """What it is in is not followed any further."""
+        self.state, self.held, self.cut = state, b"", False
+
     def could_begin(self, data: bytes) -> bool:
         """Whether the data is a message's beginning, or the beginning of one."""
         return (any(data.startswith(start) or start.startswith(data) for start in self.starts)
