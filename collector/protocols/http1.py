@@ -75,14 +75,27 @@ class Connection:
 
     def _feed(self, side: Side, data: bytes, time_ns: int, missing: int) -> list[Exchange]:
         found: list[Exchange] = []
-        if self.is_over:
+        if self.is_over or (side.state is State.LOST and not self._take_up(side, data)):
             return found
-        if side.state is State.LOST:
-            if not data.startswith(side.starts):
-                return found
-            side.state = State.START
-            if side is self._server:
-                self._asked.lose_all_but_the_last()
+        begun_before = side.state is State.START and side.held
+        self._go(side, data, time_ns, found)
+        if begun_before and side.state is State.LOST and self._take_up(side, data):
+            # What was held only looked like a message's beginning, as a body's end may.
+            self._go(side, data, time_ns, found)
+        if missing and not self.is_over:
+            self._skip(side, missing, time_ns, found)
+        return found
+
+    def _take_up(self, side: Side, data: bytes) -> bool:
+        """Whether a message seems to begin with the data, after something that could not be followed."""
+        if not data.startswith(side.starts):
+            return False
+        side.state = State.START
+        if side is self._server:
+            self._asked.lose_all_but_the_last()
+        return True
+
+    def _go(self, side: Side, data: bytes, time_ns: int, found: list[Exchange]) -> None:
         at = 0
         while at < len(data) and not self.is_over and side.state is not State.LOST:
             if side.state is State.BODY:
@@ -91,9 +104,6 @@ class Connection:
                 at += 1
             else:
                 at = self._line(side, data, at, time_ns, found)
-        if missing and not self.is_over:
-            self._skip(side, missing, time_ns, found)
-        return found
 
     def _ask_unseen(self, time_ns: int) -> None:
         """Something of the client's went by: within a message that is followed it is of that, else of another."""

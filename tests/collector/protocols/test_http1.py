@@ -135,6 +135,19 @@ def test_one_lost_response_costs_itself_alone():
     assert connection.untold == 1
 
 
+@pytest.mark.parametrize("end", [b"GET /", b"GET", b"POST /a HTTP/1.1"])
+def test_a_body_that_ends_like_a_message_begins_does_not_cost_the_next_message(end):
+    """Its head was lost, so that only the next beginning is waited for."""
+    connection = Connection(is_sure=True)
+    connection.request(b"", 0, missing=40)
+    connection.request(end, 1)
+    connection.response(OK, 2)
+    connection.request(GET, 3)
+    (found,) = connection.response(b"HTTP/1.1 404 No\r\nContent-Length: 9\r\n\r\nHTTP/1.1 ", 4)
+
+    assert (found.path, found.status_code, found.latency_ns) == ("/a", 404, 1)
+
+
 def test_a_path_that_never_ends_is_cut_and_told():
     connection = Connection()
     connection.request(b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\n\r\n", 0)
