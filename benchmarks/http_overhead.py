@@ -31,16 +31,19 @@ from kcompat.errors import KcompatError, Missing
 from kcompat.probe import require_bpf
 
 TITLE = "HTTP with httpflow and without"
-_PORT, _TLS_PORT, _SLOW_PORT, _SLOW_S, _SLOW = 8080, 8443, 8081, 0.05, 20
+_PORT, _TLS_PORT, _SLOW_PORT, _SITE_PORT, _SLOW_S, _SLOW = 8080, 8443, 8081, 8082, 0.05, 20
+_PAGE = Path("/usr/share/nginx/html/index.html")  # of Debian's nginx-common
 _RUN_S = 3.0
 _WRK = ("wrk", "-t1", "-c16", f"-d{_RUN_S:g}s")
-_PLAIN, _TLS = f"http://127.0.0.1:{_PORT}/", f"https://127.0.0.1:{_TLS_PORT}/"
+_PLAIN, _TLS, _SITE = (f"{place}/" for place in (
+    f"http://127.0.0.1:{_PORT}", f"https://127.0.0.1:{_TLS_PORT}", f"http://127.0.0.1:{_SITE_PORT}"))
 _CHUNK = 1 << 18
 _CONFIG = """
 worker_processes 1; daemon off; pid {home}/pid; error_log {home}/error.log; user root;
 events {{ }}
 http {{
-  access_log off; keepalive_requests 10000000;
+  access_log off; keepalive_requests 10000000; sendfile on; tcp_nopush on; types_hash_max_size 2048;
+  include /etc/nginx/mime.types; gzip on;
   log_format took '$request_time';
   client_body_temp_path {home}/body; proxy_temp_path {home}/proxy; fastcgi_temp_path {home}/fastcgi;
   uwsgi_temp_path {home}/uwsgi; scgi_temp_path {home}/scgi;
@@ -49,6 +52,10 @@ http {{
     ssl_certificate {home}/certificate; ssl_certificate_key {home}/key;
     location / {{ return 200 "hello\\n"; }}
     location /slow {{ proxy_pass http://127.0.0.1:{slow_port}; access_log {home}/took.log took; }}
+  }}
+  server {{
+    listen 127.0.0.1:{site_port}; root {page.parent}; index {page.name}; access_log {home}/access.log;
+    location / {{ try_files $uri $uri/ =404; }}
   }}
 }}
 """
@@ -76,6 +83,8 @@ def run(repetitions: Repetitions) -> Result:
         else:
             remarks.append("bpftrace is not installed: nothing to compare with")
         lines = [*_compared(repetitions, "requests", "req/s", 5, lambda: _requests(namespace, home, _PLAIN), observers),
+                 *_compared(repetitions, "requests for Debian's own page", "req/s", 5,
+                            lambda: _requests(namespace, home, _SITE), observers),
                  *_compared(repetitions, "requests over TLS", "req/s", 10, lambda: _requests(namespace, home, _TLS),
                             observers),
                  *_compared(repetitions, "a stream that is no HTTP", "Gbit/s", 1, lambda: _stream(namespace),
@@ -166,7 +175,8 @@ def _within(namespace: str, *command: str) -> tuple[str, ...]:
 @contextmanager
 def _serving(namespace: str, home: Path) -> Iterator[None]:
     """nginx, and behind it a server that sleeps."""
-    (home / "nginx.conf").write_text(_CONFIG.format(home=home, port=_PORT, tls_port=_TLS_PORT, slow_port=_SLOW_PORT))
+    (home / "nginx.conf").write_text(_CONFIG.format(home=home, port=_PORT, tls_port=_TLS_PORT, slow_port=_SLOW_PORT,
+                                                    site_port=_SITE_PORT, page=_PAGE))
     timed(("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
            "-subj", "/CN=kcompat.test", "-keyout", str(home / "key"), "-out", str(home / "certificate")))
     nginx = _within(namespace, "nginx", "-c", str(home / "nginx.conf"), "-e", str(home / "error.log"))

@@ -107,7 +107,7 @@ def _make(
     vmlinux.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpack-", dir=vmlinux.parent) as temporary:
         work = Path(temporary)
-        for suite, package in _packages(entry, image, architecture, cache):
+        for suite, package in header_packages(entry, image, architecture, cache):
             deb = apt.download(package, suite, architecture, cache, work)
             apt.run(["dpkg-deb", "-x", str(deb), str(work / "x")])
         tree = work / "x/usr/src" / f"linux-headers-{image.release}"
@@ -116,8 +116,12 @@ def _make(
     log.info("compiled the structs of %s out of its headers", image.release)
 
 
-def _packages(entry: Entry, image: Image, architecture: str, cache: Path) -> Iterator[tuple[str, Package]]:
-    """The headers of just this build, and the package with what is the same for all flavours, which they depend on."""
+def header_packages(entry: Entry, image: Image, architecture: str,
+                    cache: Path) -> Iterator[tuple[str, Package]]:
+    """The headers of just this build, and the package with what is the same for all flavours, which they depend on.
+
+    Raises FetchError.
+    """
     name = f"linux-headers-{image.release}"
     for suite in entry.suites:
         packages = {p.name: p for p in parse_packages(apt.index(suite, architecture, cache), _DEPENDS)
