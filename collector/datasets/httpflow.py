@@ -15,6 +15,7 @@ from collector.config import Options
 from collector.datasets.hooks import BACKENDS, Backend, attach_first
 from collector.datasets.httpflow_hooks import HOOKS, STAGES
 from collector.datasets.httpflow_registers import find_registers
+from collector.datasets.wording import text
 from collector.http_exchanges import Ends, HttpConnections, Piece, Seen
 from collector.protocols.exchange import Exchange, path_of
 from collector.tls_greetings import Greetings
@@ -257,8 +258,7 @@ def _told(key: bytes, value: bytes) -> Iterator[Seen]:
 
 def _ends(told: Sequence[Any], asks: bool, layer: int) -> Ends:
     local, remote, local_port, remote_port, netns, pid, comm = told
-    return Ends(local, local_port, remote, remote_port, netns, pid, comm.partition(b"\0")[0].decode(errors="replace"),
-                asks, layer == _TLS)
+    return Ends(local, local_port, remote, remote_port, netns, pid, text(comm), asks, layer == _TLS)
 
 
 def _layer(key: bytes) -> int:

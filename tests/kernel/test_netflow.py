@@ -18,7 +18,9 @@ from types import SimpleNamespace
 import pytest
 
 from collector.config import Options
-from collector.datasets.netflow import _TCP, _UDP, Netflow
+from collector.datasets.netflow import Netflow
+from collector.datasets.netflow_connections import STATE as TCP_STATE
+from collector.datasets.netflow_datagrams import STATE as UDP_STATE
 from collector.flows import aggregate
 from guessers.namespace import Netns, add_ipv6, in_own_thread, wait_until_bindable
 from kcompat.errors import Unsupported
@@ -335,16 +337,16 @@ def test_what_is_buried_is_not_told_of_as_alive_nor_buried_again(netflow):
         netflow.flush()
         server.send(b"y" * 5)
         client.recv(10)
-        states = netflow.loaded.maps["socks"]
-        (key, value), = [(k, v) for k, v in states.items() if _TCP.unpack(v)[LOCAL_PORT] == client.getsockname()[1]]
+        states, port_of_client = netflow.loaded.maps["socks"], client.getsockname()[1]
+        (key, value), = [(k, v) for k, v in states.items() if TCP_STATE.unpack(v)[LOCAL_PORT] == port_of_client]
         states.set(key, value[:-8] + bytes(8))
         rounds.append(own_records(netflow))
         port = server.getsockname()[1]
         for sock in (client, server):
             sock.close()
         settle()
-        broken.extend(_TCP.unpack(v)[-1] for _, v in netflow.loaded.maps["dead"].items()
-                      if _TCP.unpack(v)[LOCAL_PORT] == port)
+        broken.extend(TCP_STATE.unpack(v)[-1] for _, v in netflow.loaded.maps["dead"].items()
+                      if TCP_STATE.unpack(v)[LOCAL_PORT] == port)
         there.append(states.get(key))
         rounds.append(own_records(netflow))
 
@@ -362,7 +364,7 @@ def told_of_no_more(netflow):
     """What is remembered as told, though its state is in no map any more."""
     netflow.flush()
     there = {key for key, _ in netflow.loaded.maps["socks"].items()}
-    return [name for name in netflow._reported if name[:8] not in there]
+    return [name for name in netflow._connections._reported if name[:8] not in there]
 
 
 def test_a_connection_whose_end_did_not_fit_is_not_remembered_for_ever(netflow):
@@ -373,7 +375,7 @@ def test_a_connection_whose_end_did_not_fit_is_not_remembered_for_ever(netflow):
         netflow.flush()
         netflow.flush()
         states = netflow.loaded.maps["socks"]
-        ours = [key for key, value in states.items() if _TCP.unpack(value)[PID + 3] == os.getpid()]
+        ours = [key for key, value in states.items() if TCP_STATE.unpack(value)[PID + 3] == os.getpid()]
         assert len(ours) == 2
         for key in ours:
             assert states.delete(key)
@@ -485,11 +487,11 @@ def made_anothers(netflow):
     """Our sockets' states, made those of sockets with other ports and numbers, which did as much."""
     states = netflow.loaded.maps["socks"]
     for key, value in states.items():
-        birth, written, base, *others = _TCP.unpack(value)
+        birth, written, base, *others = TCP_STATE.unpack(value)
         if others[PID] == os.getpid():
             others[REMOTE_PORT] ^= 1
             elsewhere = base + 0xF0000000 & 0xFFFFFFFF
-            states.set(key, _TCP.pack(birth, elsewhere + written - base, elsewhere, *others))
+            states.set(key, TCP_STATE.pack(birth, elsewhere + written - base, elsewhere, *others))
             yield key
 
 
@@ -522,13 +524,13 @@ def test_what_was_sent_unseen_is_told_when_something_is_received(netflow):
 def moved_unseen(netflow, local_port, written=0, read=0):
     """The socket's state is made one of so many bytes ago."""
     states = netflow.loaded.maps["socks"]
-    (key, value), = [(k, v) for k, v in states.items() if _TCP.unpack(v)[LOCAL_PORT] == local_port]
-    seal, written_to, written_from, read_to, read_from, *others = _TCP.unpack(value)
+    (key, value), = [(k, v) for k, v in states.items() if TCP_STATE.unpack(v)[LOCAL_PORT] == local_port]
+    seal, written_to, written_from, read_to, read_from, *others = TCP_STATE.unpack(value)
     ends = []
     for to, base, unseen in ((written_to, written_from, written), (read_to, read_from, read)):
         earlier = base - unseen & 0xFFFFFFFF
         ends += [earlier + to - base, earlier]
-    states.set(key, _TCP.pack(seal, *ends, *others))
+    states.set(key, TCP_STATE.pack(seal, *ends, *others))
 
 
 def test_a_connection_of_which_too_much_went_unseen_is_counted_as_lost(netflow):
@@ -608,7 +610,7 @@ def test_a_server_that_came_later_is_one_though_a_beginning_was_missed(netflow, 
 def forget(netflow, local_port):
     """As if it had not been seen how that socket began."""
     states = netflow.loaded.maps["socks"]
-    ours = [key for key, value in states.items() if _TCP.unpack(value)[LOCAL_PORT] == local_port]
+    ours = [key for key, value in states.items() if TCP_STATE.unpack(value)[LOCAL_PORT] == local_port]
     assert len(ours) == 1
     assert states.delete(ours[0])
 
@@ -715,7 +717,7 @@ def later(age_s):
     def clock_gettime_ns(clock):
         return time.clock_gettime_ns(clock) + age_s * 10**9
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("collector.datasets.netflow.time",
+        patch.setattr("collector.datasets.netflow_datagrams.time",
                       SimpleNamespace(**{**vars(time), "clock_gettime_ns": clock_gettime_ns}))
         yield
 
@@ -820,7 +822,8 @@ def test_idle_datagram_flows_expire_sooner_when_one_way(netflow):
 
     def ours():
         """Of these sockets: those of earlier tests may not have expired, in a namespace whose number is this one's."""
-        return {key: value for key, value in netflow.loaded.maps["datagrams"].items() if _UDP.unpack(value)[6] in ports}
+        flows = netflow.loaded.maps["datagrams"].items()
+        return {key: value for key, value in flows if UDP_STATE.unpack(value)[6] in ports}
 
     rounds, left, ports = [], [], set()
     in_namespace(traffic)
