@@ -27,13 +27,14 @@ from typing import Any, NamedTuple
 from benchmarks import measure
 from benchmarks.measure import Line, Repetitions, Result, Target, of, timed
 from benchmarks.startup import TRACEFS, cpu_s, running
+from collector.config import Options
 from kcompat.errors import KcompatError, Missing
 from kcompat.probe import require_bpf
 
 TITLE = "HTTP with httpflow and without"
 _PORT, _TLS_PORT, _SLOW_PORT, _SITE_PORT, _SLOW_S, _SLOW = 8080, 8443, 8081, 8082, 0.05, 20
 _PAGE = Path("/usr/share/nginx/html/index.html")  # of Debian's nginx-common
-_RUN_S = 3.0
+_RUN_S, _SETTLE_S = 3.0, 1.5
 _WRK = ("wrk", "-t1", "-c16", f"-d{_RUN_S:g}s")
 _PLAIN, _TLS, _SITE = (f"{place}/" for place in (
     f"http://127.0.0.1:{_PORT}", f"https://127.0.0.1:{_TLS_PORT}", f"http://127.0.0.1:{_SITE_PORT}"))
@@ -77,7 +78,7 @@ def run(repetitions: Repetitions) -> Result:
         home = Path(directory)
         namespace = stack.enter_context(_namespace())
         stack.enter_context(_serving(namespace, home))
-        observers: dict[str, _Observe] = {"httpflow": lambda: _httpflow(home)}
+        observers: dict[str, _Observe] = {"httpflow": lambda: _httpflow(home, Options().interval_s)}
         if shutil.which("bpftrace"):
             observers["bpftrace counting the same system calls"] = _bpftrace
         else:
@@ -130,13 +131,14 @@ def _compared(repetitions: Repetitions, what: str, unit: str, target: float, wor
 
 
 @contextmanager
-def _httpflow(home: Path) -> Iterator[Path]:
-    """Collecting everything, loopback too; gives the file its records are in."""
+def _httpflow(home: Path, interval_s: float) -> Iterator[Path]:
+    """Collecting everything, loopback too, and through with its start; gives the file its records are in."""
     records = home / "records.jsonl"
     command = (str(Path(sys.executable).with_name("kcompat")), "--db", str(home / "offsets.db"), "collect",
-               "--datasets", "httpflow", "--loopback", "--interval", "1", "--output", f"jsonl:{records}")
+               "--datasets", "httpflow", "--loopback", "--interval", str(interval_s), "--output", f"jsonl:{records}")
     with running(command, {"KCOMPAT_RUN": str(home / "run")}) as process:
         _await(process, "collecting")
+        time.sleep(_SETTLE_S)
         yield records
 
 
@@ -144,6 +146,7 @@ def _httpflow(home: Path) -> Iterator[Path]:
 def _bpftrace() -> Iterator[None]:
     with running((*TRACEFS, "bpftrace", "-e", _SCRIPT), {}) as process:
         _await(process, "ready")
+        time.sleep(_SETTLE_S)
         yield
 
 
@@ -222,7 +225,7 @@ def _stream(namespace: str) -> _Rate:
 
 def _latency(namespace: str, home: Path) -> Line:
     """Of a response that takes 50 ms, ours over nginx's own: both of nginx's side."""
-    with _httpflow(home) as records:
+    with _httpflow(home, interval_s=1) as records:
         for _ in range(_SLOW):
             timed(_within(namespace, "curl", "-sS", "-o", "/dev/null", f"http://127.0.0.1:{_PORT}/slow"))
         time.sleep(3)

@@ -36,7 +36,7 @@ class _Key(NamedTuple):
     transport: int
     direction: str
     rcode: int
-    question: bytes
+    question: bytes | None
 
 
 # Namespace, client, whether it asks from port 53, server.
@@ -56,9 +56,10 @@ class DnsFlows:
     that got our address on their way: they were seen from whoever sent them a moment before.
     """
 
-    def __init__(self, options: Options, is_local: IsLocal) -> None:
+    def __init__(self, options: Callable[[], Options], is_local: IsLocal) -> None:
+        """`options` is asked with each exchange."""
         self.left_out: Counter[str] = Counter()
-        self.options = options
+        self._asked, self._options = options, options()
         self._is_local = is_local
         # Count, sum and maximum of latencies in ns, and a namespace it was seen in.
         self._sums: dict[_Key, list[int]] = {}
@@ -66,25 +67,28 @@ class DnsFlows:
         self._ends: dict[_Way, _Ends] = {}
 
     def add(self, exchange: Exchange) -> None:
+        if self._options is not (options := self._asked()):
+            self._options = options
+            self._ends.clear()
         netns, client, client_port, server, _, transport, rcode, latency_ns, question, _, behind = exchange
         way = (netns, client, client_port == PORT, server)
         ends = self._ends.get(way)
         if ends is None:
             ends = self._told(exchange, way)
-        reason = ends.fault or (client_port in self.options.exclude.ports and "excluded")
+        reason = ends.fault or (client_port in self._options.exclude.ports and "excluded")
         if behind and ends.direction == "outgoing" and not self._is_local(netns, behind):
             reason = reason or "forwarded"
         if reason:
             self.left_out[reason] += 1
             return
-        key = _Key(*ends.tags, transport, ends.direction, rcode, question if self.options.dns_queries else b"")
+        key = _Key(*ends.tags, transport, ends.direction, rcode, question if self._options.dns_queries else None)
         sums = self._sums.get(key)
         if sums is None:
-            if len(self._sums) >= self.options.max_flows:
+            if len(self._sums) >= self._options.max_flows:
                 self.left_out["overflow"] += 1
                 return
             sums = self._sums[key] = [0, 0, 0, netns]
-        if self.options.dns_percentiles:
+        if self._options.dns_percentiles:
             if key not in self._sketches:
                 self._sketches[key] = _sketch()
             self._sketches[key].add(latency_ns)
@@ -116,17 +120,17 @@ class DnsFlows:
 
     def _fault(self, client: bytes, server: bytes, direction: str) -> str:
         """Why it is in no record; empty if it is."""
-        exclude = self.options.exclude
+        exclude = self._options.exclude
         ends = describe(client), describe(server)
         if any(end.is_zero for end in ends):
             return "address"
-        if not self.options.loopback and any(end.type == "loopback" for end in ends):
+        if not self._options.loopback and any(end.type == "loopback" for end in ends):
             return "loopback"
         if not direction:
             return "forwarded"
         if (direction in exclude.directions or PORT in exclude.ports
                 or any(cidr.holds(client) or cidr.holds(server) for cidr in exclude.cidrs)
-                or (ends[1].family == "IPv6" and not self.options.ipv6)):
+                or (ends[1].family == "IPv6" and not self._options.ipv6)):
             return "excluded"
         return ""
 
@@ -134,7 +138,7 @@ class DnsFlows:
         src, dst = describe(key.local), describe(key.remote)
         name = name_of(netns, key.remote)
         return {
-            "host": self.options.host,
+            "host": self._options.host,
             "source": MEASUREMENT,
             "direction": key.direction,
             "src_ip": src.text,
@@ -148,11 +152,12 @@ class DnsFlows:
             **({"dst_domain": name} if name else {}),
         }
 
-    def _fields(self, key: _Key, sums: list[int]) -> dict[str, FieldValue]:
+    @staticmethod
+    def _fields(key: _Key, sums: list[int]) -> dict[str, FieldValue]:
         count, latency_ns, longest_ns, _ = sums
         fields: dict[str, FieldValue] = {"rcode": key.rcode, "latency": latency_ns // count, "latency_max": longest_ns,
                                          "count": count}
-        if self.options.dns_queries:
+        if key.question is not None:
             fields["query_name"], fields["query_type"] = question_text(key.question)
         return fields
 

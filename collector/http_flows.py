@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 from collector.addresses import describe, star_ports
@@ -55,12 +56,14 @@ class HttpFlows:
     says. No more than `options.max_flows` points: what is beyond is `overflow`, a loss.
     """
 
-    def __init__(self, options: Options, process_of: ProcessOf | None = None,
+    def __init__(self, options: Callable[[], Options], process_of: ProcessOf | None = None,
                  target_of: TargetOf | None = None) -> None:
-        """`process_of` has the last word on `process_name`, `target_of` fills the `dst_nat_*`."""
+        """`options` is asked with each exchange; `process_of` has the last word on `process_name`, `target_of` fills
+        the `dst_nat_*`.
+        """
         self.left_out: Counter[str] = Counter()
         self.starred = 0
-        self.options = options
+        self._asked, self._options = options, options()
         self._process_of, self._target_of = process_of, target_of
         # Count and sum of latencies in ns.
         self._sums: dict[_Key, list[int]] = {}
@@ -68,6 +71,9 @@ class HttpFlows:
         self._ways: dict[Ends, tuple[_Way, str]] = {}
 
     def add(self, seen: Seen) -> None:
+        if self._options is not (options := self._asked()):
+            self._options = options
+            self._ways.clear()
         ends, exchange, count, latency_ns = seen
         way, fault = self._ways.get(ends) or self._told(ends)
         if fault:
@@ -79,7 +85,7 @@ class HttpFlows:
                    exchange.status_code, exchange.http_version, exchange.grpc_status)
         sums = self._sums.get(key)
         if sums is None:
-            if len(self._sums) >= self.options.max_flows:
+            if len(self._sums) >= self._options.max_flows:
                 self.left_out["overflow"] += count
                 return
             sums = self._sums[key] = [0, 0]
@@ -94,11 +100,11 @@ class HttpFlows:
                      for key, values in sums.items())
 
     def _path(self, path: str, count: int) -> str:
-        path = self.options.redact.path(path)
-        if self.options.http_templates:
+        path = self._options.redact.path(path)
+        if self._options.http_templates:
             path = template_of(path)
         if path not in self._paths:
-            if len(self._paths) >= self.options.max_paths:
+            if len(self._paths) >= self._options.max_paths:
                 self.starred += count
                 return OVERFLOW
             self._paths.add(path)
@@ -107,7 +113,7 @@ class HttpFlows:
     def _told(self, ends: Ends) -> tuple[_Way, str]:
         """What is the same for every exchange of a connection, and why they are left out, if they are."""
         direction = "outgoing" if ends.asks else "incoming"
-        src_port, dst_port = star_ports(ends.local_port, ends.remote_port, direction, self.options.ephemeral_port)
+        src_port, dst_port = star_ports(ends.local_port, ends.remote_port, direction, self._options.ephemeral_port)
         name, tags = self._process_of(ends.pid, ends.process_name) if self._process_of else (ends.process_name, {})
         target = (self._target_of(ends.netns, "tcp", ends.local, ends.local_port, ends.remote, ends.remote_port)
                   if self._target_of and ends.asks else None)
@@ -119,17 +125,17 @@ class HttpFlows:
         return made
 
     def _fault(self, ends: Ends, process_name: str, direction: str) -> str:
-        exclude, both = self.options.exclude, (ends.local, ends.remote)
+        exclude, both = self._options.exclude, (ends.local, ends.remote)
         if not ends.local_port or not ends.remote_port:
             return "port"
         if any(describe(end).is_zero for end in both):
             return "address"
-        if not self.options.loopback and any(describe(end).type == "loopback" for end in both):
+        if not self._options.loopback and any(describe(end).type == "loopback" for end in both):
             return "loopback"
         if (direction in exclude.directions or process_name in exclude.processes
                 or ends.local_port in exclude.ports or ends.remote_port in exclude.ports
                 or any(cidr.holds(end) for cidr in exclude.cidrs for end in both)
-                or (describe(ends.remote).family == "IPv6" and not self.options.ipv6)):
+                or (describe(ends.remote).family == "IPv6" and not self._options.ipv6)):
             return "excluded"
         return ""
 
@@ -138,7 +144,7 @@ class HttpFlows:
         src, dst = describe(way.local), describe(way.remote)
         name = name_of(way.netns, way.remote) or key.host
         return {
-            "host": self.options.host,
+            "host": self._options.host,
             "source": MEASUREMENT,
             "direction": way.direction,
             "src_ip": src.text,

@@ -206,6 +206,8 @@ class Pipeline:
         self._next = None
         self._flush()
         options, kept = taken_over(self.options, options)
+        # At once: what must not be told from now on, by a redaction for one, is not.
+        self._setup.options = replace(options, outputs=self.options.outputs)
         if kept:
             log.warning("%s: for the next start; what runs keeps the old value", ", ".join(kept))
         if isinstance(self._sink, Outputs):

@@ -85,7 +85,8 @@ class Dnsflow:
         self._namespaces: dict[int, _Namespace] = {}
         self._refused: set[int] = set()
         self._exchanges = Exchanges()
-        self._flows = DnsFlows(setup.options, lambda netns, address: self._namespaces[netns].routes.is_local(address))
+        self._flows = DnsFlows(lambda: setup.options,
+                               lambda netns, address: self._namespaces[netns].routes.is_local(address))
         self._packets_lost = 0
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -125,9 +126,7 @@ class Dnsflow:
         time.sleep(_SETTLE_S)
         with self._lock:
             self._drain()
-            records = self._flows.take(time_ns, self._domains.name)
-            self._flows.options = self._setup.options
-        return records
+            return self._flows.take(time_ns, self._domains.name)
 
     def sample(self, one_of: int) -> bool:
         """By the client's port: of the rest the kernel passes nothing any more."""

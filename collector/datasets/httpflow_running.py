@@ -39,7 +39,7 @@ class HttpflowRunning:
         self._processes = Processes()
         self._translations = setup.translations.borrow(setup.means())
         # A tracker speaks of a connection before anything is sent over it: what it said is heard when it is asked for.
-        self._flows = HttpFlows(setup.options, self._process, self._target)
+        self._flows = HttpFlows(lambda: setup.options, self._process, self._target)
         self._lock = threading.Lock()
         # While it is being proved; then what is seen goes to the flows at once.
         self._held: list[Seen] | None = []
@@ -84,7 +84,6 @@ class HttpflowRunning:
     def flush(self, time_ns: int) -> list[Record]:
         self._dataset.flush()
         with self._lock:
-            self._flows.options = self._setup.options
             return self._flows.take(time_ns, self._setup.domains.name)
 
     def sample(self, one_of: int) -> bool:

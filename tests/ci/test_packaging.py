@@ -146,12 +146,14 @@ def test_the_configuration_of_the_pods_is_right_and_listens_on_loopback():
     (daemonset,) = [one for one in documents() if one["kind"] == "DaemonSet"]
     (container,) = daemonset["spec"]["template"]["spec"]["containers"]
 
-    probes = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
+    probes = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness")}
     assert {(probe["host"], probe["port"]) for probe in probes.values()} == {endpoint(options.metrics.listen)}
     assert probes["liveness"]["host"] == "127.0.0.1"
     # What a restart does not change must not restart it; and a first guess takes as long as it does under systemd.
     assert {kind: probe["path"] for kind, probe in probes.items()} == {
-        "startup": "/livez", "liveness": "/livez", "readiness": "/healthz"}
+        "startup": "/livez", "liveness": "/livez"}
+    # A node that cannot run anything would use up what may be unavailable, and updates would stop at it.
+    assert "readinessProbe" not in container
     patience_s = container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"]
     assert f"TimeoutStartSec={patience_s}" in UNIT.read_text() and "--keep-trying" in container["args"]
     assert container["securityContext"]["privileged"] is False

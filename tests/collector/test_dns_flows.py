@@ -18,7 +18,7 @@ OPTIONS = Options("box")
 
 
 def flows(options=OPTIONS):
-    return DnsFlows(options, lambda netns, address: address in (HERE, LOOP))
+    return DnsFlows(lambda: options, lambda netns, address: address in (HERE, LOOP))
 
 
 def taken(*exchanges, options=OPTIONS):
@@ -52,10 +52,10 @@ def test_percentiles_are_within_one_in_a_hundred(latencies_ns):
 
 
 def test_percentiles_only_of_what_was_counted_with_them():
-    """The options may change between two intervals, which is when they are given."""
-    made = flows(Options("box", dns_percentiles=True))
+    now = [Options("box", dns_percentiles=True)]
+    made = DnsFlows(lambda: now[0], lambda netns, address: address == HERE)
     made.add(ASKED._replace(rcode=-1, latency_ns=0))
-    made.options = OPTIONS
+    now[0] = OPTIONS
     (timed_out,) = made.take(1, lambda netns, address: None)
     made.add(ASKED)
     (plain,) = made.take(2, lambda netns, address: None)
@@ -158,6 +158,18 @@ def test_counts_out_are_counts_in_less_what_was_left_out(given_exchanges, max_fl
     if not left_out["overflow"]:
         longest = max((e.latency_ns for e in given_exchanges if e.client == HERE), default=0)
         assert max((r.fields["latency_max"] for r in records), default=0) == longest
+
+
+def test_what_the_options_say_counts_from_the_next_exchange_on():
+    now = [OPTIONS]
+    made = DnsFlows(lambda: now[0], lambda netns, address: address == HERE)
+    made.add(ASKED)
+    now[0] = Options("box", dns_queries=True, exclude=Exclusions.parse(["cidr=9.9.9.9/32"]))
+    made.add(ASKED)
+    made.add(ASKED._replace(server=packed("9.9.9.9")))
+
+    assert [r.fields.get("query_name") for r in made.take(5, lambda netns, address: None)] == [None, "x.org"]
+    assert made.left_out == {"excluded": 1}
 
 
 def test_taken_is_gone():

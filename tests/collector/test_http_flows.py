@@ -1,6 +1,7 @@
 """HTTP exchanges as records: the tables' tags and fields, what is merged, what is left out, what is bounded."""
 
 import ipaddress
+from dataclasses import replace
 
 import pytest
 
@@ -27,7 +28,7 @@ def seen(ends=CLIENT, times=1, latency_ns=1000, **changes):
 
 
 def taken(*exchanges, options=OPTIONS, names=None):
-    flows = HttpFlows(options)
+    flows = HttpFlows(lambda: options)
     for each in exchanges:
         flows.add(each)
     return flows.take(5, lambda netns, address: (names or {}).get((netns, address))), flows
@@ -99,13 +100,26 @@ def test_points_past_the_limit_are_lost_and_counted():
 
 
 def test_whoever_knows_the_process_has_the_last_word():
-    flows = HttpFlows(Options("box", exclude=Exclusions.parse(["process=hidden"])),
+    flows = HttpFlows(lambda: Options("box", exclude=Exclusions.parse(["process=hidden"])),
                       lambda pid, comm: (f"{comm}-{pid}" if pid == 42 else "hidden", {"container_id": "c"}))
     flows.add(seen())
     flows.add(seen(SERVER))
     (record,) = flows.take(5, lambda netns, address: None)
 
     assert (record.tags["process_name"], record.tags["container_id"]) == ("curl-42", "c")
+    assert flows.left_out == {"excluded": 1}
+
+
+def test_what_the_options_say_counts_from_the_next_exchange_on():
+    now = [Options("box")]
+    flows = HttpFlows(lambda: now[0])
+    flows.add(seen(path="/reset/abc"))
+    now[0] = replace(now[0], redact=Redactions.parse(["path=/reset/([^/]+)"]),
+                     exclude=Exclusions.parse(["port=40001"]))
+    flows.add(seen(path="/reset/def"))
+    flows.add(seen(SERVER))
+
+    assert [r.fields["path"] for r in flows.take(5, lambda netns, address: None)] == ["/reset/abc", "/reset/***"]
     assert flows.left_out == {"excluded": 1}
 
 

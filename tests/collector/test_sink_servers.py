@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("no_proxy")
 
 V4 = bytes(10) + b"\xff\xff"
 BEGIN_NS = 1_764_000_000_000_000_000
+WEB_1 = Options("web-1")
 # What is hard to carry: quotes, backslashes, commas, non-ASCII, 64 bits, floats, booleans, empty tags.
 NASTY = Record("netflow", {"host": "web-1", "process_name": "a b,c=d", "dst_domain": "münchen.example", "none": ""},
                {"bytes_read": (1 << 63) - 1, "ratio": 0.25, "truncated": True, "path": 'say "hi"\\ there'}, BEGIN_NS)
@@ -48,8 +49,8 @@ def bash_lines(count):
 def exchanges():
     """As httpflow and dnsflow make them: of one pair of ends, different in nothing but fields."""
     ends = Ends(V4 + bytes((10, 0, 0, 1)), 40_000, V4 + bytes((10, 0, 0, 2)), 80, 7, 42, "curl", True, False)
-    flows = HttpFlows(Options("web-1"))
-    queries = DnsFlows(Options("web-1"), lambda netns, address: address == ends.local)
+    flows = HttpFlows(lambda: WEB_1)
+    queries = DnsFlows(lambda: WEB_1, lambda netns, address: address == ends.local)
     for path, status in (("/a", 200), ("/b", 200), ("/b", 404), ("/c", 500)):
         flows.add(Seen(ends, HttpExchange("GET", path, False, status, "1.1", 5, ""), 1, 5))
     for rcode in (0, 2, 3, -1):

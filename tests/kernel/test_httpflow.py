@@ -35,7 +35,7 @@ class Flows:
 
     def __init__(self, dataset, is_ours):
         self._dataset, self._is_ours = dataset, is_ours
-        self._flows = HttpFlows(OPTIONS)
+        self._flows = HttpFlows(lambda: OPTIONS)
         self._lock = threading.Lock()
 
     def saw(self, seen):
