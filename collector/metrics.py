@@ -123,7 +123,10 @@ def _of_nat(nat: NatStatus | None) -> Iterator[Metric]:
 
 
 def illness(status: Status | None, now_s: float) -> str | None:
-    """What is wrong, in words; None while all is well. A dataset that cannot run is no illness: others do."""
+    """What is wrong, in words; None while all is well. A dataset that cannot run is no illness: others do.
+
+    `now_s` is by CLOCK_MONOTONIC, which is not stepped, and stands while the machine is suspended.
+    """
     if status and not status.running:
         return f"no dataset runs: {'; '.join(f'{name}: {why}' for name, why in status.off.items())}"
     return standstill(status, now_s)
@@ -133,8 +136,7 @@ def standstill(status: Status | None, now_s: float) -> str | None:
     """Only what a restart may cure: it would change nothing for datasets that cannot run here."""
     if status is None:
         return "it has not begun"
-    late_s = now_s - status.taken_s
-    # A clock that was set back makes it seem early, never late.
+    late_s = now_s - status.taken_monotonic_s
     if late_s > _PATIENCE_INTERVALS * status.interval_s + _PATIENCE_S:
         return f"nothing was flushed for {late_s:.0f} s"
     return None
@@ -177,7 +179,7 @@ class MetricsServer:
             if path not in _JUDGES:
                 start("404 Not Found", [("Content-Type", "text/plain")])
                 return [b"there is /metrics, /healthz and /livez\n"]
-            fault = _JUDGES[path](status(), time.time())
+            fault = _JUDGES[path](status(), time.monotonic())
             start("503 Service Unavailable" if fault else "200 OK", [("Content-Type", "text/plain")])
             return [f"{fault or 'fine'}\n".encode()]
 

@@ -265,9 +265,9 @@ class Pipeline:
     def _took_stock(self) -> None:
         sources = Counter(offset.source for offset in self._setup.offsets.values() if offset.state is State.KNOWN)
         self._status = Status(
-            pid=os.getpid(), host=self.options.host, kernel=os.uname().release,
-            offsets=dict(sources), started_s=self._started_s, taken_s=time.time(), interval_s=self.options.interval_s,
-            flushes=self._summary.flushes, reloads=self._reloads,
+            pid=os.getpid(), host=self.options.host, kernel=os.uname().release, offsets=dict(sources),
+            started_s=self._started_s, taken_s=time.time(), taken_monotonic_s=time.monotonic(),
+            interval_s=self.options.interval_s, flushes=self._summary.flushes, reloads=self._reloads,
             datasets=tuple(one.status() for one in self._datasets.values()),
             sinks=self._sink.statuses() if isinstance(self._sink, Outputs) else (),
             kubernetes=self._stage.status(), nat=self._setup.translations.status())

@@ -125,6 +125,8 @@ class Status:
     """How many offsets came from which source."""
     started_s: float
     taken_s: float
+    taken_monotonic_s: float
+    """The same by CLOCK_MONOTONIC: what is late by it is, whatever became of the clock on the wall."""
     interval_s: float
     flushes: int
     reloads: int

@@ -14,7 +14,7 @@ from kcompat.cli_status import status_text
 from kcompat.hook_status import HookState, HookStatus
 from tests.kcompat.cli_tools import NOBODY, environment, home_of_nobody, nobody_can_run, one_line
 
-NOTHING = Status(1, "box", "6.1", {"btf": 27}, 1000.0, 2000.0, 60.0, 3, 1, (), ())
+NOTHING = Status(1, "box", "6.1", {"btf": 27}, 1000.0, 2000.0, 500.0, 60.0, 3, 1, (), ())
 PODS, JOBS = KindStatus("pods", 5, True, 3.5, 1), KindStatus("jobs", 0, False, None, 0)
 CLUSTER = ClusterStatus("https://api:6443", True, 0, "", (PODS._replace(failures=0),))
 HOOK = HookStatus("kprobe__insert", "__nf_conntrack_hash_insert", HookState.ATTACHED)

@@ -130,7 +130,7 @@ def test_a_clock_that_is_set_by_an_hour_and_back_changes_no_count(oracle, monkey
         for shift_s in (0, hour, -hour):  # noqa: B007  what the clock above reads
             ports.append(send_over_loopback(SENT))
             until(lambda: counted(records, ports[-1]), lambda count: count == SENT)
-            assert illness(runs.status, time.time()) is None
+            assert illness(runs.status, time.monotonic()) is None
     finally:
         stop.set()
         thread.join()
@@ -174,7 +174,7 @@ def test_what_can_run_only_later_runs_then(oracle, monkeypatch):
     thread.start()
     try:
         assert ready.wait(60) and runs.status.running == ()
-        assert "no known offset" in illness(runs.status, time.time())
+        assert "no known offset" in illness(runs.status, time.monotonic())
         known[0] = oracle
         until(lambda: runs.status, lambda told: told.running == ("netflow",))
         port = send_over_loopback(SENT)
