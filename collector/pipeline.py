@@ -20,6 +20,7 @@ from collector.datasets import bash, dnsflow, httpflow_running, netflow_running
 from collector.datasets.hooks import BACKENDS, Backend
 from collector.enrich.stage import Stage
 from collector.limits import Cost, Meter
+from collector.patience import told_alive
 from collector.record import tagged
 from collector.sampling import SAMPLING
 from collector.sinks.outputs import Outputs
@@ -178,7 +179,8 @@ class Pipeline:
                 continue
             self._alive()
             if self._setup.translations.lacks_offsets:
-                self._ask_again()
+                with told_alive(self._alive):
+                    self._ask_again()
                 self._setup.translations.adopt(self._setup.means())
             stop.wait(min(rest_s, _GLANCE_S))
             if self._next:
@@ -187,10 +189,11 @@ class Pipeline:
         return True
 
     def _retry(self) -> None:
-        self._ask_again()
-        for name, one in self._datasets.items():
-            if not one.running and one.retry_at <= time.monotonic() and one.start(self._setup):
-                self._summary.how[name] = one.how
+        with told_alive(self._alive):
+            self._ask_again()
+            for name, one in self._datasets.items():
+                if not one.running and one.retry_at <= time.monotonic() and one.start(self._setup):
+                    self._summary.how[name] = one.how
         self._took_stock()
 
     def _ask_again(self) -> None:
@@ -221,9 +224,10 @@ class Pipeline:
             one = self._taken_out[name] = self._datasets.pop(name)
             one.close()
         if new := [name for name in dict.fromkeys(options.datasets) if name not in self._datasets]:
-            self._ask_again()
-            for name in new:
-                self._begin(name)
+            with told_alive(self._alive):
+                self._ask_again()
+                for name in new:
+                    self._begin(name)
         self._reloads += 1
         log.info("the configuration was read again")
         self._took_stock()

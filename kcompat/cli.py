@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from kcompat.cli_collect_command import collect, configured, ephemeral_port, options_of
 from kcompat.cli_config import config
@@ -93,6 +94,8 @@ def info(db: Path | None, as_json: bool) -> None:
 @main.command()
 @_sources
 @_as_json
+@click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE",
+              help="Ask, and remember, where a collector with this configuration does; flags override it.")
 @click.option("--quiet", is_flag=True, help="Print nothing: what is learnt is remembered, the exit status tells.")
 @click.option("--no-record", is_flag=True, help="Do not remember what was learnt.")
 @click.option("--kernel-release", "release", metavar="RELEASE",
@@ -100,9 +103,10 @@ def info(db: Path | None, as_json: bool) -> None:
 @click.option("--distribution", metavar="NAME", help="Whose RELEASE, like ubuntu or ubuntu-18.04. Default: anybody's.")
 @click.option("--arch", metavar="ARCH", help="Its machine. Default: this one's.")
 @click.argument("fields", nargs=-1, metavar="[FIELD]...")
-@click.pass_obj
-def resolve(db: Path | None, source: str, vmlinux: Path | None, as_json: bool, quiet: bool, no_record: bool,
-            release: str | None, distribution: str | None, arch: str | None, fields: tuple[str, ...]) -> None:
+@click.pass_context
+def resolve(ctx: click.Context, source: str, vmlinux: Path | None, as_json: bool, file: Path | None, quiet: bool,
+            no_record: bool, release: str | None, distribution: str | None, arch: str | None,
+            fields: tuple[str, ...]) -> None:
     """The offsets of FIELDs, or of every field of the catalogue, from the best source there is.
 
     FIELD is a name like sock_common.skc_dport, or skc_dport where that is unique. With --vmlinux the answer is
@@ -122,6 +126,11 @@ def resolve(db: Path | None, source: str, vmlinux: Path | None, as_json: bool, q
 
     if quiet and as_json:
         raise click.UsageError("--quiet prints nothing: no --json")
+    db: Path | None = ctx.obj
+    if file:
+        theirs = options_of(ctx, file, (), {})().offsets
+        db, vmlinux = db or theirs.db, vmlinux or theirs.vmlinux
+        source = theirs.source if ctx.get_parameter_source("source") is ParameterSource.DEFAULT else source
     wanted = tuple(dict.fromkeys(find(name) for name in fields)) or CATALOGUE
     if release is None:
         if distribution or arch:

@@ -17,7 +17,8 @@ from kcompat.open_files import readable
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 300.0
+# Less than whoever waits for us is told that we are at work (collector.patience): compiling ourselves is in it too.
+_PATIENCE_S = 200.0
 _PR_SET_PDEATHSIG = 1
 _ERRORS = {"Missing": Missing, "KcompatError": KcompatError}
 

@@ -78,11 +78,23 @@ def test_files_in_examples_lie_where_the_unit_may_write():
         f"/var/log/{name}" for name in re.findall(r"(?m)^LogsDirectory=(.*)$", unit)}
 
 
+def test_the_unit_takes_nothing_from_a_collector_that_runs_elsewhere_and_remembers_where_its_own_looks():
+    unit = UNIT.read_text()
+
+    # systemd removes a runtime directory when the service stops: the lock of a collector in a container is in it.
+    assert "\nRuntimeDirectoryPreserve=yes\n" in unit
+    assert {re.search(r"--config (\S+)", line)[1] for line in re.findall(r"(?m)^ExecStart(?:Pre)?=.*$", unit)} == {
+        "/etc/kcompat/kcompat.toml"}
+
+
 @pytest.mark.kernel
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root")
 def test_the_collector_runs_with_just_those_capabilities(tmp_path):
     """As the unit does: offsets with all rights, then the collector without."""
     before = re.search(r"(?m)^ExecStartPre=\+-/usr/bin/kcompat (.*)$", UNIT.read_text())[1].split()
+    configuration = tmp_path / "kcompat.toml"
+    configuration.touch(0o600)
+    before = [str(configuration) if word == "/etc/kcompat/kcompat.toml" else word for word in before]
     told = subprocess.run([*COMMAND, *before], env=environment(tmp_path), cwd="/", capture_output=True, text=True,
                           timeout=120)
     assert told.returncode in (0, 1), told.stderr

@@ -130,6 +130,15 @@ def test_a_quiet_one_says_nothing_and_remembers(run, kernel_file, db):
     assert run("resolve", "--quiet", "--vmlinux", kernel_file, "srtt_us").exit_code == 1
 
 
+def test_it_remembers_where_a_collector_with_that_configuration_looks(run, kernel_file, db, tmp_path):
+    elsewhere, configuration = tmp_path / "fleet.db", tmp_path / "kcompat.toml"
+    configuration.write_text(f'[offsets]\ndb = "{elsewhere}"\nvmlinux = "{kernel_file}"\nsource = "btf"\n')
+    done = CliRunner().invoke(main, ["resolve", "--config", str(configuration), "skc_dport"])
+
+    assert one_line(done.stderr) == f"kcompat: 1 field from BTF; recorded in {elsewhere}" and not db.exists()
+    assert "--config" not in run("resolve", "--config", configuration, "skc_dport").output and db.exists()
+
+
 def test_a_hit_is_verified_and_says_so(run, db, monkeypatch):
     remember(db, Offset.known(find("skc_dport"), 12, "btf"))
     monkeypatch.setattr(cli_sources, "_verify", lambda kernel, offsets: {o.field: True for o in offsets})
