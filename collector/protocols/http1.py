@@ -75,12 +75,14 @@ class Connection:
 
     def _feed(self, side: Side, data: bytes, time_ns: int, missing: int) -> list[Exchange]:
         found: list[Exchange] = []
+        if self._no_message is State.LOST and side.goes_on_otherwise and data.startswith(side.starts):
+            side.stop()
         if self.is_over or (side.state is State.LOST and not self._take_up(side, data)):
             return found
         begun_before = side.state is State.START and side.held
         self._go(side, data, time_ns, found)
         if begun_before and side.state is State.LOST and self._take_up(side, data):
-            # What was held only looked like a message's beginning, as a body's end may.
+            # The same, of which it takes both to tell.
             self._go(side, data, time_ns, found)
         if missing and not self.is_over:
             self._skip(side, missing, time_ns, found)

@@ -53,6 +53,15 @@ class Side:
         return (any(data.startswith(start) or start.startswith(data) for start in self.starts)
                 or (self.others is not None and self.others.match(data) is not None))
 
+    @property
+    def goes_on_otherwise(self) -> bool:
+        """Whether what is there cannot go on like a message begins: less than one's first word, which a body's end may
+        look like, or whole lines of a head, of which the rest was lost then.
+        """
+        if self.state is State.START:
+            return bool(self.held) and not self.held.startswith(self.starts)
+        return self.state is State.HEAD and not self.held
+
     def line(self, data: bytes, at: int) -> tuple[bytes | None, int]:
         """The line that goes on at `at`, without its end, and where the next begins; None while it has not ended."""
         end = data.find(b"\n", at)

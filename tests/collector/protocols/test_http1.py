@@ -135,17 +135,31 @@ def test_one_lost_response_costs_itself_alone():
     assert connection.untold == 1
 
 
-@pytest.mark.parametrize("end", [b"GET /", b"GET", b"POST /a HTTP/1.1"])
-def test_a_body_that_ends_like_a_message_begins_does_not_cost_the_next_message(end):
-    """Its head was lost, so that only the next beginning is waited for."""
+@pytest.mark.parametrize("end", [b"GET /", b"GET", b"T", b"X", b"POST /a HTTP/1.1"])
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_body_that_ends_like_a_message_begins_does_not_cost_the_next_message(end, seen):
+    """Its head was lost, so that only the next beginning is waited for; requests `seen` before make more likely."""
     connection = Connection(is_sure=True)
-    connection.request(b"", 0, missing=40)
+    connection.request(GET if seen else b"", 0, 0 if seen else 40)
     connection.request(end, 1)
     connection.response(OK, 2)
     connection.request(GET, 3)
     (found,) = connection.response(b"HTTP/1.1 404 No\r\nContent-Length: 9\r\n\r\nHTTP/1.1 ", 4)
 
     assert (found.path, found.status_code, found.latency_ns) == ("/a", 404, 1)
+
+
+@pytest.mark.parametrize("begun", [b"T", b"GET /lost", b"GET /lost HTTP/1.1\r\nHost: a\r\n"])
+def test_a_head_of_which_the_rest_was_lost_does_not_cost_the_next_message(begun):
+    connection = Connection(is_sure=True)
+    connection.request(GET, 0)
+    connection.response(OK, 1)
+    connection.request(begun, 2)
+    connection.response(OK, 3)
+    connection.request(GET, 4)
+    (found,) = connection.response(OK, 5)
+
+    assert (found.path, found.latency_ns) == ("/a", 1)
 
 
 def test_a_path_that_never_ends_is_cut_and_told():
