@@ -10,6 +10,15 @@ import re
 
 from collector.protocols.exchange import METHODS, PRINTABLE, Exchange, path_of
 from collector.protocols.http1_asked import Asked, Request
+from collector.protocols.http1_lines import (
+    REQUEST_STARTS,
+    RESPONSE_STARTS,
+    STATUS,
+    TOKEN,
+    VERSIONS,
+    may_answer,
+    may_ask,
+)
 from collector.protocols.http1_side import Side, State
 
 LONGEST_HEAD = 1 << 16
@@ -19,14 +28,8 @@ MAX_PIPELINED = 64
 # As some clients send after a body.
 _LINE_END = 2
 
-_REQUEST_STARTS = tuple(method + b" " for method in METHODS)
-_RESPONSE_STARTS = (b"HTTP/1.0 ", b"HTTP/1.1 ")
-_VERSIONS = (b"HTTP/1.0", b"HTTP/1.1")
-_STATUS = re.compile(rb"HTTP/(1\.[01]) ([1-5]\d\d)(?: |\r?\Z)")
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}(?=[;\s]|\Z)")
 _LENGTH = re.compile(rb"\d{1,18}\Z")
-# Methods that are none of ours (a token, RFC 9110 5.6.2), as WebDAV's: known for requests once one of ours was seen.
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}(?: |\Z)")
 
 
 class Connection:
@@ -38,7 +41,7 @@ class Connection:
     def __init__(self, is_sure: bool = False) -> None:
         """`is_sure`: it is HTTP/1, so that what makes no sense is only waited out."""
         self._no_message = State.LOST if is_sure else State.OVER
-        self._client, self._server = Side(_REQUEST_STARTS), Side(_RESPONSE_STARTS)
+        self._client, self._server = Side(REQUEST_STARTS, may_ask), Side(RESPONSE_STARTS, may_answer)
         self._asked = Asked()
         self._asking: Request | None = None
         """The last request, as long as more of it may come."""
@@ -189,19 +192,19 @@ class Connection:
         target, space, version = rest.partition(b" ")
         version = version.rstrip(b"\r")
         is_ours = method in METHODS
-        if not (is_ours or (self._client.others and _TOKEN.match(line))) or len(self._asked) >= MAX_PIPELINED:
+        if not (is_ours or (self._client.others and TOKEN.match(line))) or len(self._asked) >= MAX_PIPELINED:
             return False
-        if version not in _VERSIONS and not (is_cut and any(known.startswith(version) for known in _VERSIONS)):
+        if version not in VERSIONS and not (is_cut and any(known.startswith(version) for known in VERSIONS)):
             return False
         path, ended = path_of(target, method == b"CONNECT") if is_ours else ("", False)
-        self._client.others = _TOKEN
+        self._client.others = TOKEN
         self._asking = Request(method.decode(), path, not (space or ended), time_ns)
         self._asked.begin(self._asking)
         return True
 
     def _status(self, side: Side, line: bytes, found: list[Exchange]) -> bool:
         """Whether the line is a response's; a final one ends the exchange it belongs to."""
-        told = _STATUS.match(line)
+        told = STATUS.match(line)
         if told is None:
             return False
         side.status = int(told[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import Enum, auto
 
 from collector.protocols.exchange import LONGEST_LINE
@@ -24,11 +25,12 @@ class State(Enum):
 class Side:
     """Where one direction is in its message. Holds no more than one line."""
 
-    __slots__ = ("chunked", "cut", "first_ns", "head_size", "held", "left", "length", "method", "others", "starts",
-                 "state", "status")
+    __slots__ = ("chunked", "cut", "first_ns", "goes_on", "head_size", "held", "left", "length", "method", "others",
+                 "starts", "state", "status")
 
-    def __init__(self, starts: tuple[bytes, ...]) -> None:
-        self.starts = starts
+    def __init__(self, starts: tuple[bytes, ...], goes_on: Callable[[bytes], bool]) -> None:
+        """`goes_on` says whether what begins with one of the `starts` is a first line as far as it is there."""
+        self.starts, self.goes_on = starts, goes_on
         self.others: re.Pattern[bytes] | None = None
         """What else messages may begin with."""
         self.state = State.START
@@ -50,8 +52,10 @@ class Side:
 
     def could_begin(self, data: bytes) -> bool:
         """Whether the data is a message's beginning, or the beginning of one."""
-        return (any(data.startswith(start) or start.startswith(data) for start in self.starts)
-                or (self.others is not None and self.others.match(data) is not None))
+        if any(start.startswith(data) for start in self.starts):
+            return True
+        begins = data.startswith(self.starts) or (self.others is not None and self.others.match(data) is not None)
+        return begins and self.goes_on(data)
 
     @property
     def goes_on_otherwise(self) -> bool:

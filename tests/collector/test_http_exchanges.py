@@ -1,7 +1,9 @@
 """Pieces of HTTP connections: in any split, late, twice, or lost, they never make an exchange that was not."""
 
+import itertools
 import random
 
+import pytest
 from hpack import Encoder
 from hypothesis import given
 from hypothesis import strategies as st
@@ -166,6 +168,28 @@ def test_whatever_was_lost_what_comes_well_behind_it_is_paired_rightly(ends, rng
     later = paths[lost_until_ns // 1000 + 3:]
     assert [(s.exchange.path, s.exchange.status_code) for s in seen if s.exchange.path in later] == [
         (path, 200 + int(path[1:]) % 4) for path in later]
+
+
+class Sizes:
+    """Of pieces, again and again: bodies end, like the beginnings of messages, in pieces of their own."""
+
+    def __init__(self, *sizes):
+        self.again = itertools.cycle(sizes)
+
+    def randrange(self, smallest, largest):
+        return next(self.again)
+
+
+@pytest.mark.parametrize("ends", [SERVER, CLIENT])
+@pytest.mark.parametrize("sizes", [(22, 29, 18), (16, 24), (16, 24, 17, 22, 28)])
+def test_a_body_s_end_that_is_a_piece_of_its_own_costs_no_message_after_message(ends, sizes):
+    paths = [f"/{number}" for number in range(20)]
+    pieces = list(with_other_times(pieces_of(ends, Sizes(*sizes), paths)))
+    for count in range(1, 31):
+        seen = told(ends, pieces[count:])
+
+        later = paths[pieces[count].time_ns // 1000 + 3:]
+        assert [s.exchange.path for s in seen if s.exchange.path in later] == later
 
 
 def test_http2_taken_up_in_its_middle_goes_on_with_the_next_frame():
