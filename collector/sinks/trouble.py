@@ -15,22 +15,23 @@ class Trouble:
     def __init__(self) -> None:
         self.now = ""
         self._told: dict[str, float] = {}
-        self._to_end = False
+        # What was told last of the trouble that there is.
+        self._said = ""
 
     def begins(self, what: str) -> bool:
         """Whether that is to be told."""
-        before, self.now = self.now, what
+        self.now = what
         now = time.monotonic()
         self._told = {told: at for told, at in self._told.items() if now - at < _TOLD_EVERY_S}
-        if what == before or what in self._told:
+        if what == self._said or what in self._told:
             return False
         if len(self._told) >= _REMEMBERED:
             self._told.clear()
         self._told[what] = now
-        self._to_end = True
+        self._said = what
         return True
 
     def ends(self) -> bool:
         """Whether that is to be told: its beginning was."""
-        told, self.now, self._to_end = self._to_end, "", False
+        told, self.now, self._said = bool(self._said), "", ""
         return told
