@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 _CURSOR = struct.Struct("<QQI")
 _LARGEST_SEGMENT = 4 << 20
 _SEGMENTS = 16
+FULL = (errno.ENOSPC, errno.EDQUOT)
 # For so long a disk that cannot be read may become one that can; then what stands there is lost.
 _UNREADABLE_S = 600.0
 
@@ -81,27 +82,25 @@ class Segments:
         return next((segment.entries[0].time_ns for segment in self._segments if segment.entries), None)
 
     def put(self, chunk: Chunk) -> None:
-        """At the end; the oldest give way where the bound asks for it. OSError: not written, nothing is changed."""
+        """At the end; the oldest give way where the bound asks for it, once it is written. OSError: it is not."""
         data = written(chunk)
         if len(data) > self._max_bytes:
             self.lost += chunk.points
             return
-        while self._segments and self.size + len(data) > self._max_bytes:
-            self.drop_oldest()
-        if not self._writable or self._segments[-1].size >= self._segment_bytes:
-            self._begin()
-        last = self._segments[-1]
         try:
-            if os.pwrite(last.fd, data, last.size) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            last = self._write(data)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(last.fd, last.size)
-            raise OSError(error.errno, error.strerror, str(last.path)) from None
+            # Of a full disk those that give way anyway make room; on one that fails they would be lost for nothing.
+            if error.errno not in FULL or not self._segments or self.size + len(data) <= self._max_bytes:
+                raise
+            self.drop_oldest()
+            last = self._write(data)
         self._mark()
         last.entries.append(Entry(last.size, len(data), chunk.points, chunk.time_ns, chunk.key))
         last.size += len(data)
         self.points += chunk.points
+        while self.size > self._max_bytes:
+            self.drop_oldest()
 
     def unsynced(self, *, last: bool) -> Iterator[int]:
         """Descriptors of what a power cut would take: full files, new names, and the last file if that is asked for.
@@ -179,12 +178,27 @@ class Segments:
             os.close(segment.fd)
         self._undeleted = [path for path in (*self._undeleted, segment.path) if not _deleted(path)]
 
+    def _write(self, data: bytes) -> _Segment:
+        """Behind what the last file holds, which is never more than all may; its size is for the caller to change."""
+        if not self._writable or self._segments[-1].size + len(data) > self._max_bytes \
+                or self._segments[-1].size >= self._segment_bytes:
+            self._begin()
+        last = self._segments[-1]
+        try:
+            if os.pwrite(last.fd, data, last.size) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(last.fd, last.size)
+            raise OSError(error.errno, error.strerror, str(last.path)) from None
+        return last
+
     def _begin(self) -> None:
-        if self._writable:
-            self._full.append(self._segments[-1])
         number = self._next_number
         path = self._directory / f"{number:016d}.chunks"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        if self._writable:
+            self._full.append(self._segments[-1])
         self._next_number += 1
         self._segments.append(_Segment(number, path, fd))
         self._named.add(self._directory)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import threading
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from collector.sinks.chunk import Chunk, Retry
-from collector.sinks.segments import Segments, sync
+from collector.sinks.segments import FULL, Segments, sync
 from collector.sinks.trouble import Trouble
 
 logger = logging.getLogger(__name__)
@@ -20,7 +19,6 @@ logger = logging.getLogger(__name__)
 MEMORY_BYTES = 16 << 20
 # Of who ends, with a disk that does not answer.
 _PATIENCE_S = 0.5
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Held(NamedTuple):
@@ -76,7 +74,7 @@ class Spool:
             fault = self._settle()
             while self._held_bytes > self._memory_bytes:
                 # On a full disk a file that gives way makes room; on one that fails it would be lost for nothing.
-                if self._disk and self._disk.size and fault in _FULL:
+                if self._disk and self._disk.size and fault in FULL:
                     self._disk.drop_oldest()
                     fault = self._settle()
                 else:

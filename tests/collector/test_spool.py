@@ -1,5 +1,6 @@
 """What waits for a server: in order, bounded, whole after a crash at any byte, and honest about what it lost."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -111,6 +112,68 @@ def test_what_is_on_its_way_when_it_gives_way_is_not_counted_as_lost(tmp_path):
 
     assert not queue.done(queue.in_flight)
     assert queue.lost == 10 * (999 - len(drained(queue)))
+
+
+@pytest.fixture
+def at_its_bound(tmp_path):
+    """142 chunks of 140 bytes in 16 files, the last of which takes more; one more and the oldest file gives way."""
+    queue = Segments(tmp_path, 20_000)
+    for number in range(142):
+        queue.put(chunk(number))
+    assert (queue.lost, len([*tmp_path.glob("*.chunks")])) == (0, 16)
+    return queue
+
+
+def test_what_a_failing_disk_does_not_take_costs_nothing_that_is_on_it(at_its_bound, tmp_path):
+    with unreadable(tmp_path):
+        for number in range(5):
+            with pytest.raises(OSError, match="Input/output error"):
+                at_its_bound.put(chunk(number))
+    assert (at_its_bound.lost, drained(at_its_bound)) == (0, [*range(142)])
+
+
+def test_on_a_full_disk_what_gives_way_makes_room(at_its_bound, tmp_path, monkeypatch):
+    original = os.pwrite
+
+    def full(*arguments):
+        if len([*tmp_path.glob("*.chunks")]) > 15:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    at_its_bound.put(chunk(142))
+    assert (at_its_bound.lost, drained(at_its_bound)) == (90, [*range(9, 143)])
+
+
+def test_a_chunk_that_fits_alone_has_a_file_of_its_own(tmp_path):
+    queue = Segments(tmp_path, 4096)
+    queue.put(chunk(0))
+    queue.put(chunk(1, 4000))
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.chunks")) <= 4096
+    assert (queue.lost, drained(queue)) == (10, [1])
+
+
+def test_a_file_that_cannot_be_begun_leaves_one_full_one_to_sync(tmp_path, monkeypatch):
+    queue = Segments(tmp_path, 16 * 1000)
+    for number in range(8):
+        queue.put(chunk(number))
+    original = os.open
+
+    def failing(path, *rest, **more):
+        if str(path).endswith(".chunks"):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return original(path, *rest, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", failing)
+        for number in range(5):
+            with pytest.raises(OSError, match="Read-only"):
+                queue.put(chunk(number))
+    queue.put(chunk(8))
+    fds = [*queue.unsynced(last=False)]
+    assert [Path(f"/proc/self/fd/{fd}").readlink().name for fd in fds].count("0000000000000001.chunks") == 1
+    for fd in fds:
+        os.close(fd)
 
 
 @contextmanager
