@@ -32,6 +32,8 @@ _SEGMENTS = 16
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # For so long a disk that cannot be read may become one that can; then what stands there is lost.
 _UNREADABLE_S = 600.0
+# Instead of the key of a chunk that was dealt with before its turn.
+_GONE = b""
 
 
 @dataclass(slots=True, eq=False)
@@ -79,7 +81,7 @@ class Segments:
 
     @property
     def oldest_ns(self) -> int | None:
-        return next((segment.entries[0].time_ns for segment in self._segments if segment.entries), None)
+        return next((entry.time_ns for segment in self._segments for entry in segment.entries if entry.key), None)
 
     def put(self, chunk: Chunk) -> None:
         """At the end; the oldest give way where the bound asks for it, once it is written. OSError: it is not."""
@@ -128,17 +130,22 @@ class Segments:
                     raise OSError(error.errno, error.strerror, str(segment.path)) from None
                 fault = str(error.strerror)
             logger.warning("%s: %s at byte %d: %d points are lost", segment.path, fault, entry.offset, entry.points)
-            self.lost += entry.points
+            self.lost += entry.points if entry.key != self.in_flight else 0
             self._pop(segment)
         return None
 
     def done(self, key: bytes) -> bool:
-        """The oldest has been dealt with; False if it gave way meanwhile."""
-        segment = self._first()
-        if segment is None or segment.entries[0].key != key:
+        """It has been dealt with, the oldest or not; False if it gave way meanwhile."""
+        if (segment := self._holding(key)) is None:
             return False
-        self._pop(segment)
+        at, entry = next((at, entry) for at, entry in enumerate(segment.entries) if entry.key == key)
+        segment.entries[at] = entry._replace(key=_GONE, points=0)
+        self.points -= entry.points
+        self._first()
         return True
+
+    def holds(self, key: bytes) -> bool:
+        return self._holding(key) is not None
 
     def drop_oldest(self) -> None:
         """One file gives way; its points are lost, those `in_flight` excepted."""
@@ -158,11 +165,20 @@ class Segments:
         self._segments.clear()
         self._cursor = self._lock = -1
 
+    def _holding(self, key: bytes) -> _Segment | None:
+        return next((one for one in self._segments if any(entry.key == key for entry in one.entries)), None)
+
     def _first(self) -> _Segment | None:
-        """The first file with anything left in it; those before are gone."""
-        while self._segments and not self._segments[0].entries:
-            self._remove(self._segments[0])
-        return self._segments[0] if self._segments else None
+        """The first file with anything left in it, in front; what is before that is gone."""
+        while self._segments:
+            segment = self._segments[0]
+            if segment.entries and segment.entries[0].key:
+                return segment
+            if segment.entries:
+                self._pop(segment)
+            else:
+                self._remove(segment)
+        return None
 
     def _pop(self, segment: _Segment) -> None:
         entry = segment.entries.popleft()

@@ -106,7 +106,7 @@ class Spool:
                 raise Retry(_said(error)) from None
             if chunk is None and self._memory:
                 chunk = self._memory[0]
-            self._gave_way(chunk)
+            self._gave_way()
             self._send(chunk)
             return chunk
 
@@ -192,10 +192,14 @@ class Spool:
         if self._disk:
             self._disk.in_flight = chunk.key if chunk else b""
 
-    def _gave_way(self, oldest: Chunk | None) -> None:
+    def _gave_way(self) -> None:
         """Counts the one that was being sent, was not taken, and is not there any more."""
-        if self._sending and (oldest is None or oldest.key != self._sending.key):
+        if self._sending and not self._holds(self._sending.key):
             self._lost += self._sending.points
+
+    def _holds(self, key: bytes) -> bool:
+        """What is sent from memory may be behind others meanwhile, those of a disk that has been opened."""
+        return bool((self._disk and self._disk.holds(key)) or (self._memory and self._memory[0].key == key))
 
     def _forget(self) -> None:
         oldest = self._left_memory()

@@ -360,6 +360,52 @@ def test_a_spool_in_use_is_left_alone_and_taken_over_when_it_is_free(tmp_path, c
     assert second.close() == 0
 
 
+@pytest.mark.parametrize("taken", [True, False])
+def test_what_is_sent_from_memory_when_a_disk_with_others_opens_is_neither_sent_twice_nor_called_lost(tmp_path, taken):
+    first = Spool(partial(Segments, tmp_path, ROOM))
+    for number in range(3):
+        first.append(chunk(number))
+    second = Spool(partial(Segments, tmp_path, ROOM))
+    second.append(chunk(10))
+    sending = second.head()
+    first.close()
+    second.append(chunk(11))
+    assert second.points == 50
+    if taken:
+        second.done(sending)
+
+    assert drained(second) == [0, 1, 2, *([] if taken else [10]), 11]
+    assert (second.points, second.lost, second.oldest_ns, second.close()) == (0, 0, None, 0)
+
+
+def test_what_is_done_before_its_turn_is_no_part_of_the_queue_any_more(tmp_path):
+    queue = Segments(tmp_path, 20_000)
+    given = [chunk(number) for number in range(20)]
+    for one in given:
+        queue.put(one)
+    for number in (3, 19, 0, 1, 9):
+        assert queue.done(given[number].key) and not queue.done(given[number].key)
+    assert (queue.points, queue.oldest_ns) == (150, given[2].time_ns)
+    queue.drop_oldest()
+    assert queue.lost == 60
+    assert drained(queue) == [*range(10, 19)]
+    assert (queue.points, queue.size, queue.oldest_ns) == (0, 0, None)
+
+
+def test_what_is_on_its_way_and_cannot_be_read_again_is_lost_once(tmp_path, caplog):
+    spool = Spool(partial(Segments, tmp_path, ROOM))
+    for number in range(3):
+        spool.append(chunk(number))
+    spool.head()
+    (path,) = tmp_path.glob("*.chunks")
+    with path.open("r+b") as file:
+        file.seek(100)
+        file.write(b"damaged")
+    assert drained(spool) == [1, 2]
+    assert (spool.points, spool.lost) == (0, 10)
+    assert "damaged at byte 0: 10 points are lost" in caplog.text
+
+
 def test_in_memory_alone_the_bound_holds_and_closing_loses_what_is_left():
     spool = Spool(None, 1000)
     for number in range(25):
