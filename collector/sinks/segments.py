@@ -13,20 +13,18 @@ import fcntl
 import logging
 import os
 import stat
-import struct
 import time
-import zlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from collector.sinks.chunk import Chunk
+from collector.sinks.cursor import Cursor
 from collector.sinks.entries import Entry, entries, read, written
 
 logger = logging.getLogger(__name__)
 
-_CURSOR = struct.Struct("<QQI")
 _LARGEST_SEGMENT = 4 << 20
 _SEGMENTS = 16
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -61,15 +59,13 @@ class Segments:
         # Files that were dealt with and could not be deleted: no part of the queue any more.
         self._undeleted: list[Path] = []
         self._unreadable_since: float | None = None
-        self._unmarked: tuple[int, ...] = ()
         # The key of the chunk that is being sent: should it give way, its fate is for the sender to tell.
         self.in_flight = b""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._cursor = Cursor(directory / "cursor")
         self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._cursor = -1
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._cursor = os.open(directory / "cursor", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._recover()
         except BaseException:
             self.close()
@@ -97,7 +93,7 @@ class Segments:
                 raise
             self.drop_oldest()
             last = self._write(data)
-        self._mark()
+        self._cursor.mark()
         last.entries.append(Entry(last.size, len(data), chunk.points, chunk.time_ns, chunk.key))
         last.size += len(data)
         self.points += chunk.points
@@ -153,17 +149,17 @@ class Segments:
         lost = sum(entry.points for entry in segment.entries if entry.key != self.in_flight)
         self.lost += lost
         self.points -= sum(entry.points for entry in segment.entries)
-        self._mark(segment.number, segment.size)
+        self._cursor.mark(segment.number, segment.size)
         self._remove(segment)
 
     def close(self) -> None:
-        self._mark()
-        for fd in (*(segment.fd for segment in self._segments), self._cursor, self._lock):
+        self._cursor.close()
+        for fd in (*(segment.fd for segment in self._segments), self._lock):
             if fd >= 0:
                 with contextlib.suppress(OSError):
                     os.close(fd)
         self._segments.clear()
-        self._cursor = self._lock = -1
+        self._lock = -1
 
     def _holding(self, key: bytes) -> _Segment | None:
         return next((one for one in self._segments if any(entry.key == key for entry in one.entries)), None)
@@ -183,7 +179,7 @@ class Segments:
     def _pop(self, segment: _Segment) -> None:
         entry = segment.entries.popleft()
         self.points -= entry.points
-        self._mark(segment.number, entry.offset + entry.size)
+        self._cursor.mark(segment.number, entry.offset + entry.size)
         if not segment.entries:
             self._remove(segment)
 
@@ -220,17 +216,6 @@ class Segments:
         self._named.add(self._directory)
         self._writable = True
 
-    def _mark(self, *at: int) -> None:
-        """In place: within a sector, of a file that needs no more room, also where the disk is full.
-
-        Without a place: the last, where the disk did not take it then.
-        """
-        self._unmarked = at or self._unmarked
-        if self._unmarked:
-            with contextlib.suppress(OSError):
-                os.pwrite(self._cursor, _CURSOR.pack(*self._unmarked, zlib.crc32(b"%d %d" % self._unmarked)), 0)
-                self._unmarked = ()
-
     def _given_up(self) -> bool:
         """Whether nothing could be read for so long that what stands there shall hold up nothing any more."""
         now = time.monotonic()
@@ -238,7 +223,7 @@ class Segments:
         return now - self._unreadable_since >= _UNREADABLE_S
 
     def _recover(self) -> None:
-        number, offset = _marked(os.pread(self._cursor, _CURSOR.size, 0))
+        number, offset = self._cursor.read()
         self._next_number = number + 1
         for path in sorted(self._directory.glob("*.chunks")):
             if not path.stem.isdigit():
@@ -251,7 +236,7 @@ class Segments:
             segment.entries.extend(entries(path, fd, segment.size, begin))
             self.points += sum(entry.points for entry in segment.entries)
         if number == 0:
-            self._mark(0, 0)
+            self._cursor.mark(0, 0)
 
 
 def sync(fd: int) -> None:
@@ -269,12 +254,3 @@ def _deleted(path: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _marked(data: bytes) -> tuple[int, int]:
-    """The file and the byte at which reading goes on; the very beginning where the cursor says nothing sound."""
-    if len(data) == _CURSOR.size:
-        number, offset, crc = _CURSOR.unpack(data)
-        if crc == zlib.crc32(b"%d %d" % (number, offset)):
-            return number, offset
-    return 0, 0
