@@ -13,7 +13,6 @@ import fcntl
 import logging
 import os
 import stat
-import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from pathlib import Path
 from collector.sinks.chunk import Chunk
 from collector.sinks.cursor import Cursor
 from collector.sinks.entries import Entry, entries, read, written
+from collector.sinks.trouble import Patience
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +44,12 @@ class _Segment:
 
 
 class Segments:
-    """One process has the directory at a time: BlockingIOError to the second. Not safe for threads by itself."""
+    """One process has the directory at a time: BlockingIOError to the second. Not safe for threads by itself.
 
-    def __init__(self, directory: Path, max_bytes: int) -> None:
+    `patience` is of all tries to open it: once it is over, what cannot be read is lost, and the rest is there.
+    """
+
+    def __init__(self, directory: Path, max_bytes: int, patience: Patience | None = None) -> None:
         self.lost = 0
         self.points = 0
         self._directory, self._max_bytes = directory, max_bytes
@@ -58,7 +61,7 @@ class Segments:
         self._named = {directory.parent}
         # Files that were dealt with and could not be deleted: no part of the queue any more.
         self._undeleted: list[Path] = []
-        self._unreadable_since: float | None = None
+        self._patience = patience or Patience()
         # The key of the chunk that is being sent: should it give way, its fate is for the sender to tell.
         self.in_flight = b""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -119,11 +122,10 @@ class Segments:
             fault = "damaged"
             try:
                 if (chunk := read(os.pread(segment.fd, entry.size, entry.offset))) is not None:
-                    self._unreadable_since = None
+                    self._patience.well()
                     return chunk
             except OSError as error:
-                if not self._given_up():
-                    raise OSError(error.errno, error.strerror, str(segment.path)) from None
+                self._bear(error, segment.path)
                 fault = str(error.strerror)
             logger.warning("%s: %s at byte %d: %d points are lost", segment.path, fault, entry.offset, entry.points)
             self.lost += entry.points if entry.key != self.in_flight else 0
@@ -216,14 +218,19 @@ class Segments:
         self._named.add(self._directory)
         self._writable = True
 
-    def _given_up(self) -> bool:
-        """Whether nothing could be read for so long that what stands there shall hold up nothing any more."""
-        now = time.monotonic()
-        self._unreadable_since = now if self._unreadable_since is None else self._unreadable_since
-        return now - self._unreadable_since >= _UNREADABLE_S
+    def _bear(self, error: OSError, path: Path) -> None:
+        """Raises it until nothing could be read for so long that what stands there shall hold up nothing any more."""
+        if not self._patience.over(_UNREADABLE_S):
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
     def _recover(self) -> None:
-        number, offset = self._cursor.read()
+        whole = True
+        try:
+            number, offset = self._cursor.read()
+        except OSError as error:
+            self._bear(error, self._cursor.path)
+            logger.warning("%s: %s: of the oldest file some may be sent twice", self._cursor.path, error.strerror)
+            number, offset, whole = 0, 0, False
         self._next_number = number + 1
         for path in sorted(self._directory.glob("*.chunks")):
             if not path.stem.isdigit():
@@ -232,9 +239,19 @@ class Segments:
             segment = _Segment(int(path.stem), path, fd, os.fstat(fd).st_size)
             self._segments.append(segment)
             self._next_number = max(self._next_number, segment.number + 1)
-            begin = 0 if segment.number > number else offset if segment.number == number else segment.size
-            segment.entries.extend(entries(path, fd, segment.size, begin))
-            self.points += sum(entry.points for entry in segment.entries)
+            at = 0 if segment.number > number else offset if segment.number == number else segment.size
+            try:
+                for entry in entries(path, fd, segment.size, at):
+                    segment.entries.append(entry)
+                    self.points += entry.points
+                    at = entry.offset + entry.size
+            except OSError as error:
+                self._bear(error, path)
+                logger.warning("%s: %s at byte %d: what the last %d bytes held is lost", path, error.strerror, at,
+                               segment.size - at)
+                whole = False
+        if whole:
+            self._patience.well()
         if number == 0:
             self._cursor.mark(0, 0)
 

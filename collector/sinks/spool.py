@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from collector.sinks.chunk import Chunk, Retry
 from collector.sinks.segments import FULL, Segments, sync
-from collector.sinks.trouble import Trouble
+from collector.sinks.trouble import Patience, Trouble
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Spool:
     chunks wait in memory. None: in memory only. Safe for threads.
     """
 
-    def __init__(self, opened: Callable[[], Segments] | None, memory_bytes: int = MEMORY_BYTES) -> None:
+    def __init__(self, opened: Callable[[Patience], Segments] | None, memory_bytes: int = MEMORY_BYTES) -> None:
         self._opened = opened
         self._disk: Segments | None = None
         self._memory: deque[Chunk] = deque()
@@ -43,7 +43,7 @@ class Spool:
         self._held_bytes = self._held_points = self._lost = self._lost_on_disk = 0
         self._held = _Held()
         self._sending: Chunk | None = None
-        self._trouble = Trouble()
+        self._trouble, self._patience = Trouble(), Patience()
         self._lock = threading.RLock()
         with self._changing():
             self._open()
@@ -181,7 +181,7 @@ class Spool:
     def _open(self) -> None:
         if self._disk is None and self._opened:
             try:
-                self._disk = self._opened()
+                self._disk = self._opened(self._patience)
                 self._send(self._sending)
             except OSError as error:
                 self._tell(error)

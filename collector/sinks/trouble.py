@@ -1,4 +1,4 @@
-"""Trouble that lasts: news when it begins or becomes another, the same once a minute at most, and once when it ends."""
+"""Trouble that lasts: when it is news, and when it has lasted too long to be waited for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ _REMEMBERED = 64
 
 
 class Trouble:
-    """`now` is what is wrong, or nothing."""
+    """News when it begins or becomes another, the same once a minute at most, and once when it ends.
+
+    `now` is what is wrong, or nothing.
+    """
 
     def __init__(self) -> None:
         self.now = ""
@@ -35,3 +38,19 @@ class Trouble:
         """Whether that is to be told: its beginning was."""
         told, self.now, self._said = bool(self._said), "", ""
         return told
+
+
+class Patience:
+    """With what fails: it may go well again, but not for ever."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def over(self, after_s: float) -> bool:
+        """It failed: whether nothing has gone well for so long."""
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        return now - self._since >= after_s
+
+    def well(self) -> None:
+        self._since = None

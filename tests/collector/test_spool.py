@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from collector.sinks.chunk import Chunk, Retry
 from collector.sinks.segments import Segments
 from collector.sinks.spool import Spool
+from collector.sinks.trouble import Patience
 from tests.collector.line_server import unreadable
 
 ROOM = 1 << 20
@@ -263,6 +264,71 @@ def test_what_cannot_be_read_for_long_holds_up_nothing_any_more(tmp_path, monkey
         assert queue.head() is None
     assert (queue.points, queue.lost) == (0, 30)
     assert "Input/output error at byte 0: 10 points are lost" in caplog.text
+
+
+def bad_sector(monkeypatch, name, at):
+    """Nothing can be read there, in the file of that name."""
+    original = os.pread
+
+    def pread(fd, size, offset):
+        if offset == at and Path(f"/proc/self/fd/{fd}").readlink().name == name:
+            raise OSError(errno.EIO, "Input/output error")
+        return original(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+
+
+@pytest.fixture
+def left(at_its_bound):
+    """What a collector left that had delivered the first two of 142 chunks, nine of which are in a file."""
+    for _ in range(2):
+        at_its_bound.done(at_its_bound.head().key)
+    at_its_bound.close()
+
+
+def test_a_bad_sector_shuts_a_spool_for_a_while_and_costs_what_stands_behind_it_in_that_file(
+        left, tmp_path, monkeypatch, caplog):
+    clock = [1000.0]
+    monkeypatch.setattr("collector.sinks.trouble.time.monotonic", lambda: clock[0])
+    file = f"{2:016d}.chunks"
+    bad_sector(monkeypatch, file, 4 * 140)
+    spool = Spool(partial(Segments, tmp_path, ROOM))
+    for clock[0] in (1300.0, 1599.0):
+        spool.append(chunk(200))
+        assert not spool.durable
+    (told,) = [record.message for record in caplog.records]
+    assert told.startswith(f"spool: Input/output error: {tmp_path}/{file}; ")
+    clock[0] = 1601.0
+    spool.append(chunk(200))
+    assert spool.durable and spool.points == 10 * (142 - 2 - 5 + 3)
+    assert f"{file}: Input/output error at byte 560: what the last 700 bytes held is lost" in caplog.text
+
+    assert drained(spool) == [*range(2, 13), *range(18, 142), 200, 200, 200]
+    assert (spool.lost, [*tmp_path.glob("*.chunks")]) == (0, [])
+
+
+def test_a_cursor_that_cannot_be_read_sends_twice_rather_than_never(left, tmp_path, monkeypatch, caplog):
+    bad_sector(monkeypatch, "cursor", 0)
+    with pytest.raises(OSError, match="/cursor"):
+        Segments(tmp_path, ROOM)
+    monkeypatch.setattr("collector.sinks.segments._UNREADABLE_S", 0)
+    assert drained(Segments(tmp_path, ROOM)) == [*range(142)]
+    assert "cursor: Input/output error: of the oldest file some may be sent twice" in caplog.text
+
+
+def test_a_spool_that_could_be_opened_again_is_waited_for_as_long_the_next_time(left, tmp_path, monkeypatch):
+    clock, patience = [1000.0], Patience()
+    monkeypatch.setattr("collector.sinks.trouble.time.monotonic", lambda: clock[0])
+    with monkeypatch.context() as patched:
+        bad_sector(patched, f"{2:016d}.chunks", 0)
+        with pytest.raises(OSError, match="chunks"):
+            Segments(tmp_path, ROOM, patience)
+    clock[0] = 1500.0
+    queue = Segments(tmp_path, ROOM, patience)
+    clock[0] = 2000.0
+    with unreadable(tmp_path), pytest.raises(OSError, match="chunks"):
+        queue.head()
+    assert drained(queue) == [*range(2, 142)]
 
 
 @settings(max_examples=50)
