@@ -12,15 +12,14 @@ import errno
 import fcntl
 import logging
 import os
-import stat
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from collector.sinks.chunk import Chunk
 from collector.sinks.cursor import Cursor
 from collector.sinks.entries import Entry, entries, read, written
+from collector.sinks.segment import Segment
 from collector.sinks.trouble import Patience
 
 logger = logging.getLogger(__name__)
@@ -34,15 +33,6 @@ _UNREADABLE_S = 600.0
 _GONE = b""
 
 
-@dataclass(slots=True, eq=False)
-class _Segment:
-    number: int
-    path: Path
-    fd: int
-    size: int = 0
-    entries: deque[Entry] = field(default_factory=deque)
-
-
 class Segments:
     """One process has the directory at a time: BlockingIOError to the second. Not safe for threads by itself.
 
@@ -54,13 +44,13 @@ class Segments:
         self.points = 0
         self._directory, self._max_bytes = directory, max_bytes
         self._segment_bytes = max(1, min(_LARGEST_SEGMENT, max_bytes // _SEGMENTS))
-        self._segments: deque[_Segment] = deque()
+        self._segments: deque[Segment] = deque()
         self._writable = False
         # What is not yet on the disk whatever happens: files that go on no more, directories with new names in them.
-        self._full: list[_Segment] = []
+        self._full: list[Segment] = []
         self._named = {directory.parent}
         # Files that were dealt with and could not be deleted: no part of the queue any more.
-        self._undeleted: list[Path] = []
+        self._undeleted: list[Segment] = []
         self._patience = patience or Patience()
         # The key of the chunk that is being sent: should it give way, its fate is for the sender to tell.
         self.in_flight = b""
@@ -156,17 +146,18 @@ class Segments:
 
     def close(self) -> None:
         self._cursor.close()
-        for fd in (*(segment.fd for segment in self._segments), self._lock):
-            if fd >= 0:
-                with contextlib.suppress(OSError):
-                    os.close(fd)
+        for segment in self._segments:
+            segment.close()
         self._segments.clear()
+        if self._lock >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._lock)
         self._lock = -1
 
-    def _holding(self, key: bytes) -> _Segment | None:
+    def _holding(self, key: bytes) -> Segment | None:
         return next((one for one in self._segments if any(entry.key == key for entry in one.entries)), None)
 
-    def _first(self) -> _Segment | None:
+    def _first(self) -> Segment | None:
         """The first file with anything left in it, in front; what is before that is gone."""
         while self._segments:
             segment = self._segments[0]
@@ -178,34 +169,26 @@ class Segments:
                 self._remove(segment)
         return None
 
-    def _pop(self, segment: _Segment) -> None:
+    def _pop(self, segment: Segment) -> None:
         entry = segment.entries.popleft()
         self.points -= entry.points
         self._cursor.mark(segment.number, entry.offset + entry.size)
         if not segment.entries:
             self._remove(segment)
 
-    def _remove(self, segment: _Segment) -> None:
+    def _remove(self, segment: Segment) -> None:
         self._segments.remove(segment)
         self._writable = self._writable and bool(self._segments)
-        with contextlib.suppress(OSError):
-            os.close(segment.fd)
-        self._undeleted = [path for path in (*self._undeleted, segment.path) if not _deleted(path)]
+        segment.close()
+        self._undeleted = [one for one in (*self._undeleted, segment) if not one.deleted()]
 
-    def _write(self, data: bytes) -> _Segment:
+    def _write(self, data: bytes) -> Segment:
         """Behind what the last file holds, which is never more than all may; its size is for the caller to change."""
         if not self._writable or self._segments[-1].size + len(data) > self._max_bytes \
                 or self._segments[-1].size >= self._segment_bytes:
             self._begin()
-        last = self._segments[-1]
-        try:
-            if os.pwrite(last.fd, data, last.size) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(last.fd, last.size)
-            raise OSError(error.errno, error.strerror, str(last.path)) from None
-        return last
+        self._segments[-1].write(data)
+        return self._segments[-1]
 
     def _begin(self) -> None:
         number = self._next_number
@@ -214,7 +197,7 @@ class Segments:
         if self._writable:
             self._full.append(self._segments[-1])
         self._next_number += 1
-        self._segments.append(_Segment(number, path, fd))
+        self._segments.append(Segment(number, path, fd))
         self._named.add(self._directory)
         self._writable = True
 
@@ -236,7 +219,7 @@ class Segments:
             if not path.stem.isdigit():
                 continue
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            segment = _Segment(int(path.stem), path, fd, os.fstat(fd).st_size)
+            segment = Segment(int(path.stem), path, fd, os.fstat(fd).st_size)
             self._segments.append(segment)
             self._next_number = max(self._next_number, segment.number + 1)
             at = 0 if segment.number > number else offset if segment.number == number else segment.size
@@ -254,20 +237,3 @@ class Segments:
             self._patience.well()
         if number == 0:
             self._cursor.mark(0, 0)
-
-
-def sync(fd: int) -> None:
-    """To the disk. The names in a directory are metadata, which fdatasync may leave out."""
-    if stat.S_ISDIR(os.fstat(fd).st_mode):
-        os.fsync(fd)
-    else:
-        os.fdatasync(fd)
-
-
-def _deleted(path: Path) -> bool:
-    """Whether it is gone. Not yet where a disk is read-only: it is tried again with the next one."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return False
-    return True

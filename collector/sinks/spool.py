@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from collector.sinks.chunk import Chunk, Retry
-from collector.sinks.segments import FULL, Segments, sync
+from collector.sinks.segment import sync
+from collector.sinks.segments import FULL, Segments
 from collector.sinks.trouble import Patience, Trouble
 
 logger = logging.getLogger(__name__)
