@@ -96,14 +96,17 @@ class Segments:
     def unsynced(self, *, last: bool) -> Iterator[int]:
         """Descriptors of what a power cut would take: full files, new names, and the last file if that is asked for.
 
-        They are the caller's, for `sync` and to close.
+        They are the caller's, for `sync` and to close. OSError: the rest are for the next time.
         """
-        full, self._full = [one for one in self._full if one in self._segments], []
-        for one in (*full, self._segments[-1]) if last and self._writable else full:
-            yield os.dup(one.fd)
-        named, self._named = self._named, set()
-        for directory in named:
+        self._full = [one for one in self._full if one in self._segments]
+        while self._full:
+            yield os.dup(self._full[0].fd)
+            del self._full[0]
+        if last and self._writable:
+            yield os.dup(self._segments[-1].fd)
+        for directory in tuple(self._named):
             yield os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._named.discard(directory)
 
     def head(self) -> Chunk | None:
         """The oldest, which stays until `done`. One that is damaged is lost, and said to be. OSError: not now."""

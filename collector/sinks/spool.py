@@ -84,19 +84,23 @@ class Spool:
     def sync(self, *, last: bool) -> None:
         """What stands in full files, or also in the last, survives a power cut from here on.
 
-        It may take seconds: others put and take meanwhile.
+        It may take seconds: others put and take meanwhile. One that fails is told, and costs no other.
         """
         fds: list[int] = []
         try:
             with self._lock:
-                fds.extend(self._disk.unsynced(last=last) if self._disk else ())
-            for fd in fds:
-                sync(fd)
+                for fd in self._disk.unsynced(last=last) if self._disk else ():
+                    fds.append(fd)
         except OSError as error:
             self._tell(error)
-        finally:
-            for fd in fds:
-                os.close(fd)
+        for fd in fds:
+            try:
+                sync(fd)
+            except OSError as error:
+                self._tell(error)
+            finally:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
 
     def head(self) -> Chunk | None:
         """The oldest; it stays until `done`. Retry: it stands on a disk that cannot be read now."""

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collector.sinks.chunk import Chunk, Retry
+from collector.sinks.segment import sync
 from collector.sinks.segments import Segments
 from collector.sinks.spool import Spool
 from collector.sinks.trouble import Patience
@@ -60,6 +61,32 @@ def test_a_power_cut_takes_no_file_that_is_full_and_no_name(tmp_path, monkeypatc
     before = len([*Path("/proc/self/fd").iterdir()])
     spool.sync(last=True)
     assert len([*Path("/proc/self/fd").iterdir()]) == before
+    spool.close()
+
+
+@pytest.mark.parametrize("failing", ["dup", "fdatasync", "close"])
+def test_what_cannot_be_synced_costs_nothing_else_that_is_to_be(failing, tmp_path, monkeypatch, caplog):
+    synced, original = [], getattr(os, failing)
+    spool = Spool(partial(Segments, tmp_path / "one", 16 * 1000))
+    for number in range(20):
+        spool.append(chunk(number))
+    before = len([*Path("/proc/self/fd").iterdir()])
+
+    def fails_once(fd):
+        monkeypatch.setattr(os, failing, original)
+        if failing == "close":
+            original(fd)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("collector.sinks.spool.sync", lambda fd, original=sync: (
+            synced.append(Path(f"/proc/self/fd/{fd}").readlink()), original(fd)))
+        monkeypatch.setattr(os, failing, fails_once)
+        spool.sync(last=False)
+        spool.sync(last=False)
+    assert {*synced} == {*sorted((tmp_path / "one").glob("*.chunks"))[:-1], tmp_path / "one", tmp_path}
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
+    assert ("Input/output error" in caplog.text) == (failing != "close")
     spool.close()
 
 
