@@ -125,15 +125,22 @@ class Spool:
                 self._left_memory()
 
     def close(self) -> int:
-        """What is in memory only is lost; how many points are left on disk for the next start."""
+        """What is in memory only is lost, and what comes later; how many points are left on disk for the next start.
+
+        A disk that does not answer is let go of once it does: whoever goes on with what is there waits for that.
+        """
         if not self._lock.acquire(timeout=_PATIENCE_S):
             logger.warning("spool: the disk hangs; what it holds is left to it")
+            threading.Thread(target=self._end, name="spool's end", daemon=True).start()
             return 0
         try:
-            with self._changing():
-                return self._closed()
+            return self._end()
         finally:
             self._lock.release()
+
+    def _end(self) -> int:
+        with self._changing():
+            return self._closed()
 
     def _closed(self) -> int:
         self._settle()
@@ -146,7 +153,7 @@ class Spool:
         if self._disk:
             self._lost_on_disk = self._disk.lost
             self._disk.close()
-        self._disk, self._opened = None, None
+        self._disk, self._opened, self._memory_bytes = None, None, 0
         return left
 
     @contextlib.contextmanager
