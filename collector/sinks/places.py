@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -48,12 +49,12 @@ def settle(outputs: Iterable[tuple[str, Network]]) -> None:
     try:
         for old, new in owners.items():
             # With one output at that server it is certain whose it is.
-            if len(new) == 1 and old.is_dir() and not min(new).exists():
+            if len(new) == 1 and old.is_dir():
                 _move(old, min(new))
         for path in sorted(_waiting({one.parent for one in places}) - places):
-            names = " or ".join(sorted(one.name for one in owners.get(path, ())))
+            ways = " or: ".join(_given(path, one) for one in sorted(owners.get(path, ())))
             logger.warning("%s: what waits there is for no output that there is now%s", path,
-                           f", unless you rename it to {names}" if names else "")
+                           f"; while kcompat is stopped it can be given to one of them: {ways}" if ways else "")
     except OSError as error:
         logger.warning("%s: %s", error.filename, error.strerror)
 
@@ -78,16 +79,30 @@ def _home(options: Network) -> Path:
 
 
 def _move(old: Path, new: Path) -> None:
-    with _held(old) as mine:
-        if mine:
+    """Also over a place in which nothing waits: every output makes its own when it is opened."""
+    new.mkdir(exist_ok=True, mode=0o700)
+    with _held(old) as mine, _held(new) as free:
+        if mine and free and not _waits(new):
+            for file in (*new.glob("*.chunks"), new / "cursor", new / "lock"):
+                file.unlink(missing_ok=True)
             old.rename(new)
+
+
+def _given(old: Path, new: Path) -> str:
+    """The command for it. What is there already is put aside, and told if anything waits in it."""
+    before, after = shlex.quote(str(old)), shlex.quote(str(new))
+    return f"mv -T {after} {after}.aside; mv -T {before} {after}"
+
+
+def _waits(path: Path) -> bool:
+    return any(file.stat().st_size for file in path.glob("*.chunks"))
 
 
 def _waiting(homes: Iterable[Path]) -> set[Path]:
     """Spools in which something waits and nobody, another collector for one, is at work."""
     found = set()
     for path in (path for home in homes if home.is_dir() for path in home.iterdir()):
-        if any(file.stat().st_size for file in path.glob("*.chunks")):
+        if _waits(path):
             with _held(path) as mine:
                 found |= {path} if mine else set()
     return found

@@ -1,10 +1,12 @@
 """Which outputs share a spool, which never do, and what becomes of those an earlier version left."""
 
 import hashlib
+import subprocess
 
 import pytest
 
-from collector.sinks import SINKS, open_sinks
+from collector.sinks import SINKS, open_sinks, settle_spools
+from collector.sinks.chunk import Chunk
 from collector.sinks.http import influxdb2
 from collector.sinks.options import Influx2
 from collector.sinks.outputs import Outputs
@@ -104,6 +106,52 @@ def test_what_the_first_version_left_is_delivered_where_it_is_certain_whose_it_i
 
     assert server.accepted == list(range(700))
     assert not old.exists()
+
+
+def test_when_one_of_two_outputs_is_taken_out_the_other_has_what_the_first_version_left(server, spool_home, tmp_path):
+    old = left_by_the_first_version(server, spool_home, "influxdb2", 700)
+    specs = tenants(server, tmp_path, "a", "b")
+    open_sinks(specs).close(DEADLINE_S)
+    assert placed(specs[0]).is_dir() and old.exists()
+    sinks = open_sinks(specs[:1])
+    sinks.flush(DEADLINE_S)
+    sinks.close(DEADLINE_S)
+
+    assert server.accepted == list(range(700))
+    assert not old.exists()
+
+
+@pytest.mark.parametrize("how", ["points wait", "in use"])
+def test_nothing_is_put_over_a_place_in_which_points_wait_or_that_is_in_use(server, spool_home, tmp_path, how):
+    old = left_by_the_first_version(server, spool_home, "influxdb2", 700)
+    (spec,) = tenants(server, tmp_path, "a")
+    queue = Segments(placed(spec), 1 << 20)
+    if how == "points wait":
+        queue.put(Chunk("/write", 3, b"x"))
+        queue.close()
+    settle_spools([spec])
+
+    assert old.is_dir() and (placed(spec) / "lock").exists()
+    queue.close()
+    queue = Segments(placed(spec), 1 << 20)
+    assert queue.points == (3 if how == "points wait" else 0)
+    queue.close()
+
+
+def test_the_command_that_is_said_gives_it_to_one_of_them(server, spool_home, tmp_path, caplog):
+    old = left_by_the_first_version(server, spool_home, "influxdb2", 700)
+    specs = tenants(server, tmp_path, "a", "b")
+    open_sinks(specs).close(DEADLINE_S)
+    (told,) = [record.message for record in caplog.records]
+    ways = dict(zip(sorted(specs, key=placed), told.partition("one of them: ")[2].split(" or: "), strict=True))
+    subprocess.run(["sh", "-ec", ways[specs[1]]], check=True, timeout=DEADLINE_S)
+    caplog.clear()
+    sinks = open_sinks(specs)
+    sinks.flush(DEADLINE_S)
+    sinks.close(DEADLINE_S)
+
+    assert [sink.written for sink in sinks.sinks] == [0, 700]
+    assert not old.exists() and "no output" not in caplog.text
 
 
 def test_what_may_be_of_two_is_left_alone_and_said(server, spool_home, tmp_path, caplog):
