@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from collector.sinks.options import Network
@@ -37,15 +38,32 @@ def place(kind: str, options: Network) -> Path:
     return _home(options) / _named(kind, json.dumps(told, sort_keys=True, default=str))
 
 
-def settle(outputs: Iterable[tuple[str, Network]]) -> None:
+class Spooled(NamedTuple):
+    """An output that has a place: which one of all it is, and what says so."""
+
+    at: int
+    kind: str
+    options: Network
+    place: Path
+
+
+def shared(outputs: Iterable[Spooled]) -> Iterator[tuple[int, str]]:
+    """Which have a place that is another's already, and why they may not: they would send each other's points."""
+    seen: set[Path] = set()
+    for one in outputs:
+        if one.place in seen:
+            yield one.at, (f"sink {one.options.name!r}: an output before it has the same spool: name its token by "
+                           "token_file, or give it a spool_dir of its own")
+        seen.add(one.place)
+
+
+def settle(outputs: Iterable[Spooled]) -> None:
     """Before they are opened: they get what the first version named by the server alone, and strays are told."""
     places: set[Path] = set()
     owners: dict[Path, set[Path]] = defaultdict(set)
-    for kind, options in outputs:
-        if options.spool == "memory":
-            continue
-        places.add(mine := place(kind, options))
-        owners[mine.parent / _named(kind, options.name)].add(mine)
+    for one in outputs:
+        places.add(one.place)
+        owners[one.place.parent / _named(one.kind, one.options.name)].add(one.place)
     try:
         for old, new in owners.items():
             # With one output at that server it is certain whose it is.

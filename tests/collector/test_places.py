@@ -13,6 +13,7 @@ from collector.sinks.outputs import Outputs
 from collector.sinks.places import place
 from collector.sinks.segments import Segments
 from collector.sinks.spec import kind_of
+from kcompat.errors import KcompatError
 from tests.collector.line_server import DEADLINE_S, points, wait_until
 
 
@@ -70,6 +71,39 @@ def test_after_a_restart_in_another_order_nobodys_points_go_out_with_anothers_to
     shown = {(path.partition("org=")[2][0], headers["Authorization"]) for path, headers, _ in server.requests}
     assert shown == {("a", "Token of-a"), ("b", "Token of-b")}
     assert sorted(server.accepted) == sorted([*range(700), *range(700)])
+
+
+@pytest.mark.parametrize("second", [
+    lambda url: f"{url}B", lambda url: f"{url}A", lambda url: {"kind": "http", "url": f"{url}B", "timeout_s": 3}])
+def test_two_that_differ_in_a_tokens_value_alone_are_refused_before_anything_is_opened(server, tmp_path, second):
+    url = f"http://{server.address}/write?db=a&token="
+    first, second = f"{url}A", second(url)
+    with pytest.raises(KcompatError, match=f"sink 'http://{server.address}/write': .*token_file.*spool_dir"):
+        open_sinks([f"jsonl:{tmp_path}/flows", first, second])
+    assert not (tmp_path / "flows").exists()
+    outputs = Outputs([first])
+    with pytest.raises(KcompatError, match="same spool"):
+        outputs.reopen([first, second])
+    outputs.write(points(3))
+    outputs.close(DEADLINE_S)
+    assert server.accepted == [0, 1, 2]
+
+
+def test_with_a_spool_of_its_own_or_none_it_is_another(server, tmp_path):
+    url = f"http://{server.address}/write?token="
+    apart = [{"kind": "http", "url": f"{url}A"}, {"kind": "http", "url": f"{url}B", "spool_dir": f"{tmp_path}/other"},
+             {"kind": "http", "url": f"{url}C", "spool": "memory"}]
+    open_sinks(apart).close(0)
+
+
+def test_a_home_that_cannot_be_found_is_a_fault_of_the_sink(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("KCOMPAT_SPOOL")
+    monkeypatch.setattr("collector.sinks.places.default_path", homeless)
+    with pytest.raises(KcompatError, match="sink 'datakit://h': RuntimeError: Could not determine home"):
+        open_sinks(["datakit://h"])
 
 
 def test_names_in_the_status_are_unique_and_the_same_in_any_order(server, tmp_path):
