@@ -168,6 +168,23 @@ def test_a_token_that_is_replaced_is_read_again_when_the_configuration_is(server
     assert [path.rpartition("=")[2] for path, _, _ in server.requests] == ["old", "new"]
 
 
+def test_secrets_that_are_to_be_read_again_while_an_answer_is_looked_at_are(server, tmp_path, monkeypatch):
+    class Looked(frozenset):
+        def __contains__(self, status):
+            sink.renew()
+            return super().__contains__(status)
+
+    monkeypatch.setattr("collector.sinks.http._UNKNOWN", Looked((401, 403)))
+    (tmp_path / "token").write_text("old")
+    server.answers = [lambda request: (tmp_path / "token").write_text("new") and 503]
+    sink = quick(server, token_file=str(tmp_path / "token"))
+    sink.write(points(1))
+    sink.flush(DEADLINE_S)
+    sink.close()
+
+    assert [path.rpartition("=")[2] for path, _, _ in server.requests] == ["old", "new"]
+
+
 @pytest.mark.parametrize("answer", [400, 413, 422])
 def test_a_refusal_is_dropped_and_the_servers_answer_is_logged_once(server, caplog, answer):
     caplog.set_level("INFO")
