@@ -79,8 +79,10 @@ def _adapter(options: type[Any]) -> TypeAdapter[Any]:
 
 def shown(spec: str | Mapping[str, Any]) -> str:
     """Without what may be a password or a token in a URL, also where a / or ? in it is no %2F or %3F."""
-    text = spec if isinstance(spec, str) else f"{kind_of(spec)} {spec.get('url', '')}".strip()
-    return re.sub(r"(?s)(?<=://)(?:[^?]*@)?(?:[^/]*@)?|[?&].*", "", text)
+    if isinstance(spec, str):
+        return re.sub(r"(?s)(?<=://)(?:[^?]*@)?(?:[^/]*@)?|[?&].*", "", spec)
+    url = str(spec.get("url", ""))
+    return f"{kind_of(spec)} {shown(url) if '://' in url else shown(f'://{url}')[3:]}".strip()
 
 
 def split(url: str) -> SplitResult:
