@@ -12,7 +12,7 @@ from typing import Any
 from collector.config_reading import BadConfig, Fault, read
 from collector.config_types import Complaint
 from collector.pipeline import DATASETS
-from collector.sinks import check_sink
+from collector.sinks import check_sink, shared_spools
 from kcompat.errors import KcompatError
 
 
@@ -23,12 +23,14 @@ def judge(tree: Mapping[str, Any]) -> Iterator[Complaint]:
             yield ("datasets", at), f"there is no dataset {name!r}: there is {', '.join(DATASETS)}"
     if tree.get("dns_percentiles") is True and not find_spec("ddsketch"):
         yield ("dns_percentiles",), "percentiles need DDSketch: pip install 'kcompat[percentiles]'"
-    for at, spec in _elements(tree, "outputs"):
-        if isinstance(spec, str | dict):
-            try:
-                check_sink(spec)
-            except KcompatError as error:
-                yield ("outputs", at), str(error)
+    outputs = [(at, spec) for at, spec in _elements(tree, "outputs") if isinstance(spec, str | dict)]
+    for at, spec in outputs:
+        try:
+            check_sink(spec)
+        except KcompatError as error:
+            yield ("outputs", at), str(error)
+    for which, why in shared_spools(spec for _, spec in outputs):
+        yield ("outputs", outputs[which][0]), why
 
 
 def faults(file: Path, environment: Mapping[str, str]) -> tuple[Fault, ...]:

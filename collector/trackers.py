@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import select
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 from collector.ctnetlink import Asker, Tracker, is_loaded
@@ -145,6 +146,9 @@ def ask_all(told: Told) -> dict[int, str]:
 
 
 def _ask(door: Path, netns: int, told: Told) -> None:
-    with closing(visit(door, Asker)) as asker, suppress(TimeoutError):
-        for one in asker.dump():
-            told(netns, False, one)
+    with closing(visit(door, Asker)) as asker:
+        try:
+            for one in asker.dump():
+                told(netns, False, one)
+        except TimeoutError:  # a socket's own says neither number nor words
+            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None

@@ -47,5 +47,5 @@ def json_line(message: str, level: str, source: str, now_s: float | None = None)
 
 
 def without_secrets(words: str) -> str:
-    """URLs in it lose user, password and query, where tokens stand."""
-    return re.sub(r"(?<=://)[^/@\s'\"]*@|(?<=\S)\?[^\s'\"]*=[^\s'\"]*", "", words)
+    """URLs in it lose user, password and query, where tokens stand; a / or ? in a password may be no %2F or %3F."""
+    return re.sub(r"(?<=://)(?:[^?\s'\"]*@)?(?:[^/\s'\"]*@)?|(?<=\S)[?&][^\s'\"]*=[^\s'\"]*", "", words)

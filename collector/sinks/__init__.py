@@ -15,9 +15,10 @@ from kcompat.errors import KcompatError
 
 if TYPE_CHECKING:
     from collector.sinks.lines import LineSink
+    from collector.sinks.places import Spooled
 
 __all__ = ["SINKS", "SINK_HELP", "Fanout", "Kind", "Sink", "Spec", "check_sink", "open_sink", "open_sinks",
-           "settle_spools"]
+           "settle_spools", "shared_spools"]
 
 # A sink as a user names it: text, or a table of the configuration.
 Spec = str | Mapping[str, Any]
@@ -60,15 +61,33 @@ def open_sinks(specs: Iterable[Spec]) -> Fanout:
 
 
 def settle_spools(specs: Iterable[Spec]) -> None:
-    """Before they are opened, told of all: what earlier collectors left on disk goes to whose it is."""
-    outputs = []
-    for spec in specs:
-        with suppress(KcompatError), _named(spec):  # opening says it
-            if (kind := _kind(spec)).open is _open_network:
-                outputs.append((kind_of(spec), kind.options(spec)))
-    if outputs:
-        from collector.sinks.places import settle
+    """Before they are opened, told of all: what earlier collectors left on disk goes to whose it is.
+
+    KcompatError where two would have one.
+    """
+    if outputs := _spooled(specs):
+        from collector.sinks.places import settle, shared
+        for _, why in shared(outputs):
+            raise KcompatError(why)
         settle(outputs)
+
+
+def shared_spools(specs: Iterable[Spec]) -> Iterator[tuple[int, str]]:
+    """Which cannot be beside those before them, and why; nothing is opened."""
+    if outputs := _spooled(specs):
+        from collector.sinks.places import shared
+        yield from shared(outputs)
+
+
+def _spooled(specs: Iterable[Spec]) -> list[Spooled]:
+    """Those that keep on disk what waits; of one that cannot be right opening says it."""
+    outputs = []
+    for at, spec in enumerate(specs):
+        with suppress(KcompatError), _named(spec):
+            if (kind := _kind(spec)).open is _open_network and (options := kind.options(spec)).spool == "disk":
+                from collector.sinks.places import Spooled, place
+                outputs.append(Spooled(at, kind_of(spec), options, place(kind_of(spec), options)))
+    return outputs
 
 
 @contextmanager

@@ -54,6 +54,7 @@ class Delivery:
         self._refused = self._unfit = self._late = 0
         self._trouble = Trouble()
         self._told_lost, self._told_at = 0, -_TOLD_EVERY_S
+        # What nobody keeps yet; in the numbers also the chunk that is just being kept.
         self._intake: deque[Chunk] = deque()
         self._intake_bytes = self._intake_points = 0
         self._closing = self._closed = False
@@ -131,11 +132,11 @@ class Delivery:
             self._changed.notify_all()
         for thread in (keeping, sending):
             thread.join(_GRACE_S)
-        left = self._spool.close()
         with self._changed:
-            self._late += self._intake_points
-            self._intake_points = 0
+            while self._intake:
+                self._late += self._left_intake(self._intake.popleft()).points
             self._closed = True
+        left = self._spool.close()
         if left:
             logger.info("%s: %d points wait on disk for the next start", self.name, left)
         if self.dropped:
@@ -166,18 +167,18 @@ class Delivery:
 
     def _keep(self) -> None:
         """The thread that spools. No fault ends it: from then on all would be lost."""
-        while (chunk := self._oldest_of_intake()) is not None:
+        while (chunk := self._next_of_intake()) is not None:
             try:
                 self._keep_one(chunk)
             except Exception as error:
                 self._surprised(error)
                 self._stop.wait(self._backoff.first_s)
 
-    def _oldest_of_intake(self) -> Chunk | None:
+    def _next_of_intake(self) -> Chunk | None:
         """None: there will be no more."""
         with self._changed:
             self._changed.wait_for(lambda: self._intake or self._closing)
-            return self._intake[0] if self._intake else None
+            return self._intake.popleft() if self._intake else None
 
     def _keep_one(self, chunk: Chunk) -> None:
         try:
@@ -185,8 +186,7 @@ class Delivery:
         finally:
             # Whatever went wrong, the spool has it, in memory at least.
             with self._changed:
-                if self._intake and self._intake[0] is chunk:
-                    self._left_intake(self._intake.popleft())
+                self._left_intake(chunk)
                 last = not self._intake
                 self._changed.notify_all()
         self._spool.sync(last=last)

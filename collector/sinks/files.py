@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 from io import FileIO
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 
 def opened(path: Path) -> FileIO:
@@ -27,7 +30,11 @@ class FileStream:
         self._torn = False
 
     def write(self, data: bytes | memoryview, /) -> int:
-        """Called with whole lines; what a full disk cut short is continued in the same file."""
+        """Called with whole lines; what a full disk cut short is continued in the same file, unless that is deleted."""
+        if self._torn and not os.fstat(self._file.fileno()).st_nlink:
+            # Held on to, it would keep the disk full. The rest of its line is nobody's.
+            self._torn = False
+            return bytes(data).find(b"\n") + 1
         if not self._torn:
             self._turn(len(data))
         done = self._file.write(data) or 0
@@ -35,7 +42,11 @@ class FileStream:
         return done
 
     def close(self) -> None:
-        self._file.close()
+        """What fails then (NFS writes late) is told: of what was written before, some may not be there."""
+        try:
+            self._file.close()
+        except OSError as error:
+            logger.warning("%s: %s: what was written last may be lost", self._path, error.strerror)
 
     def _turn(self, size: int) -> None:
         """To another file, where that is due before `size` more bytes are written."""
@@ -44,7 +55,7 @@ class FileStream:
 
     def _reopen(self) -> None:
         file = opened(self._path)
-        self._file.close()
+        FileStream.close(self)
         self._file = file
 
     def _moved(self) -> bool:

@@ -74,7 +74,8 @@ class Poster:
             return said
         text = " ".join(said.decode(errors="replace").split())[:_SHOWN_OF_ANSWER]
         told = f"{answer.status_code} {answer.reason_phrase}: {text}"
-        self._stale = self._stale or answer.status_code in _UNKNOWN
+        if answer.status_code in _UNKNOWN:
+            self._stale = True
         if not answer.is_client_error or answer.status_code in _LATER | _UNKNOWN | _ELSEWHERE:
             asked = answer.headers.get("Retry-After", "")
             raise Retry(told, float(asked) if asked.isascii() and asked.isdigit() else 0.0)

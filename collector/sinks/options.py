@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from annotated_types import Interval, MinLen
 
 from collector.config import FORBID, Duration
-from collector.sinks.spec import bare
+from collector.sinks.spec import bare, split
 from kcompat.errors import KcompatError
 
 if TYPE_CHECKING:
@@ -39,10 +38,16 @@ class Checked:
 
 def _with_hosts(url: str) -> str:
     """With a host, or several with commas between them, and ports that can be."""
-    for host in urlsplit(url).netloc.rpartition("@")[2].split(","):
-        one = urlsplit(f"//{host}")
-        if not one.hostname or one.port == 0:
-            raise ValueError("the URL names no host" if not one.hostname else "port 0 is none")
+    for host in split(url).netloc.rpartition("@")[2].split(","):
+        one = split(f"//{host}")
+        if not one.hostname:
+            raise ValueError("the URL names no host")
+        try:
+            port = one.port
+        except ValueError:  # which quotes it: it may be the beginning of a password
+            port = 0
+        if port == 0:
+            raise ValueError("the port is no number from 1 to 65535; in a password write %2F for / and so on")
     return url
 
 
@@ -165,7 +170,7 @@ class Kafka(Network):
 
     @property
     def name(self) -> str:
-        return f"kafka://{urlsplit(self.url).netloc.rpartition('@')[2]}/{self.topic}"
+        return f"kafka://{split(bare(self.url)).netloc}/{self.topic}"
 
     @property
     def password(self) -> str | None:

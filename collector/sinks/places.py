@@ -8,11 +8,13 @@ import json
 import logging
 import os
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from collector.sinks.options import Network
@@ -36,24 +38,41 @@ def place(kind: str, options: Network) -> Path:
     return _home(options) / _named(kind, json.dumps(told, sort_keys=True, default=str))
 
 
-def settle(outputs: Iterable[tuple[str, Network]]) -> None:
+class Spooled(NamedTuple):
+    """An output that has a place: which one of all it is, and what says so."""
+
+    at: int
+    kind: str
+    options: Network
+    place: Path
+
+
+def shared(outputs: Iterable[Spooled]) -> Iterator[tuple[int, str]]:
+    """Which have a place that is another's already, and why they may not: they would send each other's points."""
+    seen: set[Path] = set()
+    for one in outputs:
+        if one.place in seen:
+            yield one.at, (f"sink {one.options.name!r}: an output before it has the same spool: name its token by "
+                           "token_file, or give it a spool_dir of its own")
+        seen.add(one.place)
+
+
+def settle(outputs: Iterable[Spooled]) -> None:
     """Before they are opened: they get what the first version named by the server alone, and strays are told."""
     places: set[Path] = set()
     owners: dict[Path, set[Path]] = defaultdict(set)
-    for kind, options in outputs:
-        if options.spool == "memory":
-            continue
-        places.add(mine := place(kind, options))
-        owners[mine.parent / _named(kind, options.name)].add(mine)
+    for one in outputs:
+        places.add(one.place)
+        owners[one.place.parent / _named(one.kind, one.options.name)].add(one.place)
     try:
         for old, new in owners.items():
             # With one output at that server it is certain whose it is.
-            if len(new) == 1 and old.is_dir() and not min(new).exists():
+            if len(new) == 1 and old.is_dir():
                 _move(old, min(new))
         for path in sorted(_waiting({one.parent for one in places}) - places):
-            names = " or ".join(sorted(one.name for one in owners.get(path, ())))
+            ways = " or: ".join(_given(path, one) for one in sorted(owners.get(path, ())))
             logger.warning("%s: what waits there is for no output that there is now%s", path,
-                           f", unless you rename it to {names}" if names else "")
+                           f"; while kcompat is stopped it can be given to one of them: {ways}" if ways else "")
     except OSError as error:
         logger.warning("%s: %s", error.filename, error.strerror)
 
@@ -78,16 +97,30 @@ def _home(options: Network) -> Path:
 
 
 def _move(old: Path, new: Path) -> None:
-    with _held(old) as mine:
-        if mine:
+    """Also over a place in which nothing waits: every output makes its own when it is opened."""
+    new.mkdir(exist_ok=True, mode=0o700)
+    with _held(old) as mine, _held(new) as free:
+        if mine and free and not _waits(new):
+            for file in (*new.glob("*.chunks"), new / "cursor", new / "lock"):
+                file.unlink(missing_ok=True)
             old.rename(new)
+
+
+def _given(old: Path, new: Path) -> str:
+    """The command for it. What is there already is put aside, and told if anything waits in it."""
+    before, after = shlex.quote(str(old)), shlex.quote(str(new))
+    return f"mv -T {after} {after}.aside; mv -T {before} {after}"
+
+
+def _waits(path: Path) -> bool:
+    return any(file.stat().st_size for file in path.glob("*.chunks"))
 
 
 def _waiting(homes: Iterable[Path]) -> set[Path]:
     """Spools in which something waits and nobody, another collector for one, is at work."""
     found = set()
     for path in (path for home in homes if home.is_dir() for path in home.iterdir()):
-        if any(file.stat().st_size for file in path.glob("*.chunks")):
+        if _waits(path):
             with _held(path) as mine:
                 found |= {path} if mine else set()
     return found

@@ -12,61 +12,53 @@ import errno
 import fcntl
 import logging
 import os
-import stat
-import struct
-import time
-import zlib
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from collector.sinks.chunk import Chunk
+from collector.sinks.cursor import Cursor
 from collector.sinks.entries import Entry, entries, read, written
+from collector.sinks.segment import Segment
+from collector.sinks.trouble import Patience
 
 logger = logging.getLogger(__name__)
 
-_CURSOR = struct.Struct("<QQI")
 _LARGEST_SEGMENT = 4 << 20
 _SEGMENTS = 16
+FULL = (errno.ENOSPC, errno.EDQUOT)
 # For so long a disk that cannot be read may become one that can; then what stands there is lost.
 _UNREADABLE_S = 600.0
-
-
-@dataclass(slots=True, eq=False)
-class _Segment:
-    number: int
-    path: Path
-    fd: int
-    size: int = 0
-    entries: deque[Entry] = field(default_factory=deque)
+# Instead of the key of a chunk that was dealt with before its turn.
+_GONE = b""
 
 
 class Segments:
-    """One process has the directory at a time: BlockingIOError to the second. Not safe for threads by itself."""
+    """One process has the directory at a time: BlockingIOError to the second. Not safe for threads by itself.
 
-    def __init__(self, directory: Path, max_bytes: int) -> None:
+    `patience` is of all tries to open it: once it is over, what cannot be read is lost, and the rest is there.
+    """
+
+    def __init__(self, directory: Path, max_bytes: int, patience: Patience | None = None) -> None:
         self.lost = 0
         self.points = 0
         self._directory, self._max_bytes = directory, max_bytes
         self._segment_bytes = max(1, min(_LARGEST_SEGMENT, max_bytes // _SEGMENTS))
-        self._segments: deque[_Segment] = deque()
+        self._segments: deque[Segment] = deque()
         self._writable = False
         # What is not yet on the disk whatever happens: files that go on no more, directories with new names in them.
-        self._full: list[_Segment] = []
+        self._full: list[Segment] = []
         self._named = {directory.parent}
         # Files that were dealt with and could not be deleted: no part of the queue any more.
-        self._undeleted: list[Path] = []
-        self._unreadable_since: float | None = None
-        self._unmarked: tuple[int, ...] = ()
+        self._undeleted: list[Segment] = []
+        self._patience = patience or Patience()
         # The key of the chunk that is being sent: should it give way, its fate is for the sender to tell.
         self.in_flight = b""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._cursor = Cursor(directory / "cursor")
         self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._cursor = -1
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._cursor = os.open(directory / "cursor", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._recover()
         except BaseException:
             self.close()
@@ -78,42 +70,43 @@ class Segments:
 
     @property
     def oldest_ns(self) -> int | None:
-        return next((segment.entries[0].time_ns for segment in self._segments if segment.entries), None)
+        return next((entry.time_ns for segment in self._segments for entry in segment.entries if entry.key), None)
 
     def put(self, chunk: Chunk) -> None:
-        """At the end; the oldest give way where the bound asks for it. OSError: not written, nothing is changed."""
+        """At the end; the oldest give way where the bound asks for it, once it is written. OSError: it is not."""
         data = written(chunk)
         if len(data) > self._max_bytes:
             self.lost += chunk.points
             return
-        while self._segments and self.size + len(data) > self._max_bytes:
-            self.drop_oldest()
-        if not self._writable or self._segments[-1].size >= self._segment_bytes:
-            self._begin()
-        last = self._segments[-1]
         try:
-            if os.pwrite(last.fd, data, last.size) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            last = self._write(data)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(last.fd, last.size)
-            raise OSError(error.errno, error.strerror, str(last.path)) from None
-        self._mark()
+            # Of a full disk those that give way anyway make room; on one that fails they would be lost for nothing.
+            if error.errno not in FULL or not self._segments or self.size + len(data) <= self._max_bytes:
+                raise
+            self.drop_oldest()
+            last = self._write(data)
+        self._cursor.mark()
         last.entries.append(Entry(last.size, len(data), chunk.points, chunk.time_ns, chunk.key))
         last.size += len(data)
         self.points += chunk.points
+        while self.size > self._max_bytes:
+            self.drop_oldest()
 
     def unsynced(self, *, last: bool) -> Iterator[int]:
         """Descriptors of what a power cut would take: full files, new names, and the last file if that is asked for.
 
-        They are the caller's, for `sync` and to close.
+        They are the caller's, for `sync` and to close. OSError: the rest are for the next time.
         """
-        full, self._full = [one for one in self._full if one in self._segments], []
-        for one in (*full, self._segments[-1]) if last and self._writable else full:
-            yield os.dup(one.fd)
-        named, self._named = self._named, set()
-        for directory in named:
+        self._full = [one for one in self._full if one in self._segments]
+        while self._full:
+            yield os.dup(self._full[0].fd)
+            del self._full[0]
+        if last and self._writable:
+            yield os.dup(self._segments[-1].fd)
+        for directory in tuple(self._named):
             yield os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._named.discard(directory)
 
     def head(self) -> Chunk | None:
         """The oldest, which stays until `done`. One that is damaged is lost, and said to be. OSError: not now."""
@@ -122,24 +115,28 @@ class Segments:
             fault = "damaged"
             try:
                 if (chunk := read(os.pread(segment.fd, entry.size, entry.offset))) is not None:
-                    self._unreadable_since = None
+                    self._patience.well()
                     return chunk
             except OSError as error:
-                if not self._given_up():
-                    raise OSError(error.errno, error.strerror, str(segment.path)) from None
+                self._bear(error, segment.path)
                 fault = str(error.strerror)
             logger.warning("%s: %s at byte %d: %d points are lost", segment.path, fault, entry.offset, entry.points)
-            self.lost += entry.points
+            self.lost += entry.points if entry.key != self.in_flight else 0
             self._pop(segment)
         return None
 
     def done(self, key: bytes) -> bool:
-        """The oldest has been dealt with; False if it gave way meanwhile."""
-        segment = self._first()
-        if segment is None or segment.entries[0].key != key:
+        """It has been dealt with, the oldest or not; False if it gave way meanwhile."""
+        if (segment := self._holding(key)) is None:
             return False
-        self._pop(segment)
+        at, entry = next((at, entry) for at, entry in enumerate(segment.entries) if entry.key == key)
+        segment.entries[at] = entry._replace(key=_GONE, points=0)
+        self.points -= entry.points
+        self._first()
         return True
+
+    def holds(self, key: bytes) -> bool:
+        return self._holding(key) is not None
 
     def drop_oldest(self) -> None:
         """One file gives way; its points are lost, those `in_flight` excepted."""
@@ -147,104 +144,99 @@ class Segments:
         lost = sum(entry.points for entry in segment.entries if entry.key != self.in_flight)
         self.lost += lost
         self.points -= sum(entry.points for entry in segment.entries)
-        self._mark(segment.number, segment.size)
+        self._cursor.mark(segment.number, segment.size)
         self._remove(segment)
 
     def close(self) -> None:
-        self._mark()
-        for fd in (*(segment.fd for segment in self._segments), self._cursor, self._lock):
-            if fd >= 0:
-                with contextlib.suppress(OSError):
-                    os.close(fd)
+        self._cursor.close()
+        for segment in self._segments:
+            segment.close()
         self._segments.clear()
-        self._cursor = self._lock = -1
+        if self._lock >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._lock)
+        self._lock = -1
 
-    def _first(self) -> _Segment | None:
-        """The first file with anything left in it; those before are gone."""
-        while self._segments and not self._segments[0].entries:
-            self._remove(self._segments[0])
-        return self._segments[0] if self._segments else None
+    def _holding(self, key: bytes) -> Segment | None:
+        return next((one for one in self._segments if any(entry.key == key for entry in one.entries)), None)
 
-    def _pop(self, segment: _Segment) -> None:
+    def _first(self) -> Segment | None:
+        """The first file with anything left in it, in front; what is before that is gone."""
+        while self._segments:
+            segment = self._segments[0]
+            if segment.entries and segment.entries[0].key:
+                return segment
+            if segment.entries:
+                self._pop(segment)
+            else:
+                self._remove(segment)
+        return None
+
+    def _pop(self, segment: Segment) -> None:
         entry = segment.entries.popleft()
         self.points -= entry.points
-        self._mark(segment.number, entry.offset + entry.size)
+        self._cursor.mark(segment.number, entry.offset + entry.size)
         if not segment.entries:
             self._remove(segment)
 
-    def _remove(self, segment: _Segment) -> None:
+    def _remove(self, segment: Segment) -> None:
         self._segments.remove(segment)
         self._writable = self._writable and bool(self._segments)
-        with contextlib.suppress(OSError):
-            os.close(segment.fd)
-        self._undeleted = [path for path in (*self._undeleted, segment.path) if not _deleted(path)]
+        segment.close()
+        self._undeleted = [one for one in (*self._undeleted, segment) if not one.deleted()]
+
+    def _write(self, data: bytes) -> Segment:
+        """Behind what the last file holds, which is never more than all may; its size is for the caller to change."""
+        if not self._writable or self._segments[-1].size + len(data) > self._max_bytes \
+                or self._segments[-1].size >= self._segment_bytes:
+            self._begin()
+        self._segments[-1].write(data)
+        return self._segments[-1]
 
     def _begin(self) -> None:
-        if self._writable:
-            self._full.append(self._segments[-1])
         number = self._next_number
         path = self._directory / f"{number:016d}.chunks"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        if self._writable:
+            self._full.append(self._segments[-1])
         self._next_number += 1
-        self._segments.append(_Segment(number, path, fd))
+        self._segments.append(Segment(number, path, fd))
         self._named.add(self._directory)
         self._writable = True
 
-    def _mark(self, *at: int) -> None:
-        """In place: within a sector, of a file that needs no more room, also where the disk is full.
-
-        Without a place: the last, where the disk did not take it then.
-        """
-        self._unmarked = at or self._unmarked
-        if self._unmarked:
-            with contextlib.suppress(OSError):
-                os.pwrite(self._cursor, _CURSOR.pack(*self._unmarked, zlib.crc32(b"%d %d" % self._unmarked)), 0)
-                self._unmarked = ()
-
-    def _given_up(self) -> bool:
-        """Whether nothing could be read for so long that what stands there shall hold up nothing any more."""
-        now = time.monotonic()
-        self._unreadable_since = now if self._unreadable_since is None else self._unreadable_since
-        return now - self._unreadable_since >= _UNREADABLE_S
+    def _bear(self, error: OSError, path: Path) -> None:
+        """Raises it until nothing could be read for so long that what stands there shall hold up nothing any more."""
+        if not self._patience.over(_UNREADABLE_S):
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
     def _recover(self) -> None:
-        number, offset = _marked(os.pread(self._cursor, _CURSOR.size, 0))
+        whole = True
+        try:
+            number, offset = self._cursor.read()
+        except OSError as error:
+            self._bear(error, self._cursor.path)
+            logger.warning("%s: %s: of the oldest file some may be sent twice", self._cursor.path, error.strerror)
+            number, offset, whole = 0, 0, False
         self._next_number = number + 1
         for path in sorted(self._directory.glob("*.chunks")):
             if not path.stem.isdigit():
                 continue
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            segment = _Segment(int(path.stem), path, fd, os.fstat(fd).st_size)
+            segment = Segment(int(path.stem), path, fd, os.fstat(fd).st_size)
             self._segments.append(segment)
             self._next_number = max(self._next_number, segment.number + 1)
-            begin = 0 if segment.number > number else offset if segment.number == number else segment.size
-            segment.entries.extend(entries(path, fd, segment.size, begin))
-            self.points += sum(entry.points for entry in segment.entries)
+            at = 0 if segment.number > number else offset if segment.number == number else segment.size
+            try:
+                for entry in entries(path, fd, segment.size, at):
+                    segment.entries.append(entry)
+                    self.points += entry.points
+                    at = entry.offset + entry.size
+            except OSError as error:
+                self._bear(error, path)
+                logger.warning("%s: %s at byte %d: what the last %d bytes held is lost", path, error.strerror, at,
+                               segment.size - at)
+                whole = False
+        if whole:
+            self._patience.well()
         if number == 0:
-            self._mark(0, 0)
-
-
-def sync(fd: int) -> None:
-    """To the disk. The names in a directory are metadata, which fdatasync may leave out."""
-    if stat.S_ISDIR(os.fstat(fd).st_mode):
-        os.fsync(fd)
-    else:
-        os.fdatasync(fd)
-
-
-def _deleted(path: Path) -> bool:
-    """Whether it is gone. Not yet where a disk is read-only: it is tried again with the next one."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return False
-    return True
-
-
-def _marked(data: bytes) -> tuple[int, int]:
-    """The file and the byte at which reading goes on; the very beginning where the cursor says nothing sound."""
-    if len(data) == _CURSOR.size:
-        number, offset, crc = _CURSOR.unpack(data)
-        if crc == zlib.crc32(b"%d %d" % (number, offset)):
-            return number, offset
-    return 0, 0
+            self._cursor.mark(0, 0)

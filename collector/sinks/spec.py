@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from kcompat.errors import KcompatError
 
@@ -78,15 +78,26 @@ def _adapter(options: type[Any]) -> TypeAdapter[Any]:
 
 
 def shown(spec: str | Mapping[str, Any]) -> str:
-    """Without what may be a password or a token in a URL."""
-    text = spec if isinstance(spec, str) else f"{kind_of(spec)} {spec.get('url', '')}".strip()
-    return re.sub(r"(?<=://)[^/@\s]*@|\?.*", "", text)
+    """Without what may be a password or a token in a URL, also where a / or ? in it is no %2F or %3F."""
+    if isinstance(spec, str):
+        return re.sub(r"(?s)(?<=://)(?:[^?]*@)?(?:[^/]*@)?|[?&].*", "", spec)
+    url = str(spec.get("url", ""))
+    return f"{kind_of(spec)} {shown(url) if '://' in url else shown(f'://{url}')[3:]}".strip()
+
+
+def split(url: str) -> SplitResult:
+    """ValueError where it is none, in words of our own: the library's quote what may be a password."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise ValueError("is no URL: half a pair of brackets, or a character no host has; "
+                         "in a password write %5B for [ and so on") from None
 
 
 def bare(url: str) -> str:
     """For names and logs: scheme, host, port, path."""
     try:
-        parts = urlsplit(url)
+        parts = split(url)
     except ValueError as error:
         raise KcompatError(f"sink {shown(url)!r}: {error}") from None
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return f"{parts.scheme}://{f'{parts.netloc}{parts.path}'.rpartition('@')[2]}"

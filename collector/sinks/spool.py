@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import threading
@@ -12,15 +11,15 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from collector.sinks.chunk import Chunk, Retry
-from collector.sinks.segments import Segments, sync
-from collector.sinks.trouble import Trouble
+from collector.sinks.segment import sync
+from collector.sinks.segments import FULL, Segments
+from collector.sinks.trouble import Patience, Trouble
 
 logger = logging.getLogger(__name__)
 
 MEMORY_BYTES = 16 << 20
 # Of who ends, with a disk that does not answer.
 _PATIENCE_S = 0.5
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Held(NamedTuple):
@@ -37,7 +36,7 @@ class Spool:
     chunks wait in memory. None: in memory only. Safe for threads.
     """
 
-    def __init__(self, opened: Callable[[], Segments] | None, memory_bytes: int = MEMORY_BYTES) -> None:
+    def __init__(self, opened: Callable[[Patience], Segments] | None, memory_bytes: int = MEMORY_BYTES) -> None:
         self._opened = opened
         self._disk: Segments | None = None
         self._memory: deque[Chunk] = deque()
@@ -45,7 +44,7 @@ class Spool:
         self._held_bytes = self._held_points = self._lost = self._lost_on_disk = 0
         self._held = _Held()
         self._sending: Chunk | None = None
-        self._trouble = Trouble()
+        self._trouble, self._patience = Trouble(), Patience()
         self._lock = threading.RLock()
         with self._changing():
             self._open()
@@ -76,7 +75,7 @@ class Spool:
             fault = self._settle()
             while self._held_bytes > self._memory_bytes:
                 # On a full disk a file that gives way makes room; on one that fails it would be lost for nothing.
-                if self._disk and self._disk.size and fault in _FULL:
+                if self._disk and self._disk.size and fault in FULL:
                     self._disk.drop_oldest()
                     fault = self._settle()
                 else:
@@ -85,19 +84,23 @@ class Spool:
     def sync(self, *, last: bool) -> None:
         """What stands in full files, or also in the last, survives a power cut from here on.
 
-        It may take seconds: others put and take meanwhile.
+        It may take seconds: others put and take meanwhile. One that fails is told, and costs no other.
         """
         fds: list[int] = []
         try:
             with self._lock:
-                fds.extend(self._disk.unsynced(last=last) if self._disk else ())
-            for fd in fds:
-                sync(fd)
+                for fd in self._disk.unsynced(last=last) if self._disk else ():
+                    fds.append(fd)
         except OSError as error:
             self._tell(error)
-        finally:
-            for fd in fds:
-                os.close(fd)
+        for fd in fds:
+            try:
+                sync(fd)
+            except OSError as error:
+                self._tell(error)
+            finally:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
 
     def head(self) -> Chunk | None:
         """The oldest; it stays until `done`. Retry: it stands on a disk that cannot be read now."""
@@ -108,7 +111,7 @@ class Spool:
                 raise Retry(_said(error)) from None
             if chunk is None and self._memory:
                 chunk = self._memory[0]
-            self._gave_way(chunk)
+            self._gave_way()
             self._send(chunk)
             return chunk
 
@@ -122,15 +125,22 @@ class Spool:
                 self._left_memory()
 
     def close(self) -> int:
-        """What is in memory only is lost; how many points are left on disk for the next start."""
+        """What is in memory only is lost, and what comes later; how many points are left on disk for the next start.
+
+        A disk that does not answer is let go of once it does: whoever goes on with what is there waits for that.
+        """
         if not self._lock.acquire(timeout=_PATIENCE_S):
             logger.warning("spool: the disk hangs; what it holds is left to it")
+            threading.Thread(target=self._end, name="spool's end", daemon=True).start()
             return 0
         try:
-            with self._changing():
-                return self._closed()
+            return self._end()
         finally:
             self._lock.release()
+
+    def _end(self) -> int:
+        with self._changing():
+            return self._closed()
 
     def _closed(self) -> int:
         self._settle()
@@ -143,7 +153,7 @@ class Spool:
         if self._disk:
             self._lost_on_disk = self._disk.lost
             self._disk.close()
-        self._disk, self._opened = None, None
+        self._disk, self._opened, self._memory_bytes = None, None, 0
         return left
 
     @contextlib.contextmanager
@@ -183,7 +193,7 @@ class Spool:
     def _open(self) -> None:
         if self._disk is None and self._opened:
             try:
-                self._disk = self._opened()
+                self._disk = self._opened(self._patience)
                 self._send(self._sending)
             except OSError as error:
                 self._tell(error)
@@ -194,10 +204,14 @@ class Spool:
         if self._disk:
             self._disk.in_flight = chunk.key if chunk else b""
 
-    def _gave_way(self, oldest: Chunk | None) -> None:
+    def _gave_way(self) -> None:
         """Counts the one that was being sent, was not taken, and is not there any more."""
-        if self._sending and (oldest is None or oldest.key != self._sending.key):
+        if self._sending and not self._holds(self._sending.key):
             self._lost += self._sending.points
+
+    def _holds(self, key: bytes) -> bool:
+        """What is sent from memory may be behind others meanwhile, those of a disk that has been opened."""
+        return bool((self._disk and self._disk.holds(key)) or (self._memory and self._memory[0].key == key))
 
     def _forget(self) -> None:
         oldest = self._left_memory()

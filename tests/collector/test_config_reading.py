@@ -170,6 +170,14 @@ def test_datasets_and_sinks_that_there_are_not_are_told(file):
     assert other[0] == "3" and "sink 'carrier-pigeon:home': expected table | jsonl" in other[1]
 
 
+def test_outputs_that_would_share_a_spool_are_told(file):
+    path = file("outputs = ['jsonl:x', 5,\n 'http://h/?token=A',\n 'http://g/?token=A',\n 'http://h/?token=B']\n")
+
+    told = faults(path)
+
+    assert told[-1][0] == "4" and "sink 'http://h/': an output before it has the same spool" in told[-1][1]
+
+
 @pytest.mark.parametrize("text", [
     "a = 1\nb = " + "[" * 5000 + "]" * 5000, "a = 1\nb = " + "[\n" * 40 + "]" * 40 + "\nc = 2\n",
     "a = 1\n" + ".".join("b" * 5000) + " = 1\n", "a = 1\n[" + ".".join("b" * 5000) + "]\n"])

@@ -346,19 +346,71 @@ def test_a_disk_that_does_not_answer_holds_up_neither_the_collector_nor_its_stat
     sink.close()
 
 
-def test_a_disk_that_does_not_answer_does_not_hold_up_the_end(server, monkeypatch, caplog):
-    server.always, hung, entered = 503, threading.Event(), threading.Event()
-    sink = open_sink(f"datakit://{server.address}?backoff_s=0.01&longest_backoff_s=0.02")
-    original = os.pwrite
+@pytest.fixture
+def hanging(server, monkeypatch):
+    """hanging(spec) -> a sink, full of 600 points, whose disk does not answer until `hanging.over` is set."""
+    server.always, over, entered, original = 503, threading.Event(), threading.Event(), os.pwrite
 
-    def hanging(*arguments):
+    def pwrite(*arguments):
         entered.set()
-        hung.wait(DEADLINE_S)
+        over.wait(DEADLINE_S)
         return original(*arguments)
 
-    monkeypatch.setattr(os, "pwrite", hanging)
-    sink.write(points(600))
-    assert entered.wait(DEADLINE_S)
+    def begin(spec):
+        sink = open_sink(spec)
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        sink.write(points(600))
+        assert entered.wait(DEADLINE_S)
+        return sink
+
+    begin.over = over
+    yield begin
+    over.set()
+
+
+def test_a_disk_that_does_not_answer_does_not_hold_up_the_end(server, hanging, caplog):
+    sink = hanging(f"datakit://{server.address}?backoff_s=0.01&longest_backoff_s=0.02")
     in_time(lambda: sink.close(0.1) or True)
     assert "the disk hangs" in caplog.text
-    hung.set()
+
+
+def test_who_comes_after_has_what_a_disk_held_that_answers_late(server, hanging):
+    spec = f"datakit://{server.address}?backoff_s=0.01&longest_backoff_s=0.02"
+    first = hanging(spec)
+    first.close(0.1)
+    # 512 are the disk's, whatever becomes of them; the rest was given up.
+    assert (first.dropped, first.waiting) == (88, 512)
+    hanging.over.set()
+    server.always, number = 200, 600
+    second = open_sink(spec)
+    while 511 not in server.accepted or second.waiting:
+        second.write(points(1, number))
+        second.flush(0.1)
+        number += 1
+    second.close(DEADLINE_S)
+
+    assert {*server.accepted} == {*range(512), *range(600, number)}
+    assert second.written >= number - 600 and second.dropped == 0
+    wait_until(lambda: (first.dropped, first.waiting) == (88, 0))
+
+
+def test_what_the_disk_is_just_taking_does_not_give_way_to_what_comes(server, hanging, monkeypatch):
+    sink = hanging(f"datakit://{server.address}?backoff_s=0.01&longest_backoff_s=0.02")
+    monkeypatch.setattr("collector.sinks.delivery._INTAKE_BYTES", 1)
+    for first in range(600, 3000, 600):
+        sink.write(points(600, first))
+    assert (sink.dropped, sink.waiting) == (3000 - 512 - 88, 600)
+    hanging.over.set()
+    server.always = 200
+    sink.flush(DEADLINE_S)
+    sink.close(DEADLINE_S)
+
+    assert server.accepted == [*range(512), *range(2912, 3000)]
+    assert (sink.written, sink.dropped) == (600, 2400)
+
+
+def test_what_comes_when_all_is_closed_is_lost_and_counted():
+    spool = Spool(None)
+    spool.close()
+    spool.append(Chunk("", 10, b"x"))
+    assert (spool.points, spool.lost) == (0, 10)

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from collector.config import Options
 from collector.pipeline import Pipeline
-from collector.sinks import check_sink, open_sink, open_sinks
+from collector.sinks import SINKS, check_sink, open_sink, open_sinks
 from collector.sinks.outputs import Outputs
+from collector.sinks.spec import kind_of
 from kcompat.errors import KcompatError
+from kcompat.log_lines import without_secrets
 from kcompat.offsets import Offsets
 from tests.collector.line_server import DEADLINE_S, points, serving, wait_until
 
@@ -166,6 +168,23 @@ def test_a_token_that_is_replaced_is_read_again_when_the_configuration_is(server
     assert [path.rpartition("=")[2] for path, _, _ in server.requests] == ["old", "new"]
 
 
+def test_secrets_that_are_to_be_read_again_while_an_answer_is_looked_at_are(server, tmp_path, monkeypatch):
+    class Looked(frozenset):
+        def __contains__(self, status):
+            sink.renew()
+            return super().__contains__(status)
+
+    monkeypatch.setattr("collector.sinks.http._UNKNOWN", Looked((401, 403)))
+    (tmp_path / "token").write_text("old")
+    server.answers = [lambda request: (tmp_path / "token").write_text("new") and 503]
+    sink = quick(server, token_file=str(tmp_path / "token"))
+    sink.write(points(1))
+    sink.flush(DEADLINE_S)
+    sink.close()
+
+    assert [path.rpartition("=")[2] for path, _, _ in server.requests] == ["old", "new"]
+
+
 @pytest.mark.parametrize("answer", [400, 413, 422])
 def test_a_refusal_is_dropped_and_the_servers_answer_is_logged_once(server, caplog, answer):
     caplog.set_level("INFO")
@@ -245,7 +264,7 @@ def test_close_keeps_its_deadline_with_nobody_listening(no_proxy):
 
 
 @pytest.mark.parametrize(("spec", "message"), [
-    ("http://", "names no host"), ("http://[::1", "Invalid"), ("datakit://", "names no host"),
+    ("http://", "names no host"), ("http://[::1", "is no URL"), ("datakit://", "names no host"),
     ("datakit://h?tokn=x", "no key tokn"), ("datakit://h?timeout_s=soon", "timeout_s"), ("influxdb2://h", "org"),
     ("datakit+ftp://h", "expected http"), ("datakit://h?token_env=NO_SUCH_THING", "no NO_SUCH_THING"),
     ("datakit://h?token_file=/nonexistent", "/nonexistent cannot be read"),
@@ -261,6 +280,28 @@ def test_what_is_wrong_with_a_sink_is_said_without_its_secrets():
         check_sink("datakit://user:password@host?token=tkn_secret")
 
     assert "password" not in str(error.value) and "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("password", [
+    "geheim/x", "x/geheim", "geheim@x", "x@geheim", "geheim?x", "x?geheim", "geheim：x", "x：geheim", "[geheim]",
+    "geheim[", "9/geheim", "x@9/geheim", "geheim#x", "x/y@geheim"])
+@pytest.mark.parametrize("spec", ["datakit://user:{}@host/w?tokn=geheim", "http://user:{}@host/w", "kafka://user:{}@host",
+                                  "nats://user:{}@host?stream=s", {"kind": "influxdb", "url": "http://user:{}@host"},
+                                  {"kind": "influxdb", "url": "user:{}@host"},
+                                  {"kind": "kafka", "url": "kafka://user:{}@host/?to=http://x", "topik": "x"}])
+def test_a_password_with_what_no_url_has_unwritten_is_not_said(spec, password):
+    url = spec if isinstance(spec, str) else spec["url"]
+    filled = url.format(password)
+    spec = filled if isinstance(spec, str) else {**spec, "url": filled}
+    said = []
+    try:
+        check_sink(spec)
+        said.append(SINKS[kind_of(spec)].options(spec).name)
+    except KcompatError as error:
+        said += [str(error), without_secrets(str(error))]
+    if "://" in filled:
+        said.append(without_secrets(f"it was {filled} that failed"))
+    assert not [words for words in said if "geheim" in words]
 
 
 @given(st.text())

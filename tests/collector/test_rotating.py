@@ -1,14 +1,20 @@
 """Files that are rotated: by size, by age, with so many kept; whole lines, none lost, none twice."""
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
+from io import FileIO
 from pathlib import Path
 
 import pytest
 
+from collector.record import to_lines
 from collector.sinks import open_sink
+from collector.sinks.files import FileStream
+from collector.sinks.lines import LineSink
+from collector.sinks.rotating import RotatingStream
 from kcompat.errors import KcompatError
 from tests.collector.line_server import points
 
@@ -75,6 +81,79 @@ def test_a_file_moved_away_by_logrotate_is_begun_anew(limit, tmp_path):
 
     assert len((tmp_path / "elsewhere").read_text().splitlines()) == 2
     assert len((tmp_path / "flows").read_text().splitlines()) == 4
+
+
+class FullDisk(FileIO):
+    """Takes so many bytes more."""
+
+    room = 50
+
+    def write(self, data):
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done = super().write(data[:self.room])
+        self.room -= done
+        return done
+
+
+@pytest.mark.parametrize("made", [FileStream, lambda *of: RotatingStream(*of, 1000, 0, 5)])
+@pytest.mark.parametrize("how", ["deleted", "deleted at once", "moved"])
+def test_a_deleted_file_does_not_keep_a_full_disk_full_for_half_a_line(tmp_path, how, made):
+    path = tmp_path / "flows"
+
+    class Disk(FullDisk):
+        def write(self, data):
+            done = super().write(data)
+            if not self.room and how == "deleted at once":
+                path.unlink()
+            return done
+
+    with path.open("ab") as other:
+        file = Disk(os.dup(other.fileno()), "ab")
+    sink = LineSink("flows", made(path, file), to_lines)
+    sink.write(points(3))
+    whole = len("netflow,host=box n=0i 1\n")
+    assert 50 // whole == 2
+    if how == "deleted":
+        path.unlink()
+    elif how == "moved":
+        path.rename(tmp_path / "elsewhere")
+    sink.write(points(3, 3))
+    sink.write(points(3, 6))
+    assert sink.written + sink.dropped == 9
+    if how == "moved":
+        assert (sink.written, path.exists()) == (2, False)
+        file.room = 10_000
+        sink.write(points(2, 9))
+        sink.write(points(1, 11))
+        last = [*(tmp_path / "elsewhere").read_text().splitlines()[-2:], path.read_text()]
+        assert [line.split()[1] for line in last] == ["n=9i", "n=10i", "n=11i"]
+    else:
+        assert file.closed
+        assert path.read_text() == "".join(f"netflow,host=box n={n}i {n + 1}\n" for n in range(3, 9))
+    sink.close()
+
+
+@pytest.mark.parametrize("limit", ["", "?max_bytes=100000"])
+def test_a_file_that_fails_when_it_is_closed_is_turned_from_all_the_same(limit, tmp_path, caplog):
+    sink = open_sink(f"lineproto:{tmp_path}/flows{limit}")
+    before = len([*Path("/proc/self/fd").iterdir()])
+    sink.write(points(2))
+
+    class Failing(FileIO):
+        def close(self):
+            super().close()
+            raise OSError(errno.EIO, "Input/output error")
+
+    sink._stream._file = Failing(os.dup(sink._stream._file.fileno()), "ab")
+    (tmp_path / "flows").rename(tmp_path / "elsewhere")
+    sink.write(points(3, 2))
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
+    sink.close()
+
+    assert (sink.written, sink.dropped) == (5, 0)
+    assert len((tmp_path / "flows").read_text().splitlines()) == 3
+    assert f"{tmp_path}/flows: Input/output error: what was written last may be lost" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["create 640", "nocreate", "copytruncate"])

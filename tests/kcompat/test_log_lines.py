@@ -58,6 +58,11 @@ def test_a_json_line_is_one_object():
 @pytest.mark.parametrize("words, shown", [
     ("https://user:hunter2@host/path", "https://host/path"),
     ("http://host/w?token=tkn_x&a=b rest", "http://host/w rest"),
+    ("https://user:hun/ter2@host/path", "https://host/path"), ("https://user:hun@ter2@host/path", "https://host/path"),
+    ("https://user:hun?ter2@host/path of", "https://host/path of"),
+    ("https://u:h@u/n@t?er2@host/path?token=x it is", "https://host/path it is"),
+    ("http://host?mail=a@b&token=tkn_x rest", "http://b rest"), ("http://h/w?mail=a@b&token=tkn_x", "http://h/w"),
+    ("http://host/ me@home", "http://host/ me@home"),
     ("['http://a:b@c/?t=1', 3]", "['http://c/', 3]"), ("why? because", "why? because"), ("plain", "plain")])
 def test_what_may_be_a_password_is_not_said(words, shown):
     assert without_secrets(words) == shown
