@@ -1,40 +1,55 @@
-"""The files that processes run and have mapped, by what a file is, not by what it is called."""
+"""The files that processes run and have mapped, by what a file is, not by what it is called.
+
+A path through /proc/PID leads elsewhere once the process runs another program: what is read of a file and what is done
+to it is so by one descriptor of it.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from collector.proc_files import PROC, read
 from kcompat import overlay
 from kcompat.errors import Missing
+from kcompat.foreign_file import ForeignFile
 
 # Device and inode: what a file is, whatever it is called now and whoever still has it open.
 FileId = tuple[int, int]
 
 
-class Mapped(NamedTuple):
-    """A file, by a path that leads to it even when it has been deleted."""
-
-    file: FileId
-    path: str
-
-
 def file_id(path: str) -> FileId:
     """Raises OSError."""
-    found = Path(path).stat()
+    return _id(Path(path).stat())
+
+
+def opened_id(file: ForeignFile) -> FileId:
+    return _id(os.fstat(file.fileno()))
+
+
+def _id(found: os.stat_result) -> FileId:
     return found.st_dev, found.st_ino
 
 
-def hooked_id(found: Mapped) -> FileId:
-    """What a file is to uprobes: of an overlay, the file of a layer, which those of several containers may share."""
+def leads_to(path: str, file: FileId) -> bool:
+    """Whether it still does."""
+    with suppress(OSError):
+        return file_id(path) == file
+    return False
+
+
+def hooked_id(file: ForeignFile, path: str) -> FileId:
+    """What a file is to uprobes: of an overlay, the file of a layer, which those of several containers may share.
+
+    The path it was opened by tells whose mounts to ask. Right only if that led to it until now (`leads_to`).
+    """
     with suppress(Missing, OSError):
-        if beneath := overlay.beneath(found.path):
+        if beneath := overlay.beneath(path, file=file.fileno()):
             return file_id(beneath)
-    return found.file
+    return opened_id(file)
 
 
 def mapped_pages(pid: int, proc: Path = PROC) -> bytes:
@@ -48,11 +63,13 @@ def pattern(name: str) -> re.Pattern[bytes]:
                       re.MULTILINE)
 
 
-def mapped(pid: int, names: re.Pattern[bytes], proc: Path = PROC) -> Iterator[Mapped]:
-    """Files of that name the process has mapped, each once. Raises OSError when the process has ended."""
+def mapped(pid: int, names: re.Pattern[bytes], proc: Path = PROC) -> Iterator[str]:
+    """Paths to files of that name the process has mapped, each once, that lead to them even when they were deleted.
+
+    Raises OSError when the process has ended.
+    """
     seen = set()
     for match in names.finditer(read(pid, "maps", proc)):
         if match[2] not in seen:
             seen.add(match[2])
-            path = f"{proc}/{pid}/map_files/{match[1].decode()}"
-            yield Mapped(file_id(path), path)
+            yield f"{proc}/{pid}/map_files/{match[1].decode()}"

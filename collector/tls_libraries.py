@@ -7,15 +7,14 @@ later. What has to be found in time is only a file not seen before: by the progr
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from collector.exec_events import ExecEvents
-from collector.mapped_files import FileId, Mapped, file_id, hooked_id, mapped, mapped_pages, pattern
+from collector.mapped_files import FileId, file_id, hooked_id, leads_to, mapped, mapped_pages, opened_id, pattern
 from collector.proc_files import PROC, exists, pids
 from collector.tls_hooks import PROGRAMS, hooks_in
 from kcompat.attach import Attachment
@@ -135,7 +134,7 @@ class TlsLibraries:
     def _scan(self) -> None:
         """Hooks files that are new, lets go of those nobody uses any more. Who mapped nothing since maps no library."""
         if time.monotonic() >= self._installed_at_s:
-            self._installed = {self._meet(found) for found in _installed()}
+            self._installed = self._met(_installed())
             self._installed_at_s = time.monotonic() + _INSTALLED_S
         used = set(self._installed)
         looked = {}
@@ -170,59 +169,70 @@ class TlsLibraries:
 
     def _look_at(self, pid: int) -> set[FileId]:
         """The files of that process that matter: its program, and what looks like a TLS library."""
-        used = set()
-        with suppress(OSError):  # it has ended, or it is a thread of the kernel
-            program = f"{self._proc}/{pid}/exe"
-            used.add(self._meet(Mapped(file_id(program), program)))
-            for found in mapped(pid, _NAMES, self._proc):
-                used.add(self._meet(found))
-        return used
+        return self._met((f"{self._proc}/{pid}/exe",)) | self._met(mapped(pid, _NAMES, self._proc))
 
-    def _meet(self, found: Mapped) -> FileId:
-        if found.file not in self._shown:
-            self._shown[found.file] = hooked_id(found)
-        file = self._shown[found.file]
+    def _met(self, paths: Iterable[str]) -> set[FileId]:
+        """What is there of all these."""
+        met = set()
+        with suppress(OSError):  # the process has ended
+            for path in paths:
+                with suppress(FileNotFoundError):  # or let go of the file, or is a thread of the kernel
+                    met.add(self._meet(path))
+        return met
+
+    def _meet(self, path: str) -> FileId:
+        """What is there; a file not seen before is hooked. Raises OSError when there is nothing any more."""
+        shown = file_id(path)
+        file = self._shown.get(shown, shown)
         if file not in self._files and len(self._files) < _MAX_LIBRARIES << 4:
             begun_s = time.thread_time()
-            with suppress(FileNotFoundError):
-                self._files[file] = self._hook(found.path)
-            self._hooking_s += time.thread_time() - begun_s
+            try:
+                file = self._take(path, shown)
+            finally:
+                self._hooking_s += time.thread_time() - begun_s
         return file
 
-    def _hook(self, path: str) -> list[Attachment]:
-        """Nothing where it is no TLS library. Raises FileNotFoundError when it is gone with its process."""
-        attached: list[Attachment] = []
+    def _take(self, path: str, shown: FileId) -> FileId:
+        """Raises FileNotFoundError when the path leads elsewhere by now, as that of a process that has ended."""
+        file, attached = shown, list[Attachment]()
         try:
             with ForeignFile(Path(path)) as data:
-                hooks = hooks_in(Elf(data, Path(path)))
-            hooked = sum(bool(there) for there in self._files.values())
-            if not hooks or hooked >= _MAX_LIBRARIES:
-                return attached
-            for hook in hooks:
-                for program in hook.programs:
-                    attached.append(self._loaded.attach(program, f"{path}:{hook.at:#x}"))
-                    self._loaded.attachments.remove(attached[-1])
+                file, shown = hooked_id(data, path), opened_id(data)
+                if file not in self._files:
+                    self._hook(data, path, attached)
+            if not leads_to(path, shown):
+                raise FileNotFoundError(path)
         except Exception as error:
             # Anybody may have made the file: whatever is wrong with it, the others are looked at.
             _close(attached)
             attached.clear()
-            if not os.path.exists(path):  # noqa: PTH110
+            if not leads_to(path, shown):
                 raise FileNotFoundError(path) from error
             log.warning("TLS is not seen in %s: %s", path, explained(error),
                         exc_info=not isinstance(error, KcompatError | OSError))
-        else:
-            log.info("TLS is read in %s: %s", path, ", ".join(name for hook in hooks for name in hook.functions))
-        return attached
+        self._files.setdefault(file, attached)
+        self._shown[shown] = file
+        return file
+
+    def _hook(self, data: ForeignFile, path: str, attached: list[Attachment]) -> None:
+        """Adds to `attached`, nothing where it is no TLS library."""
+        hooks = hooks_in(Elf(data, Path(path)))
+        if not hooks or sum(bool(there) for there in self._files.values()) >= _MAX_LIBRARIES:
+            return
+        for hook in hooks:
+            for program in hook.programs:
+                attached.append(self._loaded.attach(program, f"{path}:{hook.at:#x}", data.fileno()))
+                self._loaded.attachments.remove(attached[-1])
+        log.info("TLS is read in %s: %s", path, ", ".join(name for hook in hooks for name in hook.functions))
 
 
-def _installed() -> Iterator[Mapped]:
+def _installed() -> Iterator[str]:
     """Libraries where systems keep them, used or not: who begins to use one is seen from the first byte on."""
     for directory in _INSTALLED:
         for depth in ("", "*/"):
             for name in ("libssl.so*", "libgnutls.so*"):
                 for path in sorted(Path(directory).glob(depth + name)):
-                    with suppress(OSError):
-                        yield Mapped(file_id(str(path)), str(path))
+                    yield str(path)
 
 
 def _close(attached: list[Attachment]) -> None:

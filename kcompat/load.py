@@ -69,16 +69,17 @@ class Loaded:
                 raise _explained(error, f"program {name}") from error
         return self._programs[name]
 
-    def attach(self, name: str, hook: str) -> Attachment:
+    def attach(self, name: str, hook: str, file: int | None = None) -> Attachment:
         """Hooks program `name`: `hook` is a function, a raw tracepoint, ``category:name`` of a tracepoint,
         ``path:0xoffset`` in a file that processes run, or what all cgroups do.
 
-        Raises OSError when the hook is not there, so that a caller can try the next one.
+        `file` is a descriptor of the file where that path may lead elsewhere by now. Raises OSError when the hook is
+        not there, so that a caller can try the next one.
         """
         for key in [key for key, (_, attached) in self._outcomes.items() if _let_go(attached)]:
             del self._outcomes[key]
         try:
-            attached = self._attach(name, hook)
+            attached = self._attach(name, hook, file)
         except (KcompatError, OSError) as error:
             refused = (not isinstance(error, Missing) if isinstance(error, KcompatError)
                        else error.errno in (errno.EPERM, errno.EACCES))
@@ -110,7 +111,7 @@ class Loaded:
         """Events that the kernel kept from a program, as far as it counts them; None for one that is not loaded."""
         return run_stats(self._programs[name]).left_out if name in self._programs else None
 
-    def _attach(self, name: str, hook: str) -> Attachment:
+    def _attach(self, name: str, hook: str, file: int | None) -> Attachment:
         program = self.load(name)
         kind = name.partition("__")[0]
         if kind == "rawtp":
@@ -119,7 +120,7 @@ class Loaded:
             return attach.tracepoint(program, *hook.split(":", 1))
         if kind in ("uprobe", "uretprobe"):
             path, _, offset = hook.rpartition(":")
-            return attach.uprobe(program, path, int(offset, 16), at_return=kind == "uretprobe")
+            return attach.uprobe(program, path, int(offset, 16), at_return=kind == "uretprobe", file=file)
         if kind == "cgroup":
             return attach.cgroup(program, hook)
         return attach.kprobe(program, hook, at_return=kind == "kretprobe")

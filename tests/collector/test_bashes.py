@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
-from collector.bashes import is_bash, running, target
+from collector import bashes
+from collector.bashes import Bash, is_bash, running, runs, target
+from collector.datasets.bash import BashLines
 from collector.enrich.users import Users, passwd_name
+from collector.mapped_files import file_id
 from kcompat.errors import KcompatError
 
 
@@ -21,17 +25,73 @@ def test_a_bash_is_known_by_what_its_program_is_called(path, expected):
 
 def test_a_process_that_is_no_bash_is_not_among_them_and_has_no_target():
     assert os.getpid() not in {bash.pid for bash in running()}
-    with pytest.raises(OSError):
-        target(2**22 + 1)
+    with pytest.raises(KcompatError), target(Bash(2**22 + 1, (0, 0), (0, 0), "bash")):
+        pass
 
 
 def test_a_program_without_readline_says_so():
     with subprocess.Popen(["sleep", "60"]) as asleep:
         try:
-            with pytest.raises(KcompatError, match=r"has no readline\(\)"):
-                target(asleep.pid)
+            program = file_id(f"/proc/{asleep.pid}/exe")
+            with pytest.raises(KcompatError, match=r"has no readline\(\)"), target(
+                    Bash(asleep.pid, program, (0, 0), "sleep")):
+                pass
         finally:
             asleep.kill()
+
+
+@pytest.fixture
+def made_up(tmp_path, monkeypatch):
+    """(/proc, a bash in it, a way for it to become another program); readline() is at 5 of both."""
+    for name in ("bash", "other"):
+        (tmp_path / name).write_text(name)
+    proc = tmp_path / "proc"
+    (proc / "7").mkdir(parents=True)
+    exe = proc / "7" / "exe"
+    exe.symlink_to(tmp_path / "bash")
+    monkeypatch.setattr(bashes, "Elf", lambda data, path: data)
+    monkeypatch.setattr(bashes, "function_offset", lambda elf, name: 5)
+
+    def become(name):
+        exe.unlink()
+        exe.symlink_to(tmp_path / name)
+
+    return proc, Bash(7, file_id(str(exe)), (0, 0), "bash"), become
+
+
+def test_what_is_hooked_is_the_file_that_was_read_whatever_the_process_runs_by_now(made_up):
+    proc, bash, become = made_up
+    with target(bash, proc) as where:
+        become("other")
+        assert os.pread(where.opened, 9, 0) == b"bash"
+    assert where.offset == 5
+
+
+@pytest.mark.parametrize("when", ["before", "amid"])
+def test_a_process_that_becomes_another_while_it_is_looked_at_has_no_target(made_up, monkeypatch, when):
+    proc, bash, become = made_up
+    if when == "before":
+        become("other")
+    else:
+        monkeypatch.setattr(bashes, "function_offset", lambda elf, name: become("other") or 5)
+    with pytest.raises(ProcessLookupError), target(bash, proc):
+        pass
+    assert not runs(bash, proc)
+
+
+@pytest.mark.parametrize(("is_same", "programs"), [(True, {(1, 2): None}), (False, {})])
+def test_a_program_is_given_up_only_by_what_was_seen_of_it(monkeypatch, is_same, programs):
+    @contextmanager
+    def target(bash):
+        raise KcompatError("it is strange")
+        yield
+
+    monkeypatch.setattr(bashes, "target", target)
+    monkeypatch.setattr(bashes, "runs", lambda bash: is_same)
+    lines = BashLines.__new__(BashLines)
+    lines._programs = {}
+    lines._hook(Bash(7, (1, 2), (0, 0), "bash"))
+    assert lines._programs == programs
 
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\n#comment\nbroken\n:x:7:\ncaptain:x:4242:4242::/:/bin/sh\nmate:x:4242:1::/:\n"

@@ -366,7 +366,7 @@ def test_a_bash_that_cannot_be_looked_into_hinders_no_other(tmp_path, monkeypatc
     with subprocess.Popen([tmp_path / "bash", "600"]) as odd:
         try:
             target = bashes.target
-            monkeypatch.setattr(bashes, "target", lambda pid: 1 // (pid != odd.pid) and target(pid))
+            monkeypatch.setattr(bashes, "target", lambda bash: 1 // (bash.pid != odd.pid) and target(bash))
             with terminal() as at, collecting() as running:
                 wait_for_hook(running, at.pid)
                 at.type(b": first")

@@ -1,0 +1,88 @@
+"""Which files are hooked, and that it is the files which were read; their contents are made up."""
+
+import os
+import threading
+
+import pytest
+
+from collector import tls_libraries
+from collector.mapped_files import file_id
+from collector.tls_hooks import Hook
+from collector.tls_libraries import TlsLibraries
+from kcompat.attach import Attachment
+
+
+class Loaded:
+    """Remembers what is attached where, and what that file says."""
+
+    def __init__(self):
+        self.attachments, self.there = [], []
+
+    def load(self, name):
+        pass
+
+    def attach(self, program, hook, file):
+        one = os.pread(file, 99, 0), hook.rpartition(":")[2]
+        self.there.append(one)
+        self.attachments.append(Attachment(hook, lambda: self.there.remove(one)))
+        return self.attachments[-1]
+
+
+@pytest.fixture
+def looking(tmp_path, monkeypatch):
+    """(a way to have a process run a file, the libraries, what is attached); a file's hook is at its length."""
+    monkeypatch.setattr(tls_libraries, "_installed", list)
+    monkeypatch.setattr(tls_libraries, "Elf", lambda data, path: data)
+    monkeypatch.setattr(tls_libraries, "hooks_in", lambda data: [Hook(len(data), ("program",), ("SSL_write",))])
+    monkeypatch.setattr(tls_libraries, "ExecEvents", lambda: None)
+    monkeypatch.setattr(threading.Thread, "start", lambda self: None)
+
+    def run(pid, file):
+        there = tmp_path / "proc" / str(pid)
+        there.mkdir(parents=True, exist_ok=True)
+        (there / "statm").write_text(f"{os.urandom(4).hex()} 1")
+        (there / "maps").touch()
+        (there / "exe").unlink(missing_ok=True)
+        (there / "exe").symlink_to(file)
+
+    (tmp_path / "proc").mkdir()
+    loaded = Loaded()
+    libraries = TlsLibraries(loaded, tmp_path / "proc")
+    yield run, libraries, loaded.there
+    libraries._release()
+    assert not loaded.there
+
+
+def test_a_file_is_hooked_once_as_long_as_somebody_runs_it(looking, tmp_path):
+    run, libraries, there = looking
+    (tmp_path / "node").write_text("node")
+    for pid in (7, 8):
+        run(pid, tmp_path / "node")
+    libraries._scan()
+    assert there == [(b"node", "0x4")] and libraries.has(file_id(str(tmp_path / "node")))
+
+    (tmp_path / "true").write_text("0")
+    run(7, tmp_path / "true")
+    run(8, tmp_path / "true")
+    libraries._scan()
+    assert there == [(b"0", "0x1")]
+
+
+def test_a_process_that_runs_another_program_amid_the_look_gets_no_hook_of_the_one_before(
+        looking, tmp_path, monkeypatch):
+    run, libraries, there = looking
+    (tmp_path / "one").write_text("one")
+    (tmp_path / "second").write_text("second")
+    run(7, tmp_path / "one")
+    read = tls_libraries.hooks_in
+
+    def become(data):
+        run(7, tmp_path / "second")
+        return read(data)
+
+    monkeypatch.setattr(tls_libraries, "hooks_in", become)
+    libraries._scan()
+    assert there == [] and not libraries._files
+
+    libraries._scan()
+    assert there == [(b"second", "0x6")]
