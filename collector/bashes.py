@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from collector.mapped_files import FileId, file_id, hooked_id, leads_to, mapped, opened_id, pattern
+from collector.mapped_files import Edition, FileId, edition, file_id, hooked, leads_to, mapped, opened, pattern
 from collector.proc_files import PROC, link, pids, read
 from kcompat.elf import Elf
 from kcompat.errors import KcompatError
@@ -26,7 +26,7 @@ class Bash(NamedTuple):
     """One process that runs a bash; `root` is the directory it takes for /, `comm` what it is called, as sh."""
 
     pid: int
-    program: FileId
+    program: Edition
     root: FileId
     comm: str
 
@@ -34,10 +34,10 @@ class Bash(NamedTuple):
 class Target(NamedTuple):
     """A file, what it was opened by, where in it the function begins, and a descriptor of it."""
 
-    file: FileId
+    file: Edition
     path: str
     offset: int
-    opened: int
+    descriptor: int
 
 
 def running(proc: Path = PROC) -> Iterator[Bash]:
@@ -52,7 +52,7 @@ def look(pid: int, proc: Path = PROC) -> Bash | None:
     with suppress(OSError):
         if is_bash(program_of(pid, proc)):
             comm = read(pid, "comm", proc).decode(errors="replace").removesuffix("\n")
-            return Bash(pid, file_id(_program(pid, proc)), file_id(f"{proc}/{pid}/root"), comm)
+            return Bash(pid, edition(_program(pid, proc)), file_id(f"{proc}/{pid}/root"), comm)
     return None
 
 
@@ -81,12 +81,12 @@ def target(bash: Bash, proc: Path = PROC) -> Iterator[Target]:
     for path in _files(bash.pid, proc):
         with ForeignFile(Path(path)) as file:
             offset = function_offset(Elf(file, Path(path)), FUNCTION)
-            hooked = hooked_id(file, path)
+            what = hooked(file, path)
             is_program = path == _program(bash.pid, proc)
-            if (is_program and opened_id(file) != bash.program) or not runs(bash, proc):
+            if (is_program and opened(file) != bash.program) or not runs(bash, proc):
                 raise ProcessLookupError(f"process {bash.pid} is another one by now")
             if offset is not None:
-                yield Target(hooked, path, offset, file.fileno())
+                yield Target(what, path, offset, file.fileno())
                 return
     raise KcompatError(f"{program_of(bash.pid, proc)} of process {bash.pid} has no {FUNCTION}(), "
                        "nor a libreadline that has")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,37 +19,49 @@ from kcompat.foreign_file import ForeignFile
 
 # Device and inode: what a file is, whatever it is called now and whoever still has it open.
 FileId = tuple[int, int]
+# And its size and when it was last written to: another one when it was overwritten, or its inode is another's by now.
+Edition = tuple[int, int, int, int]
 
 
 def file_id(path: str) -> FileId:
     """Raises OSError."""
-    return _id(Path(path).stat())
+    return edition(path)[:2]
 
 
-def opened_id(file: ForeignFile) -> FileId:
-    return _id(os.fstat(file.fileno()))
+def edition(path: str) -> Edition:
+    """Raises OSError."""
+    return _edition(Path(path).stat())
 
 
-def _id(found: os.stat_result) -> FileId:
-    return found.st_dev, found.st_ino
+def opened(file: ForeignFile) -> Edition:
+    return _edition(os.fstat(file.fileno()))
 
 
-def leads_to(path: str, file: FileId) -> bool:
-    """Whether it still does."""
+def _edition(found: os.stat_result) -> Edition:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def leads_to(path: str, file: Edition) -> bool:
+    """Whether it still does, and that is as it was."""
     with suppress(OSError):
-        return file_id(path) == file
+        return edition(path) == file
     return False
 
 
-def hooked_id(file: ForeignFile, path: str) -> FileId:
+def hooked(file: ForeignFile, path: str) -> Edition:
     """What a file is to uprobes: of an overlay, the file of a layer, which those of several containers may share.
 
     The path it was opened by tells whose mounts to ask. Right only if that led to it until now (`leads_to`).
     """
     with suppress(Missing, OSError):
         if beneath := overlay.beneath(path, file=file.fileno()):
-            return file_id(beneath)
-    return opened_id(file)
+            return edition(beneath)
+    return opened(file)
+
+
+def others_of(file: Edition, known: Iterable[Edition]) -> list[Edition]:
+    """What is known of that file as it was before: nothing there need stand where it stood."""
+    return [other for other in known if other[:2] == file[:2] and other != file]
 
 
 def mapped_pages(pid: int, proc: Path = PROC) -> bytes:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from collector.exec_events import ExecEvents
-from collector.mapped_files import FileId, file_id, hooked_id, leads_to, mapped, mapped_pages, opened_id, pattern
+from collector.mapped_files import Edition, edition, hooked, leads_to, mapped, mapped_pages, opened, others_of, pattern
 from collector.proc_files import PROC, exists, pids
 from collector.tls_hooks import PROGRAMS, hooks_in
 from kcompat.attach import Attachment
@@ -49,15 +49,17 @@ class TlsLibraries:
         self._loaded = loaded
         self._proc = proc
         # Every file that was looked at, as long as it is used; nothing is attached to one that is no TLS library.
-        self._files: dict[FileId, list[Attachment]] = {}
+        self._files: dict[Edition, list[Attachment]] = {}
         # What overlays show, and which of these files it is.
-        self._shown: dict[FileId, FileId] = {}
+        self._shown: dict[Edition, Edition] = {}
         # When to look at a process that has just begun.
         self._young: dict[int, list[float]] = {}
-        self._installed: set[FileId] = set()
+        self._installed: set[Edition] = set()
         self._installed_at_s = 0.0
         # Of each process how much it had mapped at the last scan, and its files that matter.
-        self._looked: dict[int, tuple[bytes, set[FileId]]] = {}
+        self._looked: dict[int, tuple[bytes, set[Edition]]] = {}
+        # Whoever has mapped one of these is looked at again.
+        self._overwritten: set[Edition] = set()
         # Of the last scan: what changing hooks took of a processor, which happens once a file, not once a look.
         self._hooking_s = 0.0
         self._stop = threading.Event()
@@ -76,7 +78,7 @@ class TlsLibraries:
         self._thread = threading.Thread(target=self._run, name="tls", daemon=True)
         self._thread.start()
 
-    def has(self, file: FileId) -> bool:
+    def has(self, file: Edition) -> bool:
         """Whether that file is hooked."""
         return bool(self._files.get(self._shown.get(file, file)))
 
@@ -138,11 +140,13 @@ class TlsLibraries:
             self._installed_at_s = time.monotonic() + _INSTALLED_S
         used = set(self._installed)
         looked = {}
+        overwritten, self._overwritten = self._overwritten, set()
         for pid in pids(self._proc):
             with suppress(OSError):  # it has ended
                 pages = mapped_pages(pid, self._proc)
                 before = self._looked.get(pid)
-                looked[pid] = pages, before[1] if before and before[0] == pages else self._look_at(pid)
+                is_known = before and before[0] == pages and before[1].isdisjoint(overwritten)
+                looked[pid] = pages, before[1] if before and is_known else self._look_at(pid)
                 used |= looked[pid][1]
         self._looked = looked
         begun_s = time.thread_time()
@@ -167,11 +171,11 @@ class TlsLibraries:
             if not exists(pid, f"task/{thread}", self._proc):
                 table.delete(key)
 
-    def _look_at(self, pid: int) -> set[FileId]:
+    def _look_at(self, pid: int) -> set[Edition]:
         """The files of that process that matter: its program, and what looks like a TLS library."""
         return self._met((f"{self._proc}/{pid}/exe",)) | self._met(mapped(pid, _NAMES, self._proc))
 
-    def _met(self, paths: Iterable[str]) -> set[FileId]:
+    def _met(self, paths: Iterable[str]) -> set[Edition]:
         """What is there of all these."""
         met = set()
         with suppress(OSError):  # the process has ended
@@ -180,9 +184,9 @@ class TlsLibraries:
                     met.add(self._meet(path))
         return met
 
-    def _meet(self, path: str) -> FileId:
+    def _meet(self, path: str) -> Edition:
         """What is there; a file not seen before is hooked. Raises OSError when there is nothing any more."""
-        shown = file_id(path)
+        shown = edition(path)
         file = self._shown.get(shown, shown)
         if file not in self._files and len(self._files) < _MAX_LIBRARIES << 4:
             begun_s = time.thread_time()
@@ -192,13 +196,16 @@ class TlsLibraries:
                 self._hooking_s += time.thread_time() - begun_s
         return file
 
-    def _take(self, path: str, shown: FileId) -> FileId:
+    def _take(self, path: str, shown: Edition) -> Edition:
         """Raises FileNotFoundError when the path leads elsewhere by now, as that of a process that has ended."""
         file, attached = shown, list[Attachment]()
         try:
             with ForeignFile(Path(path)) as data:
-                file, shown = hooked_id(data, path), opened_id(data)
+                file, shown = hooked(data, path), opened(data)
                 if file not in self._files:
+                    for before in others_of(file, self._files):
+                        self._overwritten.add(before)
+                        _close(self._files.pop(before))
                     self._hook(data, path, attached)
             if not leads_to(path, shown):
                 raise FileNotFoundError(path)

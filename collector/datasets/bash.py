@@ -17,7 +17,7 @@ from collector.config import Options
 from collector.dataset import Dataset, Setup, require
 from collector.enrich.users import Users
 from collector.exec_events import ExecEvents
-from collector.mapped_files import FileId, file_id
+from collector.mapped_files import Edition, FileId, file_id, others_of
 from collector.record import Record
 from kcompat import probe, template
 from kcompat.attach import Attachment
@@ -61,8 +61,8 @@ class BashLines:
         require(NAME, probe.uprobe)
         compiled, _ = compile_cached(render(setup.offsets, setup.options))
         self.loaded = Loaded(compiled, setup.version_code)
-        self._attached: dict[FileId, Attachment] = {}
-        self._programs: dict[FileId, FileId | None] = {}
+        self._attached: dict[Edition, Attachment] = {}
+        self._programs: dict[Edition, Edition | None] = {}
         self._bashes: dict[int, Bash] = {}
         self._users = Users()
         # Whether a bash was ever seen with another root than ours.
@@ -169,7 +169,7 @@ class BashLines:
         for program in self._programs.keys() - used:
             file = self._programs.pop(program)
             if file and file not in self._programs.values():
-                self._attached.pop(file).close()
+                self._let_go(file)
 
     def _hook(self, bash: Bash) -> None:
         if len(self._programs) >= _MAX_TARGETS:
@@ -190,10 +190,16 @@ class BashLines:
     def _attach(self, where: Target) -> None:
         if where.file in self._attached:
             return
-        attached = self.loaded.attach(PROGRAM, f"{where.path}:{where.offset:#x}", where.opened)
+        for before in others_of(where.file, self._attached):
+            self._let_go(before)
+        attached = self.loaded.attach(PROGRAM, f"{where.path}:{where.offset:#x}", where.descriptor)
         self.loaded.attachments.remove(attached)
         self._attached[where.file] = attached
         log.info("bash lines are read in %s at %#x", where.path, where.offset)
+
+    def _let_go(self, file: Edition) -> None:
+        if attached := self._attached.pop(file, None):
+            attached.close()
 
     def _take(self) -> None:
         """Takes whole lines out of the map; what is being written is left for the next time."""

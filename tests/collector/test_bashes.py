@@ -3,15 +3,18 @@
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 
 from collector import bashes
-from collector.bashes import Bash, is_bash, running, runs, target
+from collector.bashes import Bash, Target, is_bash, running, runs, target
 from collector.datasets.bash import BashLines
 from collector.enrich.users import Users, passwd_name
-from collector.mapped_files import file_id
+from collector.mapped_files import edition
+from kcompat.attach import Attachment
 from kcompat.errors import KcompatError
 
 
@@ -25,14 +28,14 @@ def test_a_bash_is_known_by_what_its_program_is_called(path, expected):
 
 def test_a_process_that_is_no_bash_is_not_among_them_and_has_no_target():
     assert os.getpid() not in {bash.pid for bash in running()}
-    with pytest.raises(KcompatError), target(Bash(2**22 + 1, (0, 0), (0, 0), "bash")):
+    with pytest.raises(KcompatError), target(Bash(2**22 + 1, (0, 0, 0, 0), (0, 0), "bash")):
         pass
 
 
 def test_a_program_without_readline_says_so():
     with subprocess.Popen(["sleep", "60"]) as asleep:
         try:
-            program = file_id(f"/proc/{asleep.pid}/exe")
+            program = edition(f"/proc/{asleep.pid}/exe")
             with pytest.raises(KcompatError, match=r"has no readline\(\)"), target(
                     Bash(asleep.pid, program, (0, 0), "sleep")):
                 pass
@@ -56,14 +59,14 @@ def made_up(tmp_path, monkeypatch):
         exe.unlink()
         exe.symlink_to(tmp_path / name)
 
-    return proc, Bash(7, file_id(str(exe)), (0, 0), "bash"), become
+    return proc, Bash(7, edition(str(exe)), (0, 0), "bash"), become
 
 
 def test_what_is_hooked_is_the_file_that_was_read_whatever_the_process_runs_by_now(made_up):
     proc, bash, become = made_up
     with target(bash, proc) as where:
         become("other")
-        assert os.pread(where.opened, 9, 0) == b"bash"
+        assert os.pread(where.descriptor, 9, 0) == b"bash"
     assert where.offset == 5
 
 
@@ -79,7 +82,7 @@ def test_a_process_that_becomes_another_while_it_is_looked_at_has_no_target(made
     assert not runs(bash, proc)
 
 
-@pytest.mark.parametrize(("is_same", "programs"), [(True, {(1, 2): None}), (False, {})])
+@pytest.mark.parametrize(("is_same", "programs"), [(True, {(1, 2, 3, 4): None}), (False, {})])
 def test_a_program_is_given_up_only_by_what_was_seen_of_it(monkeypatch, is_same, programs):
     @contextmanager
     def target(bash):
@@ -90,8 +93,32 @@ def test_a_program_is_given_up_only_by_what_was_seen_of_it(monkeypatch, is_same,
     monkeypatch.setattr(bashes, "runs", lambda bash: is_same)
     lines = BashLines.__new__(BashLines)
     lines._programs = {}
-    lines._hook(Bash(7, (1, 2), (0, 0), "bash"))
+    lines._hook(Bash(7, (1, 2, 3, 4), (0, 0), "bash"))
     assert lines._programs == programs
+
+
+def test_a_bash_that_is_overwritten_is_hooked_once_where_readline_is_now(monkeypatch):
+    there = []
+
+    def attach(program, hook, file):
+        there.append(hook)
+        attached.append(Attachment(hook, lambda: there.remove(hook)))
+        return attached[-1]
+
+    attached, lines = [], BashLines.__new__(BashLines)
+    lines.loaded = SimpleNamespace(attach=attach, attachments=attached)
+    lines._attached, lines._programs, lines._bashes, lines._users = {}, {}, {}, Users()
+    lines._lock, lines._has_other_roots = threading.Lock(), False
+    for size in (100, 200):
+        bash = Bash(7, (1, 2, size, size), (0, 0), "bash")
+        where = Target(bash.program, "/proc/7/exe", size, 3)
+        monkeypatch.setattr(bashes, "running", lambda bash=bash: [bash])
+        monkeypatch.setattr(bashes, "target", lambda _, where=where: nullcontext(where))
+        lines._scan()
+    assert there == ["/proc/7/exe:0xc8"] and list(lines._programs) == [(1, 2, 200, 200)]
+    monkeypatch.setattr(bashes, "running", list)
+    lines._scan()
+    assert not there and not lines._programs
 
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\n#comment\nbroken\n:x:7:\ncaptain:x:4242:4242::/:/bin/sh\nmate:x:4242:1::/:\n"

@@ -1,12 +1,13 @@
 """Which files are hooked, and that it is the files which were read; their contents are made up."""
 
 import os
+import shutil
 import threading
 
 import pytest
 
 from collector import tls_libraries
-from collector.mapped_files import file_id
+from collector.mapped_files import edition
 from collector.tls_hooks import Hook
 from collector.tls_libraries import TlsLibraries
 from kcompat.attach import Attachment
@@ -59,7 +60,7 @@ def test_a_file_is_hooked_once_as_long_as_somebody_runs_it(looking, tmp_path):
     for pid in (7, 8):
         run(pid, tmp_path / "node")
     libraries._scan()
-    assert there == [(b"node", "0x4")] and libraries.has(file_id(str(tmp_path / "node")))
+    assert there == [(b"node", "0x4")] and libraries.has(edition(str(tmp_path / "node")))
 
     (tmp_path / "true").write_text("0")
     run(7, tmp_path / "true")
@@ -86,3 +87,20 @@ def test_a_process_that_runs_another_program_amid_the_look_gets_no_hook_of_the_o
 
     libraries._scan()
     assert there == [(b"second", "0x6")]
+
+
+def test_a_file_that_is_overwritten_is_hooked_where_it_is_now_also_for_those_who_had_it_before(looking, tmp_path):
+    run, libraries, there = looking
+    (tmp_path / "node").write_text("node")
+    run(7, tmp_path / "node")
+    libraries._scan()
+
+    (tmp_path / "node").write_text("longer")
+    run(8, tmp_path / "node")
+    libraries._scan()
+    assert there == [(b"longer", "0x6")] and libraries.has(edition(str(tmp_path / "node")))
+
+    libraries._scan()
+    shutil.rmtree(tmp_path / "proc/8")
+    libraries._scan()
+    assert there == [(b"longer", "0x6")]
