@@ -75,7 +75,7 @@ class TlsLibraries:
         except BaseException:
             self._release()
             raise
-        self._thread = threading.Thread(target=self._run, name="tls", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="httpflow tls", daemon=True)
         self._thread.start()
 
     def has(self, file: Edition) -> bool:
