@@ -239,7 +239,7 @@ class Dnsflow:
         if exchange.netns not in self._namespaces:
             return
         self._flows.add(exchange)
-        if exchange.addresses:
+        if exchange.addresses and self._flows.is_of_here(exchange):
             self._domains.learn(exchange.netns, exchange.question, exchange.addresses)
 
 
