@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -91,6 +91,7 @@ class Dnsflow:
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._failed: BaseException | None = None
+        self._fault = ""
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._poll = select.epoll()
         self._poll.register(self._wake_read, select.EPOLLIN)
@@ -121,7 +122,12 @@ class Dnsflow:
         return self._flows.left_out + Counter(unasked=self._exchanges.unasked)
 
     def flush(self, time_ns: int) -> list[Record]:
-        """What was finished until now. Queries still waiting for their answer are of a later flush."""
+        """What was finished until now. Queries still waiting for their answer are of a later flush.
+
+        Raises what ended the thread, if anything did: whoever asks begins anew.
+        """
+        if self._failed:
+            raise self._failed
         time.sleep(_SETTLE_S)
         with self._lock:
             self._drain()
@@ -161,20 +167,34 @@ class Dnsflow:
             self._ready.set()
 
     def _collect(self) -> None:
-        home = Netns() if Path("/proc/self/ns/net").exists() else None
-        rescan_at_s = 0.0
-        while not self._stop.is_set():
-            if time.monotonic() >= rescan_at_s:
-                begun_s = time.thread_time()
-                self._rescan(home)
-                self._ready.set()
-                took_s = time.thread_time() - begun_s
-                rescan_at_s = time.monotonic() + max(_RESCAN_S, took_s / _RESCAN_SHARE)
-            self._poll.poll(_POLL_S)
-            with self._lock:
-                self._drain()
-        if home:
-            home.close()
+        with ExitStack() as stack:
+            home = Netns() if Path("/proc/self/ns/net").exists() else None
+            if home:
+                stack.callback(home.close)
+            rescan_at_s = 0.0
+            while not self._stop.is_set():
+                if time.monotonic() >= rescan_at_s:
+                    begun_s = time.thread_time()
+                    self._look(home)
+                    self._ready.set()
+                    took_s = time.thread_time() - begun_s
+                    rescan_at_s = time.monotonic() + max(_RESCAN_S, took_s / _RESCAN_SHARE)
+                self._poll.poll(_POLL_S)
+                with self._lock:
+                    self._drain()
+
+    def _look(self, home: Netns | None) -> None:
+        """Rescans. Where that cannot be now, as without a free descriptor, those there are stay; it is said once."""
+        try:
+            self._rescan(home)
+        except OSError as error:
+            if not self._ready.is_set():
+                raise
+            if str(error) != self._fault:
+                log.warning("%s looks for network namespaces later: %s", NAME, explained(error))
+            self._fault = str(error)
+        else:
+            self._fault = ""
 
     def _rescan(self, home: Netns | None) -> None:
         """Joins namespaces that are new. Lets go of those nobody is in any more: our socket would keep them alive."""
@@ -193,15 +213,21 @@ class Dnsflow:
                 self._refuse(netns, f"{_MAX_NAMESPACES} are watched already")
                 continue
             try:
-                made = self._open(there[netns], home if netns != own else None)
+                self._join(netns, there[netns], home if netns != own else None)
             except FileNotFoundError:
                 continue  # its process has ended
             except OSError as error:
                 self._refuse(netns, explained(error))
-                continue
-            with self._lock:
-                self._namespaces[netns] = made
+
+    def _join(self, netns: int, door: Path, home: Netns | None) -> None:
+        made = self._open(door, home)
+        try:
             self._poll.register(made.ring.fileno(), select.EPOLLIN)
+        except OSError:
+            made.close()
+            raise
+        with self._lock:
+            self._namespaces[netns] = made
 
     def _open(self, door: Path, home: Netns | None) -> _Namespace:
         shape = _LARGE if len(self._namespaces) < _LARGE_RINGS else _SMALL

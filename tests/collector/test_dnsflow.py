@@ -1,5 +1,6 @@
 """dnsflow without packets: namespaces that come and go, what is learnt in them, and what goes wrong meanwhile."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from collector.dataset import Setup
 from collector.datasets import dnsflow
 from collector.datasets.dnsflow import Dnsflow
 from collector.packet_ring import Packet
+from kcompat.errors import Unsupported
 from kcompat.offsets import Offsets
 from tests.collector import wire
 
@@ -57,7 +59,7 @@ class Dataset(Dnsflow):
         return made
 
     def look(self):
-        self._rescan(None)
+        self._look(None)
 
 
 @pytest.fixture
@@ -106,3 +108,43 @@ def test_a_name_is_learnt_where_it_was_asked_for(running, packets, name):
     flows.flush(1)
 
     assert flows._setup.domains.name(7, wire.packed(FOUND)) == name
+
+
+def test_a_look_that_cannot_be_now_is_said_once_and_those_there_are_stay(running, monkeypatch, caplog):
+    namespace = Namespace()
+    flows, seen = running(net7=namespace), dnsflow.doors
+
+    def full():
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    for _ in range(2):
+        monkeypatch.setattr(dnsflow, "doors", full)
+        flows.look()
+        flows.look()
+        monkeypatch.setattr(dnsflow, "doors", seen)
+        flows.look()
+    namespace.waiting = [asked(HERE), answered(HERE)]
+
+    assert [r.fields["count"] for r in flows.flush(1)] == [1]
+    assert [r.message for r in caplog.records].count(
+        "dnsflow looks for network namespaces later: Too many open files") == 2
+
+
+def test_what_ended_the_thread_ends_the_dataset(running):
+    class Broken(Namespace):
+        def packets(self):
+            raise ValueError("no packet")
+
+    flows = running(net7=Broken())
+    flows._thread.join(60)
+    with pytest.raises(Unsupported, match="dnsflow is off: no packet"):
+        flows.flush(1)
+
+
+def test_a_namespace_that_cannot_be_waited_for_is_not_kept(running):
+    unheard = Namespace()
+    os.close(unheard._file)
+    unheard._file = os.open(os.devnull, os.O_RDONLY)  # no epoll takes it
+    flows = running(net6=unheard, net7=Namespace())
+
+    assert unheard.is_closed and list(flows._namespaces) == [7]
