@@ -200,11 +200,7 @@ class Dnsflow:
         """Joins namespaces that are new. Lets go of those nobody is in any more: our socket would keep them alive."""
         there = {netns: door for netns, door in doors().items() if self._only is None or netns in self._only}
         for netns in self._namespaces.keys() - there.keys():
-            with self._lock:
-                self._drain()
-                gone = self._namespaces.pop(netns)
-                self._poll.unregister(gone.ring.fileno())
-                gone.close()
+            self._leave(netns)
         self._refused &= there.keys()
         own = home.inode if home else ONLY
         new = there.keys() - self._namespaces.keys() - self._refused
@@ -218,6 +214,15 @@ class Dnsflow:
                 continue  # its process has ended
             except OSError as error:
                 self._refuse(netns, explained(error))
+
+    def _leave(self, netns: int) -> None:
+        with self._lock:
+            self._drain()
+            for exchange in self._exchanges.left(netns):
+                self._done(exchange)
+            gone = self._namespaces.pop(netns)
+            self._poll.unregister(gone.ring.fileno())
+            gone.close()
 
     def _join(self, netns: int, door: Path, home: Netns | None) -> None:
         made = self._open(door, home)
@@ -262,8 +267,6 @@ class Dnsflow:
             done(exchange)
 
     def _done(self, exchange: Exchange) -> None:
-        if exchange.netns not in self._namespaces:
-            return
         self._flows.add(exchange)
         if exchange.addresses and self._flows.is_of_here(exchange):
             self._domains.learn(exchange.netns, exchange.question, exchange.addresses)

@@ -148,3 +148,14 @@ def test_a_namespace_that_cannot_be_waited_for_is_not_kept(running):
     flows = running(net6=unheard, net7=Namespace())
 
     assert unheard.is_closed and list(flows._namespaces) == [7]
+
+
+def test_queries_that_wait_when_their_namespace_goes_were_in_vain(running):
+    namespace = Namespace()
+    flows = running(net6=Namespace(), net7=namespace)
+    namespace.waiting = [asked(HERE, 1), asked(HERE, 2), answered(HERE, 2), asked(HERE, 3)]
+    del flows.there[7]
+    flows.look()
+
+    assert namespace.is_closed and not len(flows._exchanges)
+    assert {r.fields["rcode"]: r.fields["count"] for r in flows.flush(1)} == {-1: 2, 0: 1}
