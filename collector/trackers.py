@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from collector.ctnetlink import Asker, Tracker, is_loaded
-from collector.namespaces import doors, visit
+from collector.namespaces import Refused, doors, visit
 from collector.translation import Told
 from kcompat.hook_status import HookStatus
 
@@ -32,7 +32,7 @@ class Trackers:
         self._told = told
         self._trackers: dict[int, Tracker] = {}
         self._doors: dict[int, Path] = {}
-        self._refused: set[int] = set()
+        self._refused = Refused("translated destinations of network namespace %d stay unknown: %s")
         self._behind: set[int] = set()
         self._hear_new_at_s = 0.0
         self._poll = select.epoll()
@@ -57,21 +57,22 @@ class Trackers:
             self._poll.unregister(self._trackers[netns].fileno())
             self._trackers.pop(netns).close()
         self._doors = there
-        self._refused &= there.keys()
+        self._refused.keep(there)
         self._behind &= there.keys()
         for netns in tuple(self._behind):
             self._dump(netns)
-        for netns in there.keys() - self._trackers.keys() - self._refused:
+        for netns in self._refused.to_try(there.keys() - self._trackers.keys()):
             if len(self._trackers) >= _MAX_NAMESPACES:
-                self._refuse(netns, f"{_MAX_NAMESPACES} are listened to already")
+                self._refused.add(netns, f"{_MAX_NAMESPACES} are listened to already")
                 continue
             try:
                 tracker = visit(there[netns], Tracker)
             except FileNotFoundError:
                 continue
             except OSError as error:
-                self._refuse(netns, str(error.strerror))
+                self._refused.add(netns, error)
                 continue
+            self._refused.discard(netns)
             self._trackers[netns] = tracker
             self._poll.register(tracker.fileno(), select.EPOLLIN)
             self._dump(netns)
@@ -100,10 +101,6 @@ class Trackers:
             tracker.close()
         self._trackers.clear()
         self._poll.close()
-
-    def _refuse(self, netns: int, reason: str) -> None:
-        self._refused.add(netns)
-        log.warning("translated destinations of network namespace %d stay unknown: %s", netns, reason)
 
     def _listen(self, netns: int) -> None:
         tracker = self._trackers[netns]

@@ -16,7 +16,7 @@ from pathlib import Path
 from collector.dataset import Dataset, Setup, require
 from collector.dns_exchanges import PORT, Exchange, Exchanges
 from collector.dns_flows import MEASUREMENT, DnsFlows
-from collector.namespaces import ONLY, doors
+from collector.namespaces import ONLY, Refused, doors
 from collector.packet_ring import RETIRE_MS, PacketRing, Shape
 from collector.port_filter import port_filter
 from collector.protocols import packets
@@ -83,7 +83,7 @@ class Dnsflow:
         self._only = None if only is None else set(only)
         self._code = port_filter(PORT)
         self._namespaces: dict[int, _Namespace] = {}
-        self._refused: set[int] = set()
+        self._refused = Refused(f"{NAME} sees nothing of network namespace %d: %s")
         self._exchanges = Exchanges()
         self._flows = DnsFlows(setup.options, lambda netns, address: self._namespaces[netns].routes.is_local(address))
         self._packets_lost = 0
@@ -201,19 +201,21 @@ class Dnsflow:
         there = {netns: door for netns, door in doors().items() if self._only is None or netns in self._only}
         for netns in self._namespaces.keys() - there.keys():
             self._leave(netns)
-        self._refused &= there.keys()
+        self._refused.keep(there)
         own = home.inode if home else ONLY
-        new = there.keys() - self._namespaces.keys() - self._refused
+        new = self._refused.to_try(there.keys() - self._namespaces.keys())
         for netns in sorted(new, key=lambda netns: (netns != own, netns)):
             if len(self._namespaces) >= _MAX_NAMESPACES:
-                self._refuse(netns, f"{_MAX_NAMESPACES} are watched already")
+                self._refused.add(netns, f"{_MAX_NAMESPACES} are watched already")
                 continue
             try:
                 self._join(netns, there[netns], home if netns != own else None)
             except FileNotFoundError:
                 continue  # its process has ended
             except OSError as error:
-                self._refuse(netns, explained(error))
+                self._refused.add(netns, error)
+            else:
+                self._refused.discard(netns)
 
     def _leave(self, netns: int) -> None:
         with self._lock:
@@ -239,10 +241,6 @@ class Dnsflow:
         if home is None:
             return _Here(self._code, shape)
         return _Namespace(door, home, self._code, shape)
-
-    def _refuse(self, netns: int, reason: str) -> None:
-        self._refused.add(netns)
-        log.warning("%s sees nothing of network namespace %d: %s", NAME, netns, reason)
 
     def _drain(self) -> None:
         """Takes everything out of the rings, then finds what has waited too long: in this order, or an answer that is

@@ -159,3 +159,28 @@ def test_queries_that_wait_when_their_namespace_goes_were_in_vain(running):
 
     assert namespace.is_closed and not len(flows._exchanges)
     assert {r.fields["rcode"]: r.fields["count"] for r in flows.flush(1)} == {-1: 2, 0: 1}
+
+
+def test_a_namespace_that_there_was_no_room_for_is_watched_when_there_is(running, monkeypatch, caplog):
+    monkeypatch.setattr(dnsflow, "_MAX_NAMESPACES", 1)
+    flows = running(net6=Namespace(), net7=Namespace())
+    flows.look()
+    assert list(flows._namespaces) == [6] and len(flows.hooks) == 2
+
+    del flows.there[6]
+    flows.look()
+    assert list(flows._namespaces) == [7] and len(flows.hooks) == 1
+    assert caplog.text.count("sees nothing of network namespace 7") == 1
+
+
+@pytest.mark.parametrize(("number", "comes"), [(errno.ENOMEM, True), (errno.EMFILE, True), (errno.EPERM, False)])
+def test_a_reason_that_passes_is_not_remembered(running, caplog, number, comes):
+    flows = running(net6=Namespace(), net7=OSError(number, "no"))
+    flows.look()
+    late = flows.there[7] = Namespace()
+    flows.look()
+    if not comes:
+        late.close()
+
+    assert (7 in flows._namespaces) == comes
+    assert caplog.text.count("sees nothing of network namespace 7") == 1
