@@ -201,6 +201,7 @@ class Dnsflow:
         there = {netns: door for netns, door in doors().items() if self._only is None or netns in self._only}
         for netns in self._namespaces.keys() - there.keys():
             self._leave(netns)
+        self._domains.begin(there)
         self._refused.keep(there)
         own = home.inode if home else ONLY
         new = self._refused.to_try(there.keys() - self._namespaces.keys())
@@ -225,6 +226,7 @@ class Dnsflow:
             gone = self._namespaces.pop(netns)
             self._poll.unregister(gone.ring.fileno())
             gone.close()
+        self._domains.end(netns)
 
     def _join(self, netns: int, door: Path, home: Netns | None) -> None:
         made = self._open(door, home)

@@ -184,3 +184,16 @@ def test_a_reason_that_passes_is_not_remembered(running, caplog, number, comes):
 
     assert (7 in flows._namespaces) == comes
     assert caplog.text.count("sees nothing of network namespace 7") == 1
+
+
+def test_names_are_told_until_another_namespace_has_their_number(running):
+    namespace = Namespace()
+    flows = running(net6=Namespace(), net7=namespace)
+    namespace.waiting = [asked(HERE), answered(HERE)]
+    del flows.there[7]
+    flows.look()
+    assert flows._setup.domains.name(7, wire.packed(FOUND)) == "x.org"
+
+    flows.there[7] = Namespace()
+    flows.look()
+    assert flows._setup.domains.name(7, wire.packed(FOUND)) is None

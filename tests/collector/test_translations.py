@@ -1,11 +1,15 @@
 """Translated destinations: the book that keeps them, and the tracker's words."""
 
+import errno
 import socket
 import struct
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from collector import nf_conn
+from collector import nf_conn, trackers
 from collector.ctnetlink import translation
 from collector.enrich.translation_book import Book
 from collector.translation import Translation
@@ -66,6 +70,31 @@ def test_it_is_bounded_and_says_so():
         book.add(7, to(ONE, 1000 + port))
     assert (len(book), book.evicted) == (3, 7)
     assert book.find(7, 6, A, 1009, VIRTUAL, 80) == (ONE, 8080)
+
+
+def test_a_namespace_that_could_not_be_asked_for_a_moment_is_asked_later(monkeypatch, caplog):
+    outcomes = [OSError(errno.EMFILE, "Too many open files")] * 2 + [SimpleNamespace(
+        fileno=lambda: listener.fileno(), events=list, close=lambda: None)]
+
+    def visit(door, work):
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(trackers, "is_loaded", lambda: True)
+    monkeypatch.setattr(trackers, "doors", lambda: {7: Path("/7")})
+    monkeypatch.setattr(trackers, "visit", visit)
+    monkeypatch.setattr(trackers, "_ask", lambda *_: None)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener, closing(
+            trackers.Trackers(lambda *_: None)) as made:
+        counts = []
+        for _ in range(3):
+            made.rescan()
+            counts.append((made.namespaces, made.refused))
+
+    assert counts == [(0, 1), (0, 1), (1, 0)]
+    assert caplog.text.count("of network namespace 7 stay unknown: Too many open files") == 1
 
 
 def attribute(kind, value):
