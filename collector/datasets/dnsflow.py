@@ -16,13 +16,13 @@ from pathlib import Path
 from collector.dataset import Dataset, Setup, require
 from collector.dns_exchanges import PORT, Exchange, Exchanges
 from collector.dns_flows import MEASUREMENT, DnsFlows
+from collector.dns_namespaces import Here, Namespace
 from collector.namespaces import ONLY, Refused, doors
-from collector.packet_ring import RETIRE_MS, PacketRing, Shape
+from collector.packet_ring import RETIRE_MS, Shape
 from collector.port_filter import port_filter
 from collector.protocols import packets
 from collector.record import Record
-from collector.routes import Routes
-from guessers.namespace import Netns, enter
+from guessers.namespace import Netns
 from kcompat import probe
 from kcompat.errors import KcompatError, Unsupported
 from kcompat.hook_status import HookState, HookStatus
@@ -44,31 +44,6 @@ _SETTLE_S = 2.5 * RETIRE_MS / 1000
 _POLL_S = 0.25
 
 
-class _Namespace:
-    """One namespace's ring and routes."""
-
-    def __init__(self, door: Path, home: Netns, code: bytes, shape: Shape) -> None:
-        """Made by going there and coming back: only for a thread of our own. Raises OSError."""
-        fd = os.open(door, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            enter(fd)
-            try:
-                self.ring = PacketRing(code, shape)
-                try:
-                    self.routes = Routes()
-                except OSError:
-                    self.ring.close()
-                    raise
-            finally:
-                home.enter()
-        finally:
-            os.close(fd)
-
-    def close(self) -> None:
-        self.ring.close()
-        self.routes.close()
-
-
 class Dnsflow:
     """The running dataset: a thread of its own takes packets out of the rings and looks for new namespaces."""
 
@@ -82,7 +57,7 @@ class Dnsflow:
         self._domains = setup.domains
         self._only = None if only is None else set(only)
         self._code = port_filter(PORT)
-        self._namespaces: dict[int, _Namespace] = {}
+        self._namespaces: dict[int, Namespace] = {}
         self._refused = Refused(f"{NAME} sees nothing of network namespace %d: %s")
         self._exchanges = Exchanges()
         self._flows = DnsFlows(setup.options, lambda netns, address: self._namespaces[netns].routes.is_local(address))
@@ -238,11 +213,11 @@ class Dnsflow:
         with self._lock:
             self._namespaces[netns] = made
 
-    def _open(self, door: Path, home: Netns | None) -> _Namespace:
+    def _open(self, door: Path, home: Netns | None) -> Namespace:
         shape = _LARGE if len(self._namespaces) < _LARGE_RINGS else _SMALL
         if home is None:
-            return _Here(self._code, shape)
-        return _Namespace(door, home, self._code, shape)
+            return Here(self._code, shape)
+        return Namespace(door, home, self._code, shape)
 
     def _drain(self) -> None:
         """Takes everything out of the rings, then finds what has waited too long: in this order, or an answer that is
@@ -270,14 +245,6 @@ class Dnsflow:
         self._flows.add(exchange)
         if exchange.addresses and self._flows.is_of_here(exchange):
             self._domains.learn(exchange.netns, exchange.question, exchange.addresses)
-
-
-class _Here(_Namespace):
-    """The namespace we are in, which nobody need be allowed to enter; also the only one of a kernel without any."""
-
-    def __init__(self, code: bytes, shape: Shape) -> None:
-        self.ring = PacketRing(code, shape)
-        self.routes = Routes()
 
 
 DATASET = Dataset(NAME, Dnsflow)
