@@ -27,6 +27,8 @@ KINDS = {
     "tp": ProgType.TRACEPOINT,
     "cgroup": ProgType.CGROUP_SOCK_ADDR,
 }
+# Of each program so many hooks it could not be put at are remembered: files of processes are without end.
+_MOST_FAILURES = 16
 
 
 class Loaded:
@@ -85,15 +87,26 @@ class Loaded:
                        else error.errno in (errno.EPERM, errno.EACCES))
             reason = str(error) if isinstance(error, KcompatError) else str(error.strerror)
             state = HookState.REFUSED if refused else HookState.MISSING
+            self._outcomes.pop((name, hook), None)
             self._outcomes[name, hook] = HookStatus(name, hook, state, reason), None
+            self._forget_failures(name)
             raise
         self._outcomes[name, hook] = HookStatus(name, hook, HookState.ATTACHED), attached
         self.attachments.append(attached)
         return attached
 
+    def _forget_failures(self, name: str) -> None:
+        """But of the last ones."""
+        failed = [key for key, (status, _) in self._outcomes.items()
+                  if status.program == name and status.state in (HookState.MISSING, HookState.REFUSED)]
+        for key in failed[:-_MOST_FAILURES]:
+            del self._outcomes[key]
+
     @property
     def hooks(self) -> list[HookStatus]:
-        """What became of every program at every hook it was tried at, but of hooks let go one by one."""
+        """What became of every program at every hook it was tried at, but of hooks let go one by one, and of failures
+        the last ones of each program.
+        """
         return [status for status, attached in list(self._outcomes.values()) if not _let_go(attached)]
 
     @property
