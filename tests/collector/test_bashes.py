@@ -12,6 +12,7 @@ import pytest
 from collector import bashes
 from collector.bashes import Bash, Target, is_bash, running, runs, target
 from collector.datasets.bash import BashLines
+from collector.enrich import users as module
 from collector.enrich.users import Users, passwd_name
 from collector.mapped_files import edition
 from kcompat.attach import Attachment
@@ -135,6 +136,40 @@ def test_a_number_stands_for_who_has_no_name_or_may_be_anybody():
     assert users.name(4_000_000, os.getpid(), users.here) == "4000000"
     assert users.name(0, os.getpid(), None) == "0"
     assert users.name(0, 2**22 + 1, (0, 0)) == "0"
+
+
+def test_a_directory_service_that_is_down_keeps_nobody_waiting_twice(monkeypatch):
+    asked, users, begun, up = [], Users(), threading.Event(), threading.Event()
+
+    def silent(uid):
+        asked.append(uid)
+        begun.set()
+        up.wait(60)
+        return SimpleNamespace(pw_name="ada")
+
+    monkeypatch.setattr(module, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(module.pwd, "getpwuid", silent)
+    try:
+        assert [users.name(uid, 1, users.here) for uid in (4242, 4242, 4243)] == ["4242", "4242", "4243"]
+        assert begun.wait(60) and asked == [4242]
+        monkeypatch.setattr(module, "_PATIENCE_S", 60)
+        assert users.name(0, os.getpid(), (0, 0)) == "root"  # a container is another matter
+    finally:
+        up.set()
+    users._unanswered[users.here].join(60)
+    assert users.name(4242, 1, users.here) == "ada"
+
+
+def test_who_is_not_found_any_more_keeps_the_name(monkeypatch):
+    names, users, edition = {4242: "ada"}, Users(), [0]
+    monkeypatch.setattr(module, "_edition", lambda: (edition[0],))
+    monkeypatch.setattr(module.pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name=names[uid]))
+    told = []
+    for names[4242] in ("ada", "bob"):
+        told.append(users.name(4242, 1, users.here))
+        edition[0] += 1
+    names.clear()
+    assert [*told, users.name(4242, 1, users.here), users.name(7, 1, users.here)] == ["ada", "bob", "bob", "7"]
 
 
 def test_a_number_that_is_given_to_somebody_else_has_the_new_name_at_once(tmp_path):
