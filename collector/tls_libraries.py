@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 from collector.exec_events import ExecEvents
@@ -37,8 +38,7 @@ _SHORTEST_SCAN_S = 0.5
 _INSTALLED_S = 10.0
 # A program maps its libraries soon after it has begun, a module of it may bring one later.
 _LOOKS_S = (0.01, 0.1, 1.0)
-_MAX_YOUNG = 4096
-_MAX_LIBRARIES = 256
+_MAX_LIBRARIES, _MAX_FILES, _MAX_YOUNG = 256, 4096, 4096
 
 
 class TlsLibraries:
@@ -54,6 +54,7 @@ class TlsLibraries:
         self._shown: dict[Edition, Edition] = {}
         # When to look at a process that has just begun.
         self._young: dict[int, list[float]] = {}
+        self._full_said: set[str] = set()
         self._installed: set[Edition] = set()
         self._installed_at_s = 0.0
         # Of each process how much it had mapped at the last scan, and its files that matter.
@@ -138,8 +139,7 @@ class TlsLibraries:
         if time.monotonic() >= self._installed_at_s:
             self._installed = self._met(_installed())
             self._installed_at_s = time.monotonic() + _INSTALLED_S
-        used = set(self._installed)
-        looked = {}
+        looked, used = {}, set(self._installed)
         overwritten, self._overwritten = self._overwritten, set()
         for pid in pids(self._proc):
             with suppress(OSError):  # it has ended
@@ -188,7 +188,7 @@ class TlsLibraries:
         """What is there; a file not seen before is hooked. Raises OSError when there is nothing any more."""
         shown = edition(path)
         file = self._shown.get(shown, shown)
-        if file not in self._files and len(self._files) < _MAX_LIBRARIES << 4:
+        if file not in self._files and not self._is_full(len(self._files), _MAX_FILES, "files are looked into", path):
             begun_s = time.thread_time()
             try:
                 file = self._take(path, shown)
@@ -212,7 +212,6 @@ class TlsLibraries:
         except Exception as error:
             # Anybody may have made the file: whatever is wrong with it, the others are looked at.
             _close(attached)
-            attached.clear()
             if not leads_to(path, shown):
                 raise FileNotFoundError(path) from error
             log.warning("TLS is not seen in %s: %s", path, explained(error),
@@ -224,7 +223,8 @@ class TlsLibraries:
     def _hook(self, data: ForeignFile, path: str, attached: list[Attachment]) -> None:
         """Adds to `attached`, nothing where it is no TLS library."""
         hooks = hooks_in(Elf(data, Path(path)))
-        if not hooks or sum(bool(there) for there in self._files.values()) >= _MAX_LIBRARIES:
+        number = sum(map(bool, self._files.values()))
+        if not hooks or self._is_full(number, _MAX_LIBRARIES, "files have TLS read in them", path):
             return
         for hook in hooks:
             for program in hook.programs:
@@ -233,15 +233,20 @@ class TlsLibraries:
         log.info("TLS is read in %s: %s", path, ", ".join(name for hook in hooks for name in hook.functions))
 
 
+    def _is_full(self, number: int, bound: int, what: str, path: str) -> bool:
+        """Whether there is no room for one more, which is said once."""
+        if number >= bound and what not in self._full_said:
+            self._full_said.add(what)
+            log.warning("%d %s, and no more of them, as %s", bound, what, path)
+        return number >= bound
+
+
 def _installed() -> Iterator[str]:
     """Libraries where systems keep them, used or not: who begins to use one is seen from the first byte on."""
-    for directory in _INSTALLED:
-        for depth in ("", "*/"):
-            for name in ("libssl.so*", "libgnutls.so*"):
-                for path in sorted(Path(directory).glob(depth + name)):
-                    yield str(path)
+    for directory, depth, name in product(_INSTALLED, ("", "*/"), ("libssl.so*", "libgnutls.so*")):
+        yield from map(str, sorted(Path(directory).glob(depth + name)))
 
 
 def _close(attached: list[Attachment]) -> None:
-    for one in attached:
-        one.close()
+    while attached:
+        attached.pop().close()

@@ -67,6 +67,7 @@ class BashLines:
         self._users = Users()
         # Whether a bash was ever seen with another root than ours.
         self._has_other_roots = False
+        self._is_full_said = False
         self._waiting: deque[Record] = deque()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -173,6 +174,9 @@ class BashLines:
 
     def _hook(self, bash: Bash) -> None:
         if len(self._programs) >= _MAX_TARGETS:
+            if not self._is_full_said:
+                log.warning("%d kinds of bash are seen, and no more, as that of process %d", _MAX_TARGETS, bash.pid)
+            self._is_full_said = True
             return
         try:
             with bashes.target(bash) as where:

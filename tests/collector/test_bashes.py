@@ -11,6 +11,7 @@ import pytest
 
 from collector import bashes
 from collector.bashes import Bash, Target, is_bash, running, runs, target
+from collector.datasets import bash as dataset
 from collector.datasets.bash import BashLines
 from collector.enrich import users as module
 from collector.enrich.users import Users, passwd_name
@@ -81,6 +82,15 @@ def test_a_process_that_becomes_another_while_it_is_looked_at_has_no_target(made
     with pytest.raises(ProcessLookupError), target(bash, proc):
         pass
     assert not runs(bash, proc)
+
+
+def test_that_there_are_too_many_bashes_is_said_once(monkeypatch, caplog):
+    monkeypatch.setattr(dataset, "_MAX_TARGETS", 1)
+    lines = BashLines.__new__(BashLines)
+    lines._programs, lines._is_full_said = {(1, 2, 3, 4): None}, False
+    for pid in (8, 9):
+        lines._hook(Bash(pid, (1, 3, 3, 4), (0, 0), "bash"))
+    assert list(lines._programs) == [(1, 2, 3, 4)] and caplog.text.count("1 kinds of bash are seen, and no more") == 1
 
 
 @pytest.mark.parametrize(("is_same", "programs"), [(True, {(1, 2, 3, 4): None}), (False, {})])

@@ -104,3 +104,18 @@ def test_a_file_that_is_overwritten_is_hooked_where_it_is_now_also_for_those_who
     shutil.rmtree(tmp_path / "proc/8")
     libraries._scan()
     assert there == [(b"longer", "0x6")]
+
+
+@pytest.mark.parametrize(("bound", "words"), [
+    ("_MAX_LIBRARIES", "1 files have TLS read in them, and no more of them"),
+    ("_MAX_FILES", "1 files are looked into, and no more of them")])
+def test_what_there_is_no_room_for_is_said_once(looking, tmp_path, monkeypatch, caplog, bound, words):
+    run, libraries, there = looking
+    monkeypatch.setattr(tls_libraries, bound, 1)
+    for pid in (7, 8, 9):
+        (tmp_path / f"node{pid}").write_text("node")
+        run(pid, tmp_path / f"node{pid}")
+    libraries._scan()
+    libraries._scan()
+
+    assert len(there) == 1 and caplog.text.count(words) == 1
