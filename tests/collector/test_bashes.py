@@ -112,6 +112,7 @@ def test_a_bash_that_is_overwritten_is_hooked_once_where_readline_is_now(monkeyp
     there = []
 
     def attach(program, hook, file):
+        assert not there  # two probes of one file at a time may share what the kernel kept of the first
         there.append(hook)
         attached.append(Attachment(hook, lambda: there.remove(hook)))
         return attached[-1]

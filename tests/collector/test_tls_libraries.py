@@ -14,10 +14,10 @@ from kcompat.attach import Attachment
 
 
 class Loaded:
-    """Remembers what is attached where, and what that file says."""
+    """Remembers what is attached where, and what that file says; `ever` also what is no more."""
 
     def __init__(self):
-        self.attachments, self.there = [], []
+        self.attachments, self.there, self.ever = [], [], []
 
     def load(self, name):
         pass
@@ -25,6 +25,7 @@ class Loaded:
     def attach(self, program, hook, file):
         one = os.pread(file, 99, 0), hook.rpartition(":")[2]
         self.there.append(one)
+        self.ever.append(one)
         self.attachments.append(Attachment(hook, lambda: self.there.remove(one)))
         return self.attachments[-1]
 
@@ -83,7 +84,7 @@ def test_a_process_that_runs_another_program_amid_the_look_gets_no_hook_of_the_o
 
     monkeypatch.setattr(tls_libraries, "hooks_in", become)
     libraries._scan()
-    assert there == [] and not libraries._files
+    assert there == [] and not libraries._files and libraries._loaded.ever == [(b"one", "0x3")]
 
     libraries._scan()
     assert there == [(b"second", "0x6")]
