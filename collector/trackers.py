@@ -6,6 +6,7 @@ import errno
 import logging
 import select
 import time
+from collections.abc import Callable, Collection
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -27,9 +28,11 @@ class Trackers:
     how = "ctnetlink"
     hooks: tuple[HookStatus, ...] = ()
 
-    def __init__(self, told: Told) -> None:
+    def __init__(self, told: Told, forget: Callable[[Collection[int]], None]) -> None:
+        """`forget` is called with namespaces whose numbers are others' by now."""
         self.lost = 0
-        self._told = told
+        self._told, self._forget = told, forget
+        self._gone: set[int] = set()
         self._trackers: dict[int, Tracker] = {}
         self._doors: dict[int, Path] = {}
         self._refused = Refused("translated destinations of network namespace %d stay unknown: %s")
@@ -56,6 +59,10 @@ class Trackers:
             self._listen(netns)
             self._poll.unregister(self._trackers[netns].fileno())
             self._trackers.pop(netns).close()
+            self._gone.add(netns)
+        if others := self._gone & there.keys():
+            self._gone -= others
+            self._forget(others)
         self._doors = there
         self._refused.keep(there)
         self._behind &= there.keys()
