@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from collector.mapped_files import FileId, Mapped, file_id, hooked_id, mapped, pattern
+from collector.mapped_files import Edition, FileId, edition, file_id, hooked, leads_to, mapped, opened, pattern
 from collector.proc_files import PROC, link, pids, read
 from kcompat.elf import Elf
 from kcompat.errors import KcompatError
@@ -26,17 +26,18 @@ class Bash(NamedTuple):
     """One process that runs a bash; `root` is the directory it takes for /, `comm` what it is called, as sh."""
 
     pid: int
-    program: FileId
+    program: Edition
     root: FileId
     comm: str
 
 
 class Target(NamedTuple):
-    """A file, by a path that leads to it even when it has been deleted, and where in it the function begins."""
+    """A file, what it was opened by, where in it the function begins, and a descriptor of it."""
 
-    file: FileId
+    file: Edition
     path: str
     offset: int
+    descriptor: int
 
 
 def running(proc: Path = PROC) -> Iterator[Bash]:
@@ -51,7 +52,7 @@ def look(pid: int, proc: Path = PROC) -> Bash | None:
     with suppress(OSError):
         if is_bash(program_of(pid, proc)):
             comm = read(pid, "comm", proc).decode(errors="replace").removesuffix("\n")
-            return Bash(pid, file_id(f"{proc}/{pid}/exe"), file_id(f"{proc}/{pid}/root"), comm)
+            return Bash(pid, edition(_program(pid, proc)), file_id(f"{proc}/{pid}/root"), comm)
     return None
 
 
@@ -65,21 +66,36 @@ def is_bash(program: str) -> bool:
     return bool(_NAME.match(program.removesuffix(_DELETED).rpartition("/")[2]))
 
 
-def target(pid: int, proc: Path = PROC) -> Target:
-    """Where the bash of that process reads lines.
+def runs(bash: Bash, proc: Path = PROC) -> bool:
+    """Whether the process is there and runs the program it was seen to run."""
+    return leads_to(_program(bash.pid, proc), bash.program)
 
-    Raises KcompatError when it does so nowhere that can be found, OSError when the process has ended.
+
+@contextmanager
+def target(bash: Bash, proc: Path = PROC) -> Iterator[Target]:
+    """Where that bash reads lines; the file is open until the context is left.
+
+    Raises KcompatError when it does so nowhere that can be found; of one that has ended or runs another program by now
+    (`runs`) neither that nor an OSError says anything.
     """
-    program = f"{proc}/{pid}/exe"
-    found = Mapped(file_id(program), program)
-    if (offset := _offset(program)) is not None:
-        return Target(hooked_id(found), program, offset)
-    for library in mapped(pid, _LIBREADLINE, proc):
-        if (offset := _offset(library.path)) is not None:
-            return Target(hooked_id(library), library.path, offset)
-    raise KcompatError(f"{program_of(pid, proc)} of process {pid} has no {FUNCTION}(), nor a libreadline that has")
+    for path in _files(bash.pid, proc):
+        with ForeignFile(Path(path)) as file:
+            offset = function_offset(Elf(file, Path(path)), FUNCTION)
+            what = hooked(file, path)
+            is_program = path == _program(bash.pid, proc)
+            if (is_program and opened(file) != bash.program) or not runs(bash, proc):
+                raise ProcessLookupError(f"process {bash.pid} is another one by now")
+            if offset is not None:
+                yield Target(what, path, offset, file.fileno())
+                return
+    raise KcompatError(f"{program_of(bash.pid, proc)} of process {bash.pid} has no {FUNCTION}(), "
+                       "nor a libreadline that has")
 
 
-def _offset(path: str) -> int | None:
-    with ForeignFile(Path(path)) as data:
-        return function_offset(Elf(data, Path(path)), FUNCTION)
+def _files(pid: int, proc: Path) -> Iterator[str]:
+    yield _program(pid, proc)
+    yield from mapped(pid, _LIBREADLINE, proc)
+
+
+def _program(pid: int, proc: Path) -> str:
+    return f"{proc}/{pid}/exe"

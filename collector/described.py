@@ -75,7 +75,8 @@ TABLE: tuple[Said, ...] = (
     _field("status_code", "integer", ("httpflow",), "of the final response"),
     _field("http_version", "text", ("httpflow",), "1.0, 1.1 or 2"),
     _field("grpc_status", "integer", ("httpflow",), "of a gRPC call, from its trailers", True),
-    _field("rcode", "integer", ("dnsflow",), "0 to 15, with EDNS more; -1: no answer within 6 seconds"),
+    _field("rcode", "integer", ("dnsflow",), "0 to 15, with EDNS more; -1: no answer within 6 seconds, or before "
+           "its namespace ended"),
     _field("latency", "integer, ns", ("httpflow", "dnsflow"), "the mean, from the end of the request to the "
            "beginning of the response; 0 where there was none"),
     _field("latency_max", "integer, ns", ("dnsflow",), "the longest"),

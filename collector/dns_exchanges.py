@@ -107,6 +107,11 @@ class Exchanges:
             del self._pending[key]
             yield _in_vain(key, query)
 
+    def left(self, netns: int) -> list[Exchange]:
+        """The queries that wait in a namespace nobody is in any more: no answer will come there."""
+        waiting = [key for key in self._pending if key[0] == netns]
+        return [_in_vain(key, self._pending.pop(key)) for key in waiting]
+
     def _saw_message(self, netns: int, segment: Segment, wire: bytes, time_ns: int) -> Exchange | None:
         message = dns.parse(wire)
         if message is None:

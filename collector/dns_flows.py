@@ -97,6 +97,11 @@ class DnsFlows:
         if latency_ns > sums[2]:
             sums[2] = latency_ns
 
+    def is_of_here(self, exchange: Exchange) -> bool:
+        """Whether its namespace asked, not only passed it on or got its address on the query's way."""
+        netns, behind = exchange.netns, exchange.behind
+        return self._is_local(netns, exchange.client) and (not behind or self._is_local(netns, behind))
+
     def take(self, time_ns: int, name_of: NameOf) -> list[Record]:
         sums, self._sums = self._sums, {}
         sketches, self._sketches = self._sketches, {}

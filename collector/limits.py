@@ -91,15 +91,16 @@ class Meter:
 
 
 def thread_times_s(names: Collection[str]) -> dict[str, float]:
-    """Processor seconds of the threads that datasets have of their own: those named as they are."""
+    """Processor seconds of the threads that datasets have of their own: those whose names begin with theirs."""
     times: dict[str, float] = {}
     for thread in threading.enumerate():
-        if thread.name in names and thread.ident is not None:
+        name = thread.name.partition(" ")[0]
+        if name in names and thread.ident is not None:
             try:
                 took_s = time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
             except OSError:
                 continue  # it has just ended
-            times[thread.name] = times.get(thread.name, 0.0) + took_s
+            times[name] = times.get(name, 0.0) + took_s
     return times
 
 

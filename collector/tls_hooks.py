@@ -14,7 +14,9 @@ RETURN = "uretprobe__tls"
 _BEGINNING = 64
 # Whoever makes a container makes its libraries, and says how long their functions are, and how many tables lead
 # elsewhere: a linker makes three.
-_LONGEST = 1 << 14
+_LONGEST = 1 << 12
+# What only wraps another is short, of OpenSSL 131 bytes, and reading it may take as long as the square of its length.
+_LONGEST_WRAPPER = 512
 _MOST_TABLES = 16
 
 
@@ -72,7 +74,7 @@ def _inner_hooks(elf: Elf, functions: dict[str, Function]) -> Iterator[Hook]:
     """One hook where several functions have the same other do their work, if it costs less there."""
     is_elsewhere = _linkage(elf)
     for name in ("SSL_write", "SSL_read"):
-        if name not in functions or functions[name].size > _LONGEST:
+        if name not in functions or functions[name].size > _LONGEST_WRAPPER:
             continue
         found = probe_sites.inner(_code(elf, functions[name]), functions[name].at, is_elsewhere)
         call = found and _INNER.get((name, found.count_argument))
@@ -82,7 +84,7 @@ def _inner_hooks(elf: Elf, functions: dict[str, Function]) -> Iterator[Hook]:
         if at is None:
             continue
         same = [other for other in (f"{name}_ex", f"{name}_ex2")
-                if other in functions and functions[other].size <= _LONGEST
+                if other in functions and functions[other].size <= _LONGEST_WRAPPER
                 and probe_sites.leaves(_code(elf, functions[other]), functions[other].at) == {found.at}]
         yield _hook(at, call, (name, *same))
 

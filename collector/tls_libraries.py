@@ -7,15 +7,15 @@ later. What has to be found in time is only a file not seen before: by the progr
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 from collector.exec_events import ExecEvents
-from collector.mapped_files import FileId, Mapped, file_id, hooked_id, mapped, mapped_pages, pattern
+from collector.mapped_files import Edition, edition, hooked, leads_to, mapped, mapped_pages, opened, others_of, pattern
 from collector.proc_files import PROC, exists, pids
 from collector.tls_hooks import PROGRAMS, hooks_in
 from kcompat.attach import Attachment
@@ -38,8 +38,7 @@ _SHORTEST_SCAN_S = 0.5
 _INSTALLED_S = 10.0
 # A program maps its libraries soon after it has begun, a module of it may bring one later.
 _LOOKS_S = (0.01, 0.1, 1.0)
-_MAX_YOUNG = 4096
-_MAX_LIBRARIES = 256
+_MAX_LIBRARIES, _MAX_FILES, _MAX_YOUNG = 256, 4096, 4096
 
 
 class TlsLibraries:
@@ -50,15 +49,18 @@ class TlsLibraries:
         self._loaded = loaded
         self._proc = proc
         # Every file that was looked at, as long as it is used; nothing is attached to one that is no TLS library.
-        self._files: dict[FileId, list[Attachment]] = {}
+        self._files: dict[Edition, list[Attachment]] = {}
         # What overlays show, and which of these files it is.
-        self._shown: dict[FileId, FileId] = {}
+        self._shown: dict[Edition, Edition] = {}
         # When to look at a process that has just begun.
         self._young: dict[int, list[float]] = {}
-        self._installed: set[FileId] = set()
+        self._full_said: set[str] = set()
+        self._installed: set[Edition] = set()
         self._installed_at_s = 0.0
         # Of each process how much it had mapped at the last scan, and its files that matter.
-        self._looked: dict[int, tuple[bytes, set[FileId]]] = {}
+        self._looked: dict[int, tuple[bytes, set[Edition]]] = {}
+        # Whoever has mapped one of these is looked at again.
+        self._overwritten: set[Edition] = set()
         # Of the last scan: what changing hooks took of a processor, which happens once a file, not once a look.
         self._hooking_s = 0.0
         self._stop = threading.Event()
@@ -74,10 +76,10 @@ class TlsLibraries:
         except BaseException:
             self._release()
             raise
-        self._thread = threading.Thread(target=self._run, name="tls", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="httpflow tls", daemon=True)
         self._thread.start()
 
-    def has(self, file: FileId) -> bool:
+    def has(self, file: Edition) -> bool:
         """Whether that file is hooked."""
         return bool(self._files.get(self._shown.get(file, file)))
 
@@ -135,15 +137,16 @@ class TlsLibraries:
     def _scan(self) -> None:
         """Hooks files that are new, lets go of those nobody uses any more. Who mapped nothing since maps no library."""
         if time.monotonic() >= self._installed_at_s:
-            self._installed = {self._meet(found) for found in _installed()}
+            self._installed = self._met(_installed())
             self._installed_at_s = time.monotonic() + _INSTALLED_S
-        used = set(self._installed)
-        looked = {}
+        looked, used = {}, set(self._installed)
+        overwritten, self._overwritten = self._overwritten, set()
         for pid in pids(self._proc):
             with suppress(OSError):  # it has ended
                 pages = mapped_pages(pid, self._proc)
                 before = self._looked.get(pid)
-                looked[pid] = pages, before[1] if before and before[0] == pages else self._look_at(pid)
+                is_known = before and before[0] == pages and before[1].isdisjoint(overwritten)
+                looked[pid] = pages, before[1] if before and is_known else self._look_at(pid)
                 used |= looked[pid][1]
         self._looked = looked
         begun_s = time.thread_time()
@@ -168,63 +171,82 @@ class TlsLibraries:
             if not exists(pid, f"task/{thread}", self._proc):
                 table.delete(key)
 
-    def _look_at(self, pid: int) -> set[FileId]:
+    def _look_at(self, pid: int) -> set[Edition]:
         """The files of that process that matter: its program, and what looks like a TLS library."""
-        used = set()
-        with suppress(OSError):  # it has ended, or it is a thread of the kernel
-            program = f"{self._proc}/{pid}/exe"
-            used.add(self._meet(Mapped(file_id(program), program)))
-            for found in mapped(pid, _NAMES, self._proc):
-                used.add(self._meet(found))
-        return used
+        return self._met((f"{self._proc}/{pid}/exe",)) | self._met(mapped(pid, _NAMES, self._proc))
 
-    def _meet(self, found: Mapped) -> FileId:
-        if found.file not in self._shown:
-            self._shown[found.file] = hooked_id(found)
-        file = self._shown[found.file]
-        if file not in self._files and len(self._files) < _MAX_LIBRARIES << 4:
+    def _met(self, paths: Iterable[str]) -> set[Edition]:
+        """What is there of all these."""
+        met = set()
+        with suppress(OSError):  # the process has ended
+            for path in paths:
+                with suppress(FileNotFoundError):  # or let go of the file, or is a thread of the kernel
+                    met.add(self._meet(path))
+        return met
+
+    def _meet(self, path: str) -> Edition:
+        """What is there; a file not seen before is hooked. Raises OSError when there is nothing any more."""
+        shown = edition(path)
+        file = self._shown.get(shown, shown)
+        if file not in self._files and not self._is_full(len(self._files), _MAX_FILES, "files are looked into", path):
             begun_s = time.thread_time()
-            with suppress(FileNotFoundError):
-                self._files[file] = self._hook(found.path)
-            self._hooking_s += time.thread_time() - begun_s
+            try:
+                file = self._take(path, shown)
+            finally:
+                self._hooking_s += time.thread_time() - begun_s
         return file
 
-    def _hook(self, path: str) -> list[Attachment]:
-        """Nothing where it is no TLS library. Raises FileNotFoundError when it is gone with its process."""
-        attached: list[Attachment] = []
+    def _take(self, path: str, shown: Edition) -> Edition:
+        """Raises FileNotFoundError when the path leads elsewhere by now, as that of a process that has ended."""
+        file, attached = shown, list[Attachment]()
         try:
             with ForeignFile(Path(path)) as data:
-                hooks = hooks_in(Elf(data, Path(path)))
-            hooked = sum(bool(there) for there in self._files.values())
-            if not hooks or hooked >= _MAX_LIBRARIES:
-                return attached
-            for hook in hooks:
-                for program in hook.programs:
-                    attached.append(self._loaded.attach(program, f"{path}:{hook.at:#x}"))
-                    self._loaded.attachments.remove(attached[-1])
+                file, shown = hooked(data, path), opened(data)
+                if file not in self._files:
+                    for before in others_of(file, self._files):
+                        self._overwritten.add(before)
+                        _close(self._files.pop(before))
+                    self._hook(data, path, attached)
+            if not leads_to(path, shown):
+                raise FileNotFoundError(path)
         except Exception as error:
             # Anybody may have made the file: whatever is wrong with it, the others are looked at.
             _close(attached)
-            attached.clear()
-            if not os.path.exists(path):  # noqa: PTH110
+            if not leads_to(path, shown):
                 raise FileNotFoundError(path) from error
             log.warning("TLS is not seen in %s: %s", path, explained(error),
                         exc_info=not isinstance(error, KcompatError | OSError))
-        else:
-            log.info("TLS is read in %s: %s", path, ", ".join(name for hook in hooks for name in hook.functions))
-        return attached
+        self._files.setdefault(file, attached)
+        self._shown[shown] = file
+        return file
+
+    def _hook(self, data: ForeignFile, path: str, attached: list[Attachment]) -> None:
+        """Adds to `attached`, nothing where it is no TLS library."""
+        hooks = hooks_in(Elf(data, Path(path)))
+        number = sum(map(bool, self._files.values()))
+        if not hooks or self._is_full(number, _MAX_LIBRARIES, "files have TLS read in them", path):
+            return
+        for hook in hooks:
+            for program in hook.programs:
+                attached.append(self._loaded.attach(program, f"{path}:{hook.at:#x}", data.fileno()))
+                self._loaded.attachments.remove(attached[-1])
+        log.info("TLS is read in %s: %s", path, ", ".join(name for hook in hooks for name in hook.functions))
 
 
-def _installed() -> Iterator[Mapped]:
+    def _is_full(self, number: int, bound: int, what: str, path: str) -> bool:
+        """Whether there is no room for one more, which is said once."""
+        if number >= bound and what not in self._full_said:
+            self._full_said.add(what)
+            log.warning("%d %s, and no more of them, as %s", bound, what, path)
+        return number >= bound
+
+
+def _installed() -> Iterator[str]:
     """Libraries where systems keep them, used or not: who begins to use one is seen from the first byte on."""
-    for directory in _INSTALLED:
-        for depth in ("", "*/"):
-            for name in ("libssl.so*", "libgnutls.so*"):
-                for path in sorted(Path(directory).glob(depth + name)):
-                    with suppress(OSError):
-                        yield Mapped(file_id(str(path)), str(path))
+    for directory, depth, name in product(_INSTALLED, ("", "*/"), ("libssl.so*", "libgnutls.so*")):
+        yield from map(str, sorted(Path(directory).glob(depth + name)))
 
 
 def _close(attached: list[Attachment]) -> None:
-    for one in attached:
-        one.close()
+    while attached:
+        attached.pop().close()

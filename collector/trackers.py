@@ -7,11 +7,12 @@ import logging
 import os
 import select
 import time
+from collections.abc import Callable, Collection
 from contextlib import closing
 from pathlib import Path
 
 from collector.ctnetlink import Asker, Tracker, is_loaded
-from collector.namespaces import doors, visit
+from collector.namespaces import Refused, doors, visit
 from collector.translation import Told
 from kcompat.hook_status import HookStatus
 
@@ -28,12 +29,14 @@ class Trackers:
     how = "ctnetlink"
     hooks: tuple[HookStatus, ...] = ()
 
-    def __init__(self, told: Told) -> None:
+    def __init__(self, told: Told, forget: Callable[[Collection[int]], None]) -> None:
+        """`forget` is called with namespaces whose numbers are others' by now."""
         self.lost = 0
-        self._told = told
+        self._told, self._forget = told, forget
+        self._gone: set[int] = set()
         self._trackers: dict[int, Tracker] = {}
         self._doors: dict[int, Path] = {}
-        self._refused: set[int] = set()
+        self._refused = Refused("translated destinations of network namespace %d stay unknown: %s")
         self._behind: set[int] = set()
         self._hear_new_at_s = 0.0
         self._poll = select.epoll()
@@ -57,22 +60,27 @@ class Trackers:
             self._listen(netns)
             self._poll.unregister(self._trackers[netns].fileno())
             self._trackers.pop(netns).close()
+            self._gone.add(netns)
+        if others := self._gone & there.keys():
+            self._gone -= others
+            self._forget(others)
         self._doors = there
-        self._refused &= there.keys()
+        self._refused.keep(there)
         self._behind &= there.keys()
         for netns in tuple(self._behind):
             self._dump(netns)
-        for netns in there.keys() - self._trackers.keys() - self._refused:
+        for netns in self._refused.to_try(there.keys() - self._trackers.keys()):
             if len(self._trackers) >= _MAX_NAMESPACES:
-                self._refuse(netns, f"{_MAX_NAMESPACES} are listened to already")
+                self._refused.add(netns, f"{_MAX_NAMESPACES} are listened to already")
                 continue
             try:
                 tracker = visit(there[netns], Tracker)
             except FileNotFoundError:
                 continue
             except OSError as error:
-                self._refuse(netns, str(error.strerror))
+                self._refused.add(netns, error)
                 continue
+            self._refused.discard(netns)
             self._trackers[netns] = tracker
             self._poll.register(tracker.fileno(), select.EPOLLIN)
             self._dump(netns)
@@ -101,10 +109,6 @@ class Trackers:
             tracker.close()
         self._trackers.clear()
         self._poll.close()
-
-    def _refuse(self, netns: int, reason: str) -> None:
-        self._refused.add(netns)
-        log.warning("translated destinations of network namespace %d stay unknown: %s", netns, reason)
 
     def _listen(self, netns: int) -> None:
         tracker = self._trackers[netns]

@@ -125,24 +125,25 @@ def kprobe(program: int, function: str, *, at_return: bool = False) -> Attachmen
                       f"CONFIG_KPROBES), and {error}") from error
 
 
-def uprobe(program: int, path: str, offset: int, *, at_return: bool = False) -> Attachment:
+def uprobe(program: int, path: str, offset: int, *, at_return: bool = False, file: int | None = None) -> Attachment:
     """On entry to the function at this offset of a file, or on its return, in every process that runs it, now or later.
 
     Through the uprobe PMU (4.17 on), else through tracefs. The file is looked up once: another one under the same
-    name is another file. Raises OSError, EINVAL where no instruction begins; Missing when the only way is tracefs and
-    it is not mounted, or when the file's place in an overlay cannot be found.
+    name is another file. `file` is a descriptor of it where the path, as that of a process, may lead elsewhere by now.
+    Raises OSError, EINVAL where no instruction begins; Missing when the only way is tracefs and it is not mounted, or
+    when the file's place in an overlay cannot be found.
     """
+    name = f"{'uretprobe' if at_return else 'uprobe'}:{path}:{offset:#x}"
     try:
-        return _uprobe(program, path, offset, at_return=at_return)
+        return _uprobe(program, path if file is None else f"/proc/self/fd/{file}", offset, name, at_return=at_return)
     except OSError as error:
         # Before 4.19 (kernel commit f0a2aa5a2a40) an overlay's own inode is taken, whose pages nobody can read.
-        if error.errno != errno.EIO or (file := overlay.beneath(path)) is None:
+        if error.errno != errno.EIO or (layered := overlay.beneath(path, file=file)) is None:
             raise
-        return _uprobe(program, file, offset, at_return=at_return)
+        return _uprobe(program, layered, offset, name, at_return=at_return)
 
 
-def _uprobe(program: int, path: str, offset: int, *, at_return: bool) -> Attachment:
-    name = f"{'uretprobe' if at_return else 'uprobe'}:{path}:{offset:#x}"
+def _uprobe(program: int, path: str, offset: int, name: str, *, at_return: bool) -> Attachment:
     if _UPROBE_PMU.is_dir():
         path_name = ctypes.create_string_buffer(os.fsencode(path))
         return _attach_event(program, name, int((_UPROBE_PMU / "type").read_text()),

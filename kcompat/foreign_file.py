@@ -29,6 +29,9 @@ class ForeignFile:
     def __len__(self) -> int:
         return self._size
 
+    def fileno(self) -> int:
+        return self._file.fileno()
+
     def __getitem__(self, wanted: slice) -> bytes:
         start, stop, _ = wanted.indices(self._size)
         size = max(0, stop - start)

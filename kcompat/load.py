@@ -27,6 +27,8 @@ KINDS = {
     "tp": ProgType.TRACEPOINT,
     "cgroup": ProgType.CGROUP_SOCK_ADDR,
 }
+# Of each program so many hooks it could not be put at are remembered: files of processes are without end.
+_MOST_FAILURES = 16
 
 
 class Loaded:
@@ -69,30 +71,42 @@ class Loaded:
                 raise _explained(error, f"program {name}") from error
         return self._programs[name]
 
-    def attach(self, name: str, hook: str) -> Attachment:
+    def attach(self, name: str, hook: str, file: int | None = None) -> Attachment:
         """Hooks program `name`: `hook` is a function, a raw tracepoint, ``category:name`` of a tracepoint,
         ``path:0xoffset`` in a file that processes run, or what all cgroups do.
 
-        Raises OSError when the hook is not there, so that a caller can try the next one.
+        `file` is a descriptor of the file where that path may lead elsewhere by now. Raises OSError when the hook is
+        not there, so that a caller can try the next one.
         """
         for key in [key for key, (_, attached) in self._outcomes.items() if _let_go(attached)]:
             del self._outcomes[key]
         try:
-            attached = self._attach(name, hook)
+            attached = self._attach(name, hook, file)
         except (KcompatError, OSError) as error:
             refused = (not isinstance(error, Missing) if isinstance(error, KcompatError)
                        else error.errno in (errno.EPERM, errno.EACCES))
             reason = str(error) if isinstance(error, KcompatError) else str(error.strerror)
             state = HookState.REFUSED if refused else HookState.MISSING
+            self._outcomes.pop((name, hook), None)
             self._outcomes[name, hook] = HookStatus(name, hook, state, reason), None
+            self._forget_failures(name)
             raise
         self._outcomes[name, hook] = HookStatus(name, hook, HookState.ATTACHED), attached
         self.attachments.append(attached)
         return attached
 
+    def _forget_failures(self, name: str) -> None:
+        """But of the last ones."""
+        failed = [key for key, (status, _) in self._outcomes.items()
+                  if status.program == name and status.state in (HookState.MISSING, HookState.REFUSED)]
+        for key in failed[:-_MOST_FAILURES]:
+            del self._outcomes[key]
+
     @property
     def hooks(self) -> list[HookStatus]:
-        """What became of every program at every hook it was tried at, but of hooks let go one by one."""
+        """What became of every program at every hook it was tried at, but of hooks let go one by one, and of failures
+        the last ones of each program.
+        """
         return [status for status, attached in list(self._outcomes.values()) if not _let_go(attached)]
 
     @property
@@ -110,7 +124,7 @@ class Loaded:
         """Events that the kernel kept from a program, as far as it counts them; None for one that is not loaded."""
         return run_stats(self._programs[name]).left_out if name in self._programs else None
 
-    def _attach(self, name: str, hook: str) -> Attachment:
+    def _attach(self, name: str, hook: str, file: int | None) -> Attachment:
         program = self.load(name)
         kind = name.partition("__")[0]
         if kind == "rawtp":
@@ -119,7 +133,7 @@ class Loaded:
             return attach.tracepoint(program, *hook.split(":", 1))
         if kind in ("uprobe", "uretprobe"):
             path, _, offset = hook.rpartition(":")
-            return attach.uprobe(program, path, int(offset, 16), at_return=kind == "uretprobe")
+            return attach.uprobe(program, path, int(offset, 16), at_return=kind == "uretprobe", file=file)
         if kind == "cgroup":
             return attach.cgroup(program, hook)
         return attach.kprobe(program, hook, at_return=kind == "kretprobe")

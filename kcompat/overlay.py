@@ -52,12 +52,13 @@ def _plain(text: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
 
 
-def beneath(path: str, proc: Path = PROC) -> str | None:
+def beneath(path: str, proc: Path = PROC, file: int | None = None) -> str | None:
     """The file of a layer that an overlay shows at this path, which may lead through /proc/PID; None on no overlay.
 
+    `file` is a descriptor of it where the path may lead elsewhere by now: then the path tells only whose mounts to ask.
     Raises OSError, Missing where its layers are not to be seen.
     """
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    fd = os.open(path if file is None else f"{proc}/self/fd/{file}", os.O_PATH | os.O_CLOEXEC)
     try:
         number = int(re.findall(r"^mnt_id:\s*(\d+)", (proc / f"self/fdinfo/{fd}").read_text(), re.MULTILINE)[0])
         shown = str((proc / f"self/fd/{fd}").readlink()).removesuffix(_DELETED)
@@ -71,10 +72,10 @@ def beneath(path: str, proc: Path = PROC) -> str | None:
     # Of a container that is told of the machine's processes, the layers lie in the machine's own namespace.
     for seen_from in ("", f"{proc}/1/root"):
         for layer in overlay.layers:
-            file = f"{seen_from}{layer}{within}"
+            there = f"{seen_from}{layer}{within}"
             with suppress(OSError):
-                if layer.startswith("/") and _signs(Path(file).stat()) == is_what:
-                    return beneath(file, proc) or file
+                if layer.startswith("/") and _signs(Path(there).stat()) == is_what:
+                    return beneath(there, proc) or there
     raise Missing(f"{shown} lies on an overlay whose layers are not to be seen from here")
 
 

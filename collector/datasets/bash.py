@@ -11,13 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from collector import bashes
-from collector.bashes import Bash
+from collector.bashes import Bash, Target
 from collector.command_lines import MEASUREMENT, Typed, assemble, record
 from collector.config import Options
 from collector.dataset import Dataset, Setup, require
 from collector.enrich.users import Users
 from collector.exec_events import ExecEvents
-from collector.mapped_files import FileId, file_id
+from collector.mapped_files import Edition, FileId, file_id, others_of
 from collector.record import Record
 from kcompat import probe, template
 from kcompat.attach import Attachment
@@ -61,12 +61,13 @@ class BashLines:
         require(NAME, probe.uprobe)
         compiled, _ = compile_cached(render(setup.offsets, setup.options))
         self.loaded = Loaded(compiled, setup.version_code)
-        self._attached: dict[FileId, Attachment] = {}
-        self._programs: dict[FileId, FileId | None] = {}
+        self._attached: dict[Edition, Attachment] = {}
+        self._programs: dict[Edition, Edition | None] = {}
         self._bashes: dict[int, Bash] = {}
         self._users = Users()
         # Whether a bash was ever seen with another root than ours.
         self._has_other_roots = False
+        self._is_full_said = False
         self._waiting: deque[Record] = deque()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -149,7 +150,7 @@ class BashLines:
 
     def _meet(self, bash: Bash) -> None:
         if bash.program not in self._programs:
-            self._hook(bash.pid, bash.program)
+            self._hook(bash)
         with self._lock:
             self._bashes[bash.pid] = bash
             self._has_other_roots |= bash.root != self._users.here
@@ -157,9 +158,9 @@ class BashLines:
     def _scan(self) -> None:
         """Hooks the programs of bashes that are new, lets go of files no bash runs any more."""
         found = {bash.pid: bash for bash in bashes.running()}
-        for pid, bash in found.items():
+        for bash in found.values():
             if bash.program not in self._programs:
-                self._hook(pid, bash.program)
+                self._hook(bash)
         # Those that are none any more are kept for the lines they leave behind.
         gone = {pid: bash for pid, bash in self._bashes.items() if pid not in found and bash.program in self._programs}
         with self._lock:
@@ -169,26 +170,40 @@ class BashLines:
         for program in self._programs.keys() - used:
             file = self._programs.pop(program)
             if file and file not in self._programs.values():
-                self._attached.pop(file).close()
+                self._let_go(file)
 
-    def _hook(self, pid: int, program: FileId) -> None:
+    def _hook(self, bash: Bash) -> None:
         if len(self._programs) >= _MAX_TARGETS:
+            if not self._is_full_said:
+                log.warning("%d kinds of bash are seen, and no more, as that of process %d", _MAX_TARGETS, bash.pid)
+            self._is_full_said = True
             return
         try:
-            where = bashes.target(pid)
-            if where.file not in self._attached:
-                self._attached[where.file] = self.loaded.attach(PROGRAM, f"{where.path}:{where.offset:#x}")
-                self.loaded.attachments.remove(self._attached[where.file])
-                log.info("bash lines are read in %s", where)
-        except FileNotFoundError:
-            return  # it has ended
+            with bashes.target(bash) as where:
+                self._attach(where)
         except Exception as error:
+            if not bashes.runs(bash):
+                return  # it has ended, or has become another, which is looked at for itself
             # Anybody may have made the file: whatever is wrong with it, the others are looked at.
-            self._programs[program] = None
+            self._programs[bash.program] = None
             log.warning("a bash is not seen: %s", explained(error),
                         exc_info=not isinstance(error, KcompatError | OSError))
             return
-        self._programs[program] = where.file
+        self._programs[bash.program] = where.file
+
+    def _attach(self, where: Target) -> None:
+        if where.file in self._attached:
+            return
+        for before in others_of(where.file, self._attached):
+            self._let_go(before)
+        attached = self.loaded.attach(PROGRAM, f"{where.path}:{where.offset:#x}", where.descriptor)
+        self.loaded.attachments.remove(attached)
+        self._attached[where.file] = attached
+        log.info("bash lines are read in %s at %#x", where.path, where.offset)
+
+    def _let_go(self, file: Edition) -> None:
+        if attached := self._attached.pop(file, None):
+            attached.close()
 
     def _take(self) -> None:
         """Takes whole lines out of the map; what is being written is left for the next time."""

@@ -9,20 +9,20 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
 from collector.dataset import Dataset, Setup, require
 from collector.dns_exchanges import PORT, Exchange, Exchanges
 from collector.dns_flows import MEASUREMENT, DnsFlows
-from collector.namespaces import ONLY, doors
-from collector.packet_ring import RETIRE_MS, PacketRing, Shape
+from collector.dns_namespaces import Here, Namespace
+from collector.namespaces import ONLY, Refused, doors
+from collector.packet_ring import RETIRE_MS, Shape
 from collector.port_filter import port_filter
 from collector.protocols import packets
 from collector.record import Record
-from collector.routes import Routes
-from guessers.namespace import Netns, enter
+from guessers.namespace import Netns
 from kcompat import probe
 from kcompat.errors import KcompatError, Unsupported
 from kcompat.hook_status import HookState, HookStatus
@@ -44,31 +44,6 @@ _SETTLE_S = 2.5 * RETIRE_MS / 1000
 _POLL_S = 0.25
 
 
-class _Namespace:
-    """One namespace's ring and routes."""
-
-    def __init__(self, door: Path, home: Netns, code: bytes, shape: Shape) -> None:
-        """Made by going there and coming back: only for a thread of our own. Raises OSError."""
-        fd = os.open(door, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            enter(fd)
-            try:
-                self.ring = PacketRing(code, shape)
-                try:
-                    self.routes = Routes()
-                except OSError:
-                    self.ring.close()
-                    raise
-            finally:
-                home.enter()
-        finally:
-            os.close(fd)
-
-    def close(self) -> None:
-        self.ring.close()
-        self.routes.close()
-
-
 class Dnsflow:
     """The running dataset: a thread of its own takes packets out of the rings and looks for new namespaces."""
 
@@ -82,8 +57,8 @@ class Dnsflow:
         self._domains = setup.domains
         self._only = None if only is None else set(only)
         self._code = port_filter(PORT)
-        self._namespaces: dict[int, _Namespace] = {}
-        self._refused: set[int] = set()
+        self._namespaces: dict[int, Namespace] = {}
+        self._refused = Refused(f"{NAME} sees nothing of network namespace %d: %s")
         self._exchanges = Exchanges()
         self._flows = DnsFlows(lambda: setup.options,
                                lambda netns, address: self._namespaces[netns].routes.is_local(address))
@@ -92,6 +67,7 @@ class Dnsflow:
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._failed: BaseException | None = None
+        self._fault = ""
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._poll = select.epoll()
         self._poll.register(self._wake_read, select.EPOLLIN)
@@ -122,7 +98,12 @@ class Dnsflow:
         return self._flows.left_out + Counter(unasked=self._exchanges.unasked)
 
     def flush(self, time_ns: int) -> list[Record]:
-        """What was finished until now. Queries still waiting for their answer are of a later flush."""
+        """What was finished until now. Queries still waiting for their answer are of a later flush.
+
+        Raises what ended the thread, if anything did: whoever asks begins anew.
+        """
+        if self._failed:
+            raise self._failed
         time.sleep(_SETTLE_S)
         with self._lock:
             self._drain()
@@ -160,57 +141,82 @@ class Dnsflow:
             self._ready.set()
 
     def _collect(self) -> None:
-        home = Netns() if Path("/proc/self/ns/net").exists() else None
-        rescan_at_s = 0.0
-        while not self._stop.is_set():
-            if time.monotonic() >= rescan_at_s:
-                begun_s = time.thread_time()
-                self._rescan(home)
-                self._ready.set()
-                took_s = time.thread_time() - begun_s
-                rescan_at_s = time.monotonic() + max(_RESCAN_S, took_s / _RESCAN_SHARE)
-            self._poll.poll(_POLL_S)
-            with self._lock:
-                self._drain()
-        if home:
-            home.close()
+        with ExitStack() as stack:
+            home = Netns() if Path("/proc/self/ns/net").exists() else None
+            if home:
+                stack.callback(home.close)
+            rescan_at_s = 0.0
+            while not self._stop.is_set():
+                if time.monotonic() >= rescan_at_s:
+                    begun_s = time.thread_time()
+                    self._look(home)
+                    self._ready.set()
+                    took_s = time.thread_time() - begun_s
+                    rescan_at_s = time.monotonic() + max(_RESCAN_S, took_s / _RESCAN_SHARE)
+                self._poll.poll(_POLL_S)
+                with self._lock:
+                    self._drain()
+
+    def _look(self, home: Netns | None) -> None:
+        """Rescans. Where that cannot be now, as without a free descriptor, those there are stay; it is said once."""
+        try:
+            self._rescan(home)
+        except OSError as error:
+            if not self._ready.is_set():
+                raise
+            if str(error) != self._fault:
+                log.warning("%s looks for network namespaces later: %s", NAME, explained(error))
+            self._fault = str(error)
+        else:
+            self._fault = ""
 
     def _rescan(self, home: Netns | None) -> None:
         """Joins namespaces that are new. Lets go of those nobody is in any more: our socket would keep them alive."""
         there = {netns: door for netns, door in doors().items() if self._only is None or netns in self._only}
         for netns in self._namespaces.keys() - there.keys():
-            with self._lock:
-                self._drain()
-                gone = self._namespaces.pop(netns)
-                self._poll.unregister(gone.ring.fileno())
-                gone.close()
-        self._refused &= there.keys()
+            self._leave(netns)
+        self._domains.begin(there)
+        self._refused.keep(there)
         own = home.inode if home else ONLY
-        new = there.keys() - self._namespaces.keys() - self._refused
+        new = self._refused.to_try(there.keys() - self._namespaces.keys())
         for netns in sorted(new, key=lambda netns: (netns != own, netns)):
             if len(self._namespaces) >= _MAX_NAMESPACES:
-                self._refuse(netns, f"{_MAX_NAMESPACES} are watched already")
+                self._refused.add(netns, f"{_MAX_NAMESPACES} are watched already")
                 continue
             try:
-                made = self._open(there[netns], home if netns != own else None)
+                self._join(netns, there[netns], home if netns != own else None)
             except FileNotFoundError:
                 continue  # its process has ended
             except OSError as error:
-                self._refuse(netns, explained(error))
-                continue
-            with self._lock:
-                self._namespaces[netns] = made
-            self._poll.register(made.ring.fileno(), select.EPOLLIN)
+                self._refused.add(netns, error)
+            else:
+                self._refused.discard(netns)
 
-    def _open(self, door: Path, home: Netns | None) -> _Namespace:
+    def _leave(self, netns: int) -> None:
+        with self._lock:
+            self._drain()
+            for exchange in self._exchanges.left(netns):
+                self._done(exchange)
+            gone = self._namespaces.pop(netns)
+            self._poll.unregister(gone.ring.fileno())
+            gone.close()
+        self._domains.end(netns)
+
+    def _join(self, netns: int, door: Path, home: Netns | None) -> None:
+        made = self._open(door, home)
+        try:
+            self._poll.register(made.ring.fileno(), select.EPOLLIN)
+        except OSError:
+            made.close()
+            raise
+        with self._lock:
+            self._namespaces[netns] = made
+
+    def _open(self, door: Path, home: Netns | None) -> Namespace:
         shape = _LARGE if len(self._namespaces) < _LARGE_RINGS else _SMALL
         if home is None:
-            return _Here(self._code, shape)
-        return _Namespace(door, home, self._code, shape)
-
-    def _refuse(self, netns: int, reason: str) -> None:
-        self._refused.add(netns)
-        log.warning("%s sees nothing of network namespace %d: %s", NAME, netns, reason)
+            return Here(self._code, shape)
+        return Namespace(door, home, self._code, shape)
 
     def _drain(self) -> None:
         """Takes everything out of the rings, then finds what has waited too long: in this order, or an answer that is
@@ -235,19 +241,9 @@ class Dnsflow:
             done(exchange)
 
     def _done(self, exchange: Exchange) -> None:
-        if exchange.netns not in self._namespaces:
-            return
         self._flows.add(exchange)
-        if exchange.addresses:
+        if exchange.addresses and self._flows.is_of_here(exchange):
             self._domains.learn(exchange.netns, exchange.question, exchange.addresses)
-
-
-class _Here(_Namespace):
-    """The namespace we are in, which nobody need be allowed to enter; also the only one of a kernel without any."""
-
-    def __init__(self, code: bytes, shape: Shape) -> None:
-        self.ring = PacketRing(code, shape)
-        self.routes = Routes()
 
 
 DATASET = Dataset(NAME, Dnsflow)

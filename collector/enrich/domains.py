@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -52,6 +52,7 @@ class Domains:
         self._bound = bound
         self._known: OrderedDict[tuple[int, bytes], _Known] = OrderedDict()
         self._said: OrderedDict[tuple[int, bytes], _Told] = OrderedDict()
+        self._ended: set[int] = set()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -84,6 +85,22 @@ class Domains:
             self._said.move_to_end(key)
             if len(self._said) > self._bound:
                 self._said.popitem(last=False)
+
+    def end(self, netns: int) -> None:
+        """That a namespace is gone: its names still tell of what it did, until another has its number (`begin`)."""
+        self._ended.add(netns)
+
+    def begin(self, namespaces: Collection[int]) -> None:
+        """That these are there: what was known in others of their numbers is forgotten, in one pass for all."""
+        others = self._ended.intersection(namespaces)
+        if not others:
+            return
+        self._ended -= others
+        with self._lock:
+            for key in [key for key in self._known if key[0] in others]:
+                del self._known[key]
+            for key in [key for key in self._said if key[0] in others]:
+                del self._said[key]
 
     def names(self) -> Callable[[int, bytes], str | None]:
         """As `name`, for many questions in a row: of most addresses nobody said anything until now, in no namespace."""

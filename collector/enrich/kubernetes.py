@@ -137,6 +137,7 @@ class Kubernetes:
             try:
                 if self._client is None:
                     self._client = connect(self._options)
+                self._in_a_row["client"] = 0
                 self._follow(self._client)
                 return
             except Exception as error:

@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 PAGE = 500
 # An object is at most 1.5 MB in etcd; an event that is longer than this is none.
 _LONGEST_LINE = 8 << 20
+# Far more than any cluster's; a list of which there is more has no end.
+_LONGEST_PAGE, _MOST_PAGES = 256 << 20, 1000
 _CHUNK = 1 << 16
 _CONNECT_S, _READ_S = 10.0, 60.0
 # A watch ends after some minutes, each after others. One that says nothing for longer than a server's bookmarks are
@@ -33,8 +35,6 @@ class Answer(Protocol):
     """What is used of a urllib3.HTTPResponse."""
 
     def stream(self, amt: int | None = ..., decode_content: bool | None = ...) -> Iterator[bytes]: ...
-
-    def read(self) -> bytes: ...
 
     def close(self) -> None: ...
 
@@ -120,16 +120,20 @@ class Watcher(Generic[T]):
         """Replaces everything by what there is; gives the version that was. The old stays until the new is whole."""
         objects: list[T] = []
         token = None
-        while True:
+        for _ in range(_MOST_PAGES):
             page = self._page({"limit": PAGE} | ({"_continue": token} if token else {}))
             meta = page.get("metadata") or {}
             objects += [one for item in page.get("items") or [] if (one := self._stripped(item)) is not None]
-            token = meta.get("continue")
+            before, token = token, meta.get("continue")
             self._heard(self.name, False)
             if not token:
                 break
+            if token == before:
+                raise Refused(0, "a page of a list that is followed by itself")
             if self._stop.is_set():
                 return ""
+        else:
+            raise Refused(0, f"a list of over {_MOST_PAGES} pages")
         self._store.replace(objects)
         self.lists += 1
         self._heard(self.name, True)
@@ -141,7 +145,7 @@ class Watcher(Generic[T]):
     def _page(self, parameters: Mapping[str, Any]) -> Json:
         answer = self._fetch(parameters, (_CONNECT_S, _READ_S))
         try:
-            page = json.loads(answer.read())
+            page = json.loads(body(answer))
         finally:
             answer.release_conn()
         if not isinstance(page, dict):
@@ -189,6 +193,17 @@ class Watcher(Generic[T]):
             log.debug("kubernetes %s: an object is left out: %s", self.name, error)
         self.skipped += 1
         return None
+
+
+def body(answer: Answer) -> bytes:
+    """All of a page."""
+    data = bytearray()
+    for chunk in answer.stream(_CHUNK, decode_content=True):
+        data += chunk
+        if len(data) > _LONGEST_PAGE:
+            answer.close()
+            raise Refused(0, f"a page of over {_LONGEST_PAGE} bytes")
+    return bytes(data)
 
 
 def lines(answer: Answer) -> Iterator[bytes]:

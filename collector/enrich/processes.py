@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,6 +15,8 @@ from collector.packed_flows import NOT_KNOWN
 
 _BOUND = 8192
 _AT_ONCE = 1 << 14
+# A successor may have the same pid and name, and be in another container.
+_KEPT_S = 300.0
 # The first pid namespace's number (include/linux/proc_ns.h): only from there /proc has the pids that programs tell.
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 # docker, containerd, cri-o and podman name a container by 64 hexadecimal digits, in scopes `docker-ID.scope`,
@@ -34,25 +37,30 @@ class Process(NamedTuple):
 
 
 class Processes:
-    """Answers (pid, comm) with a process, once each: what was right of a dead process is not asked of its successor.
+    """Answers (pid, comm) with a process, asked once in some minutes: what was right of a dead process stays, unless
+    one of its pid and name is there then.
 
     Bounded, the least used goes first. `comm` is what the kernel called the thread that used the socket.
     """
 
     def __init__(self, proc: Path = Path("/proc"), bound: int = _BOUND) -> None:
         self._proc, self._bound = proc, bound
-        self._known: OrderedDict[tuple[int, str], Process] = OrderedDict()
+        # With the time until when it is not asked again.
+        self._known: OrderedDict[tuple[int, str], tuple[Process, float]] = OrderedDict()
         self._trusts_pids = is_first_pid_namespace(proc)
 
     def find(self, pid: int, comm: str) -> Process:
-        key = (pid, comm)
+        key, now_s = (pid, comm), time.monotonic()
         known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = self._ask(pid, comm) if pid and self._trusts_pids else Process(comm)
+        if known is None or now_s > known[1]:
+            found = self._ask(pid, comm) if pid and self._trusts_pids else None
+            if found is None:
+                found = known[0] if known else Process(comm)
+            known = self._known[key] = found, now_s + _KEPT_S
             if len(self._known) > self._bound:
                 self._known.popitem(last=False)
         self._known.move_to_end(key)
-        return known
+        return known[0]
 
     def tagged(self, pid: int, comm: str, containers: bool) -> tuple[str, Mapping[str, str]]:
         """The process's name, and the tags that say which container it is in, if these are wanted."""
@@ -61,19 +69,19 @@ class Processes:
             return found.name, {}
         return found.name, {"container_id": found.container or NOT_KNOWN, "cgroup": found.cgroup or NOT_KNOWN}
 
-    def _ask(self, pid: int, comm: str) -> Process:
+    def _ask(self, pid: int, comm: str) -> Process | None:
         """From /proc, if the process there has, or has a thread of, the name that the socket's user had.
 
-        Another name may be an exec(2) since, or a successor with the same pid: then only the kernel's word is kept.
+        Another name may be an exec(2) since, or a successor with the same pid: None, as of one that has ended.
         """
         process = f"{self._proc}/{pid}"
         try:
             name = _read(f"{process}/comm").rstrip("\n")
             if comm and name != comm and comm not in self._threads(Path(process)):
-                return Process(comm)
+                return None
             cgroup = cgroup_path(_read(f"{process}/cgroup"))
         except OSError:
-            return Process(comm)
+            return None
         return Process(name, cgroup, container_id(cgroup))
 
     def _threads(self, process: Path) -> set[str]:

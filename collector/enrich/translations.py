@@ -63,7 +63,7 @@ class Translations:
         self._asked_of = loaded_as()
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._source: Source = Trackers(self._told)
+        self._source: Source = Trackers(self._told, self._book.forget)
         try:
             self._choose()
             self._source.rescan()
@@ -160,17 +160,17 @@ class Translations:
             return
         self._tried = loaded
         if loaded is None:
-            self._take(Trackers(self._told), _NOT_LOADED)
+            self._take(Trackers(self._told, self._book.forget), _NOT_LOADED)
             return
         means = self._means
         try:
             made: Source = NfConn(means.offsets, means.version_code, means.backends, self._told)
         except KcompatError as error:
-            made, why = Trackers(self._told), why_not(error)
+            made, why = Trackers(self._told, self._book.forget), why_not(error)
             # Asked for anew where the tracker came after those that are known: once.
             self.lacks_offsets = isinstance(error, UnknownField) and loaded != self._asked_of
         except OSError as error:
-            made, why = Trackers(self._told), str(error)
+            made, why = Trackers(self._told, self._book.forget), str(error)
         else:
             why = ""
         log.info("translated destinations come from %s%s", made.how,

@@ -64,6 +64,24 @@ def test_what_clients_say_is_bounded_and_addresses_are_no_names():
     assert domains.name(8, ONE, 1) is None
 
 
+def test_a_namespace_knows_nothing_of_one_before_that_had_its_number():
+    domains = Domains()
+    for netns in (7, 8):
+        domains.learn(netns, question("example.org"), [(ONE, 300)], now_s=0)
+        domains.say(netns, TWO, "said.example", Said.SNI, now_s=0)
+    domains.end(7)
+    domains.begin({8})
+    assert domains.name(7, ONE, 1) == "example.org"
+
+    domains.begin({7, 8})
+    assert domains.name(7, ONE, 1) is None and domains.name(7, TWO, 1) is None
+    assert domains.name(8, ONE, 1) == "example.org" and domains.name(8, TWO, 1) == "said.example"
+
+    domains.learn(7, question("another.org"), [(ONE, 300)], now_s=0)
+    domains.begin({7, 8})
+    assert domains.name(7, ONE, 1) == "another.org"
+
+
 def test_the_last_name_wins():
     domains = Domains()
     domains.learn(7, question("a.example"), [(ONE, 300)], now_s=0)

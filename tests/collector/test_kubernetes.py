@@ -1,5 +1,6 @@
 """A cluster followed over HTTPS: pages, events, bookmarks, 410, cuts, a server that comes late, goes, and lies."""
 
+import itertools
 import logging
 import os
 import threading
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from collector.config import KubernetesOptions, Options
-from collector.enrich import kubernetes, stage
+from collector.enrich import kubernetes, kubernetes_watch, stage
 from collector.enrich.kubernetes_cluster import End
 from collector.record import Record
 from tests.collector import kube_server as kube
@@ -275,6 +276,62 @@ def test_an_object_that_cannot_be_read_hides_no_other(server, follow):
 
     until(lambda: at(known, "10.1.0.5"))
     assert known.watchers[0].skipped == 1
+
+
+class Page:
+    """An answer to a list, in chunks."""
+
+    def __init__(self, *chunks):
+        self._chunks, self.is_closed = chunks, False
+
+    def stream(self, amt, decode_content):
+        yield from self._chunks
+
+    def release_conn(self):
+        pass
+
+    def close(self):
+        self.is_closed = True
+
+
+def listing(fetch):
+    return kubernetes_watch.Watcher("pods", fetch, dict, None, stop=threading.Event(), heard=lambda *_: None,
+                                    failed=lambda *_: None, resync_s=60)
+
+
+@pytest.mark.parametrize(("tokens", "words"), [
+    (itertools.repeat("same"), "followed by itself"), (map(str, itertools.count()), "over 1000 pages")])
+def test_a_list_without_end_is_no_list(tokens, words):
+    with pytest.raises(kubernetes_watch.Refused, match=words):
+        listing(lambda *_: Page(b'{"metadata": {"continue": "%s"}}' % next(tokens).encode()))._list()
+
+
+def test_a_page_without_end_is_read_no_further(monkeypatch):
+    monkeypatch.setattr(kubernetes_watch, "_LONGEST_PAGE", 100)
+    page = Page(*[b" " * 30] * 3, b"{}", *[b" " * 30] * 3)
+    with pytest.raises(kubernetes_watch.Refused, match="a page of over 100 bytes"):
+        listing(lambda *_: page)._list()
+    assert page.is_closed
+
+
+def test_a_client_that_could_not_be_made_at_once_keeps_no_later_warning_off(monkeypatch):
+    monkeypatch.setattr(kubernetes.Kubernetes, "_follow", lambda *_: None)
+    known = kubernetes.Kubernetes(KubernetesOptions(), client=object())
+    known._threads[0].join()
+    outcomes = iter([OSError("no token yet"), object()])
+
+    def connect(options):
+        outcome = next(outcomes)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(kubernetes, "connect", connect)
+    monkeypatch.setattr(known._stop, "wait", lambda timeout_s: None)
+    known._client = None
+    known._begin()
+
+    assert known.failures["client"] == 1 and not any(known._in_a_row.values())
 
 
 def test_in_a_pod_its_service_account_is_used(server, tmp_path, monkeypatch):

@@ -74,14 +74,15 @@ def test_the_most_expensive_is_who_took_most_lately(spend):
     assert meter.most_expensive() == "b"
 
 
-def test_threads_of_a_dataset_count_by_their_name():
+@pytest.mark.parametrize("name", ["busy", "busy with this"])
+def test_threads_of_a_dataset_count_by_their_name(name):
     stop = threading.Event()
 
     def work():
         while not stop.is_set():
             sum(range(1000))
 
-    thread = threading.Thread(target=work, name="busy")
+    thread = threading.Thread(target=work, name=name)
     thread.start()
     try:
         deadline = time.monotonic() + 60

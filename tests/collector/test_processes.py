@@ -1,11 +1,13 @@
 """Who a pid is: names and cgroups out of /proc, as each container runtime writes them."""
 
 import os
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
+from collector.enrich import processes as module
 from collector.enrich.processes import Process, Processes, cgroup_path, container_id
 from guessers.namespace import rename
 
@@ -74,6 +76,22 @@ def test_what_was_learnt_outlives_the_process_and_its_successor(tmp_path):
     (tmp_path / "77" / "cgroup").write_text("0::/elsewhere\n")
     assert processes.find(77, "curl") == before
     assert processes.find(78, "gone") == Process("gone")
+
+
+def test_after_some_minutes_a_successor_of_the_same_name_is_told_by_its_own_container(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    processes = Processes(made_up(tmp_path, "nginx", f"0::/docker/{ID}\n"))
+    assert processes.find(77, "nginx").container == ID
+
+    (tmp_path / "77" / "cgroup").write_text(f"0::/docker/{OTHER}\n")
+    assert processes.find(77, "nginx").container == ID
+    now[0] += 301
+    assert processes.find(77, "nginx").container == OTHER
+
+    shutil.rmtree(tmp_path / "77")
+    now[0] += 301
+    assert processes.find(77, "nginx").container == OTHER
 
 
 def test_it_is_bounded(tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ from collector.tls_hooks import FUNCTIONS, PROGRAMS, RETURN, hooks_in
 from kcompat import probe_sites
 from kcompat.elf import Elf, open_file
 from kcompat.probe_sites import is_emulated
-from kcompat.symbols import exported_functions
+from kcompat.symbols import Function, exported_functions
 
 
 def library(name):
@@ -73,6 +74,19 @@ def test_a_function_said_to_be_as_long_as_its_file_is_not_read_through(monkeypat
 
     assert {hook.at for hook in hooks_in(elf)} == {found.at for found in functions.values()}
     assert time.process_time() - begun_s < 1
+
+
+def test_what_is_longer_than_any_wrapper_is_not_taken_for_one(monkeypatch):
+    """Calls to elsewhere, each of which has to be followed to where its result is set: never."""
+    code = b"\xe8\0\0\1\0\x53" * 680
+    elf = SimpleNamespace(machine=probe_sites.MACHINE, data=code, sections=[])
+    monkeypatch.setattr(tls_hooks, "exported_functions", lambda *_: {
+        name: Function(0, len(code)) for name in ("SSL_write", "SSL_write_ex", "SSL_read")})
+    read = []
+    monkeypatch.setattr(probe_sites, "inner", lambda code, *_: read.append(len(code)))
+    monkeypatch.setattr(probe_sites, "leaves", lambda code, *_: read.append(len(code)))
+
+    assert len(hooks_in(elf)) == 3 and not read
 
 
 def test_all_writes_of_openssl_3_3_are_seen_at_the_one_place_that_does_them(tmp_path):

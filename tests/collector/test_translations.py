@@ -1,11 +1,15 @@
 """Translated destinations: the book that keeps them, and the tracker's words."""
 
+import errno
 import socket
 import struct
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from collector import nf_conn
+from collector import nf_conn, trackers
 from collector.ctnetlink import translation
 from collector.enrich.translation_book import Book
 from collector.translation import Translation
@@ -66,6 +70,60 @@ def test_it_is_bounded_and_says_so():
         book.add(7, to(ONE, 1000 + port))
     assert (len(book), book.evicted) == (3, 7)
     assert book.find(7, 6, A, 1009, VIRTUAL, 80) == (ONE, 8080)
+
+
+def test_what_is_forgotten_is_gone_and_nothing_else():
+    book = Book()
+    for netns in (7, 8):
+        book.add(netns, to(ONE, 4000))
+        book.end(netns, to(ONE, 4000), 0.0)
+    book.forget({7})
+    assert len(book) == 1 and book.find(8, 6, A, 4000, VIRTUAL, 80) == (ONE, 8080)
+
+    book.add(7, to(ONE, 4000))
+    book.end(7, to(ONE, 9), 10_000.0)
+    assert book.find(7, 6, A, 65535, VIRTUAL, 80, any_port=True) == (ONE, 8080)
+
+
+@pytest.fixture
+def listener(monkeypatch):
+    """A namespace's tracker that has nothing to say; one that is not asked what it knows."""
+    monkeypatch.setattr(trackers, "is_loaded", lambda: True)
+    monkeypatch.setattr(trackers, "_ask", lambda *_: None)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as waiting:
+        yield SimpleNamespace(fileno=waiting.fileno, events=list, close=lambda: None)
+
+
+def test_what_was_told_of_a_namespace_is_forgotten_when_another_has_its_number(monkeypatch, listener):
+    there, forgotten = {7: Path("/7")}, []
+    monkeypatch.setattr(trackers, "doors", lambda: dict(there))
+    monkeypatch.setattr(trackers, "visit", lambda *_: listener)
+    with closing(trackers.Trackers(lambda *_: None, forgotten.append)) as made:
+        for change in (dict, there.clear, lambda: there.update({7: Path("/8")}), dict):
+            change()
+            made.rescan()
+    assert forgotten == [{7}]
+
+
+def test_a_namespace_that_could_not_be_asked_for_a_moment_is_asked_later(monkeypatch, caplog, listener):
+    outcomes = [OSError(errno.EMFILE, "Too many open files")] * 2 + [listener]
+
+    def visit(door, work):
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(trackers, "doors", lambda: {7: Path("/7")})
+    monkeypatch.setattr(trackers, "visit", visit)
+    with closing(trackers.Trackers(lambda *_: None, lambda _: None)) as made:
+        counts = []
+        for _ in range(3):
+            made.rescan()
+            counts.append((made.namespaces, made.refused))
+
+    assert counts == [(0, 1), (0, 1), (1, 0)]
+    assert caplog.text.count("of network namespace 7 stay unknown: Too many open files") == 1
 
 
 def attribute(kind, value):

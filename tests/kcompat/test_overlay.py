@@ -84,6 +84,17 @@ def test_another_file_by_the_same_name_is_not_taken(shown, tmp_path):
     assert beneath(path) == same
 
 
+def test_a_file_that_is_open_is_found_whatever_stands_at_its_path_by_now(shown, tmp_path):
+    file, has = shown
+    layer = copy(file, tmp_path / "layer")
+    path = has(tmp_path / "layer")
+    with file.open() as opened:
+        file.rename(file.with_name("old"))
+        file.write_text("another")
+        (tmp_path / "layer/usr/bin/bash").rename(tmp_path / "layer/usr/bin/old")
+        assert beneath(path, file=opened.fileno()) == layer.replace("bash", "old")
+
+
 @pytest.mark.parametrize("layer", ["/not/to/be/seen", "relative"])
 def test_layers_that_are_not_to_be_seen_are_said(shown, layer):
     file, has = shown

@@ -19,7 +19,7 @@ from collector.config import Options
 from collector.dataset import Setup
 from collector.datasets.bash import BashLines
 from collector.exec_events import ExecEvents
-from collector.mapped_files import file_id
+from collector.mapped_files import edition
 from kcompat.hook_status import HookState
 from kcompat.offsets import Offsets
 from tests.kernel import signs
@@ -93,7 +93,7 @@ def commands(running, pid):
 def wait_for_hook(running, pid):
     """In the very file that process runs: how many files are hooked says nothing, other bashes run here too."""
     deadline = time.monotonic() + 60
-    while not running._programs.get(file_id(f"/proc/{pid}/exe")):
+    while not running._programs.get(edition(f"/proc/{pid}/exe")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -192,7 +192,7 @@ def test_a_container_has_its_own_bash_and_its_own_users(bash_lines, container):
                "/bin/bash", "--norc", "-i")
     with terminal(*command) as at:
         inside = Path(f"/proc/{at.pid}/task/{at.pid}/children").read_text().split()[0]
-        file = file_id(f"/proc/{inside}/exe")
+        file = edition(f"/proc/{inside}/exe")
         wait_for_hook(bash_lines, inside)
         at.type(b": first")
         at.type(b": second")
@@ -366,7 +366,7 @@ def test_a_bash_that_cannot_be_looked_into_hinders_no_other(tmp_path, monkeypatc
     with subprocess.Popen([tmp_path / "bash", "600"]) as odd:
         try:
             target = bashes.target
-            monkeypatch.setattr(bashes, "target", lambda pid: 1 // (pid != odd.pid) and target(pid))
+            monkeypatch.setattr(bashes, "target", lambda bash: 1 // (bash.pid != odd.pid) and target(bash))
             with terminal() as at, collecting() as running:
                 wait_for_hook(running, at.pid)
                 at.type(b": first")

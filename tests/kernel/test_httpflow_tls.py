@@ -25,7 +25,7 @@ from cryptography.x509.oid import NameOID
 from collector import tls_hooks, tls_libraries
 from collector.config import Options
 from collector.datasets.httpflow import Httpflow
-from collector.mapped_files import file_id, pattern
+from collector.mapped_files import edition, pattern
 from tests.kcompat.elf_builder import elf, library, with_section
 from tests.kernel import signs
 from tests.kernel.conftest import cannot, version_code
@@ -299,14 +299,14 @@ def libssl():
 def test_a_library_replaced_while_it_is_in_use_is_seen_in_both_its_files(port, oracle, tmp_path):
     copy = tmp_path / "libssl.so.3"
     shutil.copy(libssl(), copy)
-    replaced = file_id(copy)
+    replaced = edition(copy)
     with closing(Client(port, LD_LIBRARY_PATH=str(tmp_path))) as old:
         shutil.copy(libssl(), tmp_path / "new")
         (tmp_path / "new").rename(copy)
         with closing(Watching(oracle)) as watching:
-            assert watching.dataset.tls.has(replaced) and not watching.dataset.tls.has(file_id(copy))
+            assert watching.dataset.tls.has(replaced) and not watching.dataset.tls.has(edition(copy))
             with closing(Client(port, LD_LIBRARY_PATH=str(tmp_path))) as new:
-                watching.wait_for(file_id(copy))
+                watching.wait_for(edition(copy))
                 assert old.get("/old") == new.get("/new") == 200
                 asked, served = watching.take(port)
     assert {s.exchange.path for s in asked} == {s.exchange.path for s in served} == {"/old", "/new"}
@@ -321,7 +321,7 @@ def test_a_library_nobody_else_can_see_is_seen_in_a_process_that_begins_later(po
     path = "/usr/sbin:/usr/bin:/sbin:/bin"
     with closing(Client(port, "unshare", "--mount", "sh", "-c", inside, "sh", PATH=path)) as at:
         # The process is what sh, and unshare before it, has become.
-        file = file_id(f"/proc/{at.pid}/root{hidden}/libssl.so.3")
+        file = edition(f"/proc/{at.pid}/root{hidden}/libssl.so.3")
         watching.wait_for(file)
         watching.take(port)
         assert at.get("/hidden") == 200
@@ -353,10 +353,10 @@ def test_files_that_only_say_they_are_libraries_hinder_no_other(port, oracle, tm
         with closing(Watching(oracle)) as watching:
             shutil.copy(libssl(), tmp_path / "libssl.so.3")
             with closing(Client(port, LD_LIBRARY_PATH=str(tmp_path))) as late:
-                watching.wait_for(file_id(tmp_path / "libssl.so.3"))
+                watching.wait_for(edition(tmp_path / "libssl.so.3"))
                 assert late.get("/late") == 200
                 asked, _ = watching.take(port)
-            assert not any(watching.dataset.tls.has(file_id(tmp_path / name)) for name in crafted)
+            assert not any(watching.dataset.tls.has(edition(tmp_path / name)) for name in crafted)
     assert sums(asked) == {("GET", "/late", 200, "1.1"): 1}
     told = [r.message for r in caplog.records if r.message.startswith("TLS is not seen")]
     times = [sum(fault in line for line in told) for fault in ("past its end", f"{hole} bytes", "by zero")]

@@ -354,7 +354,7 @@ def test_ctnetlink_keeps_one_descriptor_a_namespace():
     with traffic("nat") as made:
         made.step()
         before, told = descriptors(), []
-        with closing(Trackers(lambda netns, ended, one: told.append(one))) as trackers:
+        with closing(Trackers(lambda netns, ended, one: told.append(one), lambda _: None)) as trackers:
             trackers.settle()
             assert trackers.namespaces >= 2
             assert descriptors() - before == trackers.namespaces + 1  # that of epoll
