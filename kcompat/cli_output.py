@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -64,6 +65,15 @@ def is_terminal() -> bool:
     """Whether standard output is one."""
     out = _stdout()
     return out is not None and out.isatty()
+
+
+def is_standard_output(path: Path) -> bool:
+    """Whether that is where standard output goes, by whatever name."""
+    out = _stdout()
+    try:
+        return out is not None and os.path.samestat(path.stat(), os.fstat(out.fileno()))
+    except (OSError, ValueError):
+        return False
 
 
 def quiet_pipe() -> None:

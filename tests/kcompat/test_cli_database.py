@@ -143,6 +143,16 @@ def test_export_and_import_again(run, tmp_path):
         tmp_path / "all.jsonl").read_text()
 
 
+@pytest.mark.parametrize("before", ["", "begun\n"])
+def test_export_to_standard_output_by_its_name_gives_the_data_and_no_more(run, filled, tmp_path, before):
+    (tmp_path / "out").write_text(before)
+    with (tmp_path / "out").open("a") as out:
+        done = kcompat("--db", filled, "db", "export", "-o", "/dev/stdout", home=tmp_path, stdout=out)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out").read_text() == before + run("export").stdout
+
+
 def test_merge(run, tmp_path):
     with Database.open(tmp_path / "other.db") as db:
         db.record(OLD, [Offset.known(find("skc_daddr"), 4, "btf")])

@@ -1,7 +1,9 @@
 """What goes out comes back the same; what is wrong is refused whole; what contradicts stays visible."""
 
 import json
+import os
 import sqlite3
+import stat
 import subprocess
 from pathlib import Path
 
@@ -259,3 +261,61 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path):
         write_whole(tmp_path / "none" / "out", b"second")
 
     assert [p.name for p in tmp_path.iterdir()] == ["out"] and Path(tmp_path / "out").read_bytes() == b"first"
+
+
+def test_what_is_no_regular_file_is_written_to_and_stays_what_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(tmp_path / "pipe", b"first")
+
+    assert os.read(reader, 100) == b"first" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+    with pytest.raises(KcompatError, match="Is a directory"):
+        write_whole(tmp_path, b"second")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root could take a device's place")
+def test_a_device_stays_a_device(tmp_path):
+    try:
+        os.mknod(tmp_path / "null", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+        os.close(os.open(tmp_path / "null", os.O_WRONLY))
+    except PermissionError:
+        pytest.skip("no devices can be made, or used, here")
+    (tmp_path / "link").symlink_to("null")
+
+    for name in ("null", "link"):
+        write_whole(tmp_path / name, b"nothing")
+    assert (tmp_path / "null").is_char_device() and (tmp_path / "link").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_link_of_proc_is_written_to_and_takes_no_files_place(tmp_path):
+    (tmp_path / "begun").write_bytes(b"first ")
+    begun = os.open(tmp_path / "begun", os.O_RDWR)
+    (tmp_path / "descriptors").symlink_to("/proc/self/fd")
+    (tmp_path / "link").symlink_to(tmp_path / "descriptors" / str(begun))
+
+    write_whole(tmp_path / "link", b"second")
+    assert os.pread(begun, 100, 0) == b"first second"
+    os.close(begun)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_file_behind_a_link_is_replaced(tmp_path, there):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "link").symlink_to("below/other")
+    (tmp_path / "below/other").symlink_to("file")
+    if there:
+        (tmp_path / "below/file").write_bytes(b"first")
+
+    write_whole(tmp_path / "link", b"second")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "below/file").read_bytes() == b"second"
+    assert (tmp_path / "below/other").is_symlink() and len(list(tmp_path.rglob("*"))) == 4
+
+
+def test_links_in_a_circle_are_told(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+
+    with pytest.raises(KcompatError, match="a: Too many levels"):
+        write_whole(tmp_path / "a", b"first")
