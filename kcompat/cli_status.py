@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kcompat.cli_output import drawn, emit, to_json
+from kcompat.cli_output import cells, drawn, emit, to_json
+from kcompat.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,7 +67,8 @@ def status_text(told: Mapping[str, Any], now_s: float) -> str:
         lines.append(_nat_text(nat))
     lines += [f"{sink['name']}: {sink['written']} written, {sink['waiting']} waiting, {sink['dropped']} dropped"
               for sink in told["sinks"]]
-    return hooks_table([*told["datasets"], *_nat_rows(told.get("nat"))]) + "\n".join(lines) + "\n"
+    table = hooks_table([*told["datasets"], *_nat_rows(told.get("nat"))])
+    return table + "".join(f"{printable(line)}\n" for line in "\n".join(lines).split("\n"))
 
 
 def _cluster_text(cluster: Mapping[str, Any]) -> str:
@@ -111,8 +113,8 @@ def hooks_table(datasets: list[Mapping[str, Any]]) -> str:
         for one in datasets:
             rows = one["hooks"] or [{"program": "", "hook": "", "state": one["state"]}]
             for row in rows:
-                table.add_row(one["dataset"], row["program"], row["hook"],
-                              Text(row["state"], _STYLES.get(row["state"], "")))
+                table.add_row(*cells(one["dataset"], row["program"], row["hook"],
+                                     Text(row["state"], _STYLES.get(row["state"], ""))))
         console.print(table)
 
     return drawn(draw)

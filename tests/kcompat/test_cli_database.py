@@ -153,6 +153,26 @@ def test_export_to_standard_output_by_its_name_gives_the_data_and_no_more(run, f
     assert (tmp_path / "out").read_text() == before + run("export").stdout
 
 
+STRANGE = Kernel("[/c]\x1b[31mccccc", "5.4[/y]\x1b]0;owned\a", "[bold]\x1b[2J", "x86_64[/z]\x1b[31m")
+
+
+@pytest.mark.parametrize("command", [
+    ("db", "show"), ("db", "show", STRANGE.release), ("db", "kernels"), ("db", "disagreements"), ("db", "verify"),
+    ("db", "where", "skc_daddr=1"), ("db", "history", "skc_daddr"), ("db", "diff", OLD.release, STRANGE.release),
+    ("db", "export", STRANGE.release, "--format", "header"),
+    ("resolve", "--kernel-release", STRANGE.release, "--arch", STRANGE.machine)])
+def test_what_stands_in_an_imported_row_is_text(filled, tmp_path, command):
+    said = "x[/y]\x1b[31m"
+    with Database.open(filled) as db:
+        db.record(STRANGE, [Offset.known(find("skc_daddr"), 1, said), Offset.known(find("skc_daddr"), 2, "btf"),
+                            Offset.known(find("skc_num"), 3, said), Offset.absent(find("skc_cookie"), said, said)])
+
+    done = kcompat("--db", filled, *command, home=tmp_path)
+
+    assert "Traceback" not in done.stderr and "\x1b" not in done.stdout + done.stderr
+    assert "[/" in done.stdout and "?" in done.stdout
+
+
 def test_merge(run, tmp_path):
     with Database.open(tmp_path / "other.db") as db:
         db.record(OLD, [Offset.known(find("skc_daddr"), 4, "btf")])
