@@ -39,13 +39,16 @@ def disputed(chosen: Path | None) -> tuple[Disagreement, ...]:
 def opened(chosen: Path | None, *, read_only: bool = False) -> Database:
     """The database, which must be there; it is asked, so a damaged one stays where it is."""
     path = chosen or default_path()
-    try:
-        there = path.exists()
-    except OSError as error:
-        raise KcompatError(f"{path}: {error.strerror}") from error
-    if not there:
+    if not is_there(path):
         raise KcompatError(f"{path}: no database there yet; `kcompat resolve` or `sudo kcompat guess` makes one")
     return Database.open(path, read_only=read_only, heals=False)
+
+
+def is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise KcompatError(f"{path}: {error.strerror}") from error
 
 
 def show_json(found: tuple[Remembered, ...]) -> str:
