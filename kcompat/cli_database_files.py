@@ -80,7 +80,7 @@ def export_to(output: Path, data: bytes, form: str, *, as_json: bool) -> str | b
 
 
 def pull_one(chosen: Path | None, url: str, sha256: str | None, sums: Path | None, *, merged: bool) -> Imported:
-    path = chosen or default_path()
+    path = (chosen or default_path()).resolve()
     fetched = fetch(url, checksum(sha256, sums, url), path)
     try:
         if merged:

@@ -7,10 +7,12 @@ import json
 import os
 import re
 import socket
+import sqlite3
 import ssl
 import subprocess
 import threading
 import time
+from contextlib import closing
 
 import httpx
 import pytest
@@ -305,6 +307,64 @@ def test_pull_from_a_file_with_sha256sums(run, filled, tmp_path):
     assert "2 kernels" in run("pull", url, "--sums", tmp_path / "SHA256SUMS", "--merge").stdout
     assert "not a" in one_line(run("pull", url, "--sums", tmp_path / "SHA256SUMS", status=1).stderr)
     assert not list(filled.parent.glob(".*.part"))
+
+
+@pytest.fixture
+def pull_built(run, tmp_path):
+    """pull_built(**options of run) pulls a database of one kernel, in the place of `filled`."""
+    with Database.open(tmp_path / "built.db") as db:
+        db.record(NEW, [Offset.known(find("sk_mark"), 612, "btf")])
+    url, digest = f"file://{tmp_path}/built.db", sums_of(tmp_path / "built.db")
+    return lambda **options: run("pull", url, "--sha256", digest, **options)
+
+
+def newer(path):
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+
+
+def foreign(path):
+    path.unlink()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE theirs (a)")
+
+
+@pytest.mark.parametrize("there, words", [
+    (newer, "written by a newer kcompat"), (foreign, "not one of kcompat's"),
+    (lambda path: path.write_text("my letter"), "not an SQLite database; left alone"),
+    (lambda path: (path.unlink(), path.mkdir()), "not a regular file")])
+def test_pull_replaces_nothing_that_is_somebody_elses(filled, pull_built, there, words):
+    there(filled)
+    before = filled.is_file() and filled.read_bytes()
+
+    assert words in one_line(pull_built(status=1).stderr)
+    assert before == (filled.is_file() and filled.read_bytes())
+    assert not list(filled.parent.glob(".*.part*")) and not list(filled.parent.glob("*.corrupt-*"))
+
+
+def test_pull_through_a_link_replaces_the_file_behind_it(filled, pull_built):
+    filled.rename(filled.with_name("behind.db"))
+    filled.symlink_to("behind.db")
+
+    pull_built()
+    with Database.open(filled) as db:
+        assert db.kernels() == (NEW,) and filled.is_symlink()
+
+
+def test_pull_in_the_place_of_a_damaged_one_moves_that_aside(filled, pull_built):
+    filled.write_bytes(filled.read_bytes()[:16] + b"\xff" * 5000)
+
+    pull_built()
+    with Database.open(filled) as db:
+        assert db.kernels() == (NEW,)
+    assert len(list(filled.parent.glob("*.corrupt-*"))) == 1
+
+
+def test_pull_of_what_is_too_large_leaves_nothing_to_stumble_over(filled, tmp_path, monkeypatch):
+    monkeypatch.setattr(exchange_pull, "_MAX_SIZE", 1000)
+    with pytest.raises(KcompatError, match="nothing was changed"):
+        exchange_pull.fetch(f"file://{filled}", sums_of(filled), tmp_path / "other.db")
+    assert not list(tmp_path.glob(".*.part"))
 
 
 def test_pull_leaves_nothing_beside_the_database(run, filled, tmp_path):
