@@ -9,11 +9,12 @@ from functools import partial
 from itertools import islice
 
 from kcompat.errors import BadInput
+from kcompat.fields import Field
 from offset_db import inserts, rows
 from offset_db.connection import Corrupt
 from offset_db.db import Database
 from offset_db.queries import everything
-from offset_db.rows import Remembered
+from offset_db.rows import Remembered, Stored
 
 # Kernels per transaction: few enough that other writers get their turn, many enough that fsync does not count.
 _BATCH = 100
@@ -60,12 +61,20 @@ def absorb_whole(db: Database, read: Callable[[], Iterable[Remembered]]) -> Abso
         kernels = answers = 0
         for theirs in read():
             kernel_id, new = inserts.put_kernel(connection, theirs.kernel, theirs.first_seen, theirs.last_seen)
-            held = {} if new else inserts.held(connection, kernel_id)
-            inserts.put_answers(connection, kernel_id, [
-                rows.answer_row(answer) for said in theirs.stored
-                for answer in rows.united(held.get((said.offset.field, said.offset.source)), said)], new=new)
+            united = _united({} if new else inserts.held(connection, kernel_id), theirs.stored)
+            inserts.put_answers(connection, kernel_id, map(rows.answer_row, united), new=new)
             kernels += 1
             answers += len(theirs.stored)
         return Absorbed(kernels, answers)
 
     return db.change(write)
+
+
+def _united(held: dict[Field, dict[str, Stored]], told: Iterable[Stored]) -> Iterable[Stored]:
+    """What is to be remembered beside what is held. They may contradict each other too, within one file."""
+    found: dict[tuple[Field, str], Stored] = {}
+    for theirs in told:
+        of_field = held.setdefault(theirs.offset.field, {})
+        for s in rows.united(of_field, theirs):
+            of_field[s.offset.source] = found[s.offset.field, s.offset.source] = s
+    return found.values()

@@ -37,10 +37,13 @@ def put_kernel(connection: sqlite3.Connection, kernel: Kernel, first_seen: str, 
     return int(kernel_id), False
 
 
-def held(connection: sqlite3.Connection, kernel_id: int) -> dict[tuple[Field, str], Stored]:
-    """(field, source) -> what is held of that kernel."""
-    found = connection.execute(f'SELECT {", ".join(rows.ANSWER)} FROM "offset" WHERE kernel_id = ?', (kernel_id,))
-    return {(s.offset.field, s.offset.source): s for s in _stored(found)}
+def held(connection: sqlite3.Connection, kernel_id: int) -> dict[Field, dict[str, Stored]]:
+    """Field -> source -> what is held of that kernel."""
+    rows_held = connection.execute(f'SELECT {", ".join(rows.ANSWER)} FROM "offset" WHERE kernel_id = ?', (kernel_id,))
+    found: dict[Field, dict[str, Stored]] = {}
+    for s in _stored(rows_held):
+        found.setdefault(s.offset.field, {})[s.offset.source] = s
+    return found
 
 
 def put_answers(connection: sqlite3.Connection, kernel_id: int, answers: Iterable[Row], *, new: bool) -> None:
@@ -61,8 +64,8 @@ def put_merged(connection: sqlite3.Connection, kernel: Kernel, answers: Iterable
         known = held(connection, kernel_id)
         said: dict[tuple[Field, str], Stored] = {}
         for stored in _stored(answers):
-            key = stored.offset.field, stored.offset.source
-            said[key] = rows.merged(said.get(key, known.get(key)), stored)
+            field, source = key = stored.offset.field, stored.offset.source
+            said[key] = rows.merged(said.get(key, known.get(field, {}).get(source)), stored)
         answers = map(rows.answer_row, said.values())
     put_answers(connection, kernel_id, answers, new=new)
     return kernel_id

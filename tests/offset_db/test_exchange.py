@@ -169,6 +169,80 @@ def test_a_merge_keeps_both_sides_of_a_contradiction(tmp_path, db, kernel):
     assert disagreement.field == DADDR
 
 
+ELSEWHERE = ("btf", "btf elsewhere", "btf elsewhere 2", "btf elsewhere 3")
+
+
+def merged(db, tmp_path, kernel, *places):
+    """Merges a database for each place, which BTF says there; who says what of what is held by then."""
+    for number, place in enumerate(places):
+        with Database.open(tmp_path / f"other{number}.db") as other:
+            other.record(kernel, [Offset.known(DADDR, place, "btf")])
+            merge(db, other)
+    return {s.offset.offset: s.offset.source for s in db.offsets(kernel)}
+
+
+def test_of_many_contradictions_none_vanishes(tmp_path, db, kernel):
+    assert merged(db, tmp_path, kernel, 0, 4, 8, 4, 12, 0, 8) == dict(zip((0, 4, 8, 12), ELSEWHERE, strict=True))
+    (disagreement,) = db.disagreements()
+    assert [(source, o.offset) for source, o in disagreement.answers.items()] == [
+        *zip(ELSEWHERE, (0, 4, 8, 12), strict=True)]
+
+
+def test_two_that_merged_each_other_say_no_more_than_they_said(tmp_path, db, kernel):
+    merged(db, tmp_path, kernel, 0, 4)
+    with Database.open(tmp_path / "back.db") as back:
+        (tmp_path / "others").mkdir()
+        merged(back, tmp_path / "others", kernel, 4, 0)
+        merge(db, back)
+        merge(back, db)
+
+        assert [{s.offset.source: s.offset.offset for s in one.offsets(kernel)} for one in (db, back)] == [
+            {"btf": 0, "btf elsewhere": 4}, {"btf": 4, "btf elsewhere": 0}]
+
+
+def test_within_one_file_contradictions_are_kept_too(db, kernel):
+    absorb(db, [remembered(kernel, *(Offset.known(DADDR, place, "btf") for place in (0, 4, 0, 8)))])
+
+    assert [(s.offset.source, s.offset.offset) for s in db.offsets(kernel)] == [
+        *zip(ELSEWHERE[:3], (0, 4, 8), strict=True)]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_source_speaks_for_itself_whoever_has_quoted_it(db, kernel, first):
+    said = [Offset.known(DADDR, 4, source) for source in ("btf", "btf elsewhere")]
+    absorb(db, [remembered(kernel, said[first])])
+    absorb(db, [remembered(kernel, said[1 - first])])
+
+    assert {s.offset.source for s in db.offsets(kernel)} == {"btf"} | ({"btf elsewhere"} if first else set())
+    assert db.disagreements() == ()
+
+
+def test_a_refutation_of_what_was_said_elsewhere_ends_the_dispute(tmp_path, db, kernel):
+    merged(db, tmp_path, kernel, 0, 4)
+    with Database.open(tmp_path / "other1.db") as other:
+        other.quarantine(kernel, DADDR, "btf", "an event saw another")
+        merge(db, other)
+
+    assert {s.offset.source: s.quarantine_reason for s in db.offsets(kernel)} == {
+        "btf": None, "btf elsewhere": "an event saw another"}
+    assert db.disagreements() == ()
+
+
+def test_where_ours_was_refuted_theirs_is_believed(tmp_path, db, kernel):
+    merged(db, tmp_path, kernel, 0, 4)
+    db.quarantine(kernel, DADDR, "btf", "an event saw another")
+    merged(db, tmp_path, kernel, 4)
+
+    assert {s.offset.source: (s.offset.offset, s.quarantined_at) for s in db.offsets(kernel)} == {
+        "btf": (4, None), "btf elsewhere": (4, None)}
+
+
+def test_more_places_than_any_dispute_needs_are_bounded(db, kernel):
+    absorb(db, [remembered(kernel, *(Offset.known(DADDR, place, "btf") for place in range(300)))])
+
+    assert len(db.offsets(kernel)) == 100 and len(db.disagreements()) == 1
+
+
 def test_what_was_refuted_elsewhere_is_refuted_here(tmp_path, db, kernel):
     answer = Offset.known(DADDR, 0, "btf")
     db.record(kernel, [answer])
