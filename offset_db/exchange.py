@@ -47,10 +47,7 @@ def take_in(db: Database, path: Path, progress: Callable[[BadInput], None] | Non
     if reader is None:
         raise BadInput(path, "none of what can be imported: JSON Lines of ours, a database of ours, DataDog's "
                              "constants, BTF, a BTFHub archive or directory")
-    # Read twice rather than held: what is wrong at the end must not leave the beginning behind.
-    for _ in reader(path):
-        pass
-    return absorb_whole(db, lambda: reader(path))
+    return absorb_whole(db, reader(path))
 
 
 def give(db: Database, form: Format, kernel: Remembered | None) -> bytes:

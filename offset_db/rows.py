@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -177,6 +177,11 @@ def stored_of(values: Row) -> Stored | None:
     except (KeyError, TypeError, ValueError) as error:
         raise Unreadable(f"the row of {field.name} from {source!r}: {error}") from error
     return Stored(answer, recorded_at, module_build_id, verified_at, quarantined_at, quarantine_reason)
+
+
+def decoded(answers: Iterable[Row]) -> Iterator[Stored]:
+    """Those of a field that is in the catalogue."""
+    return (s for row in answers if (s := stored_of(row)))
 
 
 @lru_cache(maxsize=4096)

@@ -19,7 +19,7 @@ from kcompat.offsets import Offset, State
 from offset_db import exchange_btf, exchange_header, exchange_jsonl
 from offset_db.db import Database
 from offset_db.exchange import give, take_in, write_whole
-from offset_db.exchange_merge import Absorbed, absorb, merge
+from offset_db.exchange_merge import Absorbed, absorb, absorb_whole, merge
 from offset_db.queries import everything
 from offset_db.rows import Remembered, Stored
 from offset_db.trust import TRUSTED
@@ -129,6 +129,23 @@ def test_a_file_of_many_kernels_is_taken_whole_or_not_at_all(tmp_path, db):
 
     db.change(lambda connection: connection.execute("DROP TRIGGER t"))
     assert take_in(db, file) == Absorbed(251, 251) and len(db.kernels()) == 251
+
+
+def test_who_else_writes_does_not_wait_while_an_import_is_read_and_loses_nothing_by_it(db, kernel):
+    """A lock held meanwhile would be Busy for the deadline of whoever writes; an import of thousands takes longer."""
+    other = Kernel("cd" * 20, "5.4", "", "x86_64")
+
+    def told():
+        yield remembered(kernel, Offset.known(DADDR, 0, "btf"), Offset.known(DPORT, 12, "btf"))
+        with Database.open(db.path) as writer:
+            writer.record(kernel, [Offset.known(DADDR, 4, "btf"), Offset.known(TYPE, 8, "guess")])
+            writer.record(other, [Offset.known(DADDR, 0, "btf")])
+        yield remembered(other, Offset.known(DADDR, 0, "dwarf"))
+
+    assert absorb_whole(db, told()) == Absorbed(2, 3)
+    assert {(s.offset.field.member, s.offset.source): s.offset.offset for s in db.offsets(kernel)} == {
+        ("skc_daddr", "btf"): 4, ("skc_daddr", "btf elsewhere"): 0, ("skc_dport", "btf"): 12, ("sk_type", "guess"): 8}
+    assert {s.offset.source for s in db.offsets(other)} == {"btf", "dwarf"}
 
 
 def test_damage_in_what_is_merged_is_told_and_moves_nothing(tmp_path, db, kernel, answers):
