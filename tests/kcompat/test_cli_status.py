@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from collector.instance import StatusSocket
+from collector.instance import Lock, StatusSocket
 from collector.status import ClusterStatus, DatasetStatus, KindStatus, NatStatus, Status
 from kcompat.cli_status import status_text
 from kcompat.hook_status import HookState, HookStatus
@@ -55,6 +55,14 @@ def test_a_collector_that_only_root_may_ask_is_told_apart_from_none(asked):
     finally:
         socket.close()
     assert asked(system).returncode == 2
+
+
+@pytest.mark.skipif(not nobody_can_run(), reason="cannot become somebody who is not root")
+def test_a_collector_that_has_ended_is_none_for_others_too(asked):
+    Lock(asked.home / "system").close()
+
+    assert asked(asked.home / "system").returncode == 2
+    assert (asked.home / "system/kcompat.pid").stat().st_mode & 0o777 == 0o600
 
 
 def last_lines(**known):
