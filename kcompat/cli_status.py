@@ -46,6 +46,9 @@ def status(run_dir: Path | None, as_json: bool) -> None:
 
 def status_text(told: Mapping[str, Any], now_s: float) -> str:
     """The table of hooks, then what there is to say in words."""
+    from collector.status import Status
+
+    told = Status.completed(told)
     sources = ", ".join(f"{count} from {source}" for source, count in told["offsets"].items()) or "none needed"
     lines = [f"pid {told['pid']} on {told['host']}, {told['kernel']}, for {_age(now_s - told['started_s'])}; "
              f"as of {_age(now_s - told['taken_s'])} ago",

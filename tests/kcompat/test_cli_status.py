@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from collector.instance import Lock, StatusSocket
-from collector.status import ClusterStatus, DatasetStatus, KindStatus, NatStatus, Status
+from collector.status import ClusterStatus, DatasetStatus, KindStatus, NatStatus, SinkStatus, Status
 from kcompat.cli_status import status_text
 from kcompat.hook_status import HookState, HookStatus
 from tests.kcompat.cli_tools import NOBODY, environment, home_of_nobody, nobody_can_run, one_line
@@ -108,6 +108,19 @@ def test_what_maps_take_is_said_of_those_that_have_any():
     told = dataclasses.replace(NOTHING, datasets=sizes).as_json()
 
     assert "kernel memory of maps: netflow 142.4 MB, httpflow unknown\n" in status_text(told, 2000.0)
+
+
+def test_an_older_collector_says_what_it_knows():
+    """It runs on while kcompat is upgraded, and what has a default here is what it may not know."""
+    told = dataclasses.replace(NOTHING, nat=NAT, sinks=(SinkStatus("jsonl:x", 1, 0, 0),), datasets=(
+        DatasetStatus("netflow", HookState.ATTACHED, hooks=(HOOK,), maps=()),)).as_json()
+    (netflow,), (sink,) = told["datasets"], told["sinks"]
+    for one, name in ((told, "kubernetes"), (netflow, "map_bytes"), (netflow, "lost"), (netflow, "reason"),
+                      (sink, "lag_s"), (told["nat"], "why")):
+        del one[name]
+    assert "kernel memory of maps: netflow unknown\n" in status_text(told, 2000.0)
+    del netflow["hooks"], told["nat"]
+    assert re.search(r"^netflow +attached$", status_text(told, 2000.0), re.M)
 
 
 def test_the_programs_that_tell_of_translations_are_in_the_table():
