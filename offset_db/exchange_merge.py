@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
+from kcompat.errors import BadInput
 from kcompat.fields import Field
 from kcompat.kernel import Kernel
 from offset_db import inserts, rows
@@ -19,6 +20,7 @@ from offset_db.rows import Remembered, Row, Stored
 
 # Kernels per transaction: few enough that other writers get their turn, many enough that fsync does not count.
 _BATCH = 100
+_TABLES = "SELECT name, sql FROM sqlite_master WHERE name IN ('kernel', 'offset') ORDER BY name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,10 @@ def absorb(db: Database, remembered: Iterable[Remembered]) -> Absorbed:
 
 def merge(db: Database, other: Database) -> Absorbed:
     """Take in another database, whole or not at all. Windows stay there: they are raw memory of that machine."""
+    ours, theirs = (one.read(lambda select: select(_TABLES)) for one in (db, other))
+    if ours != theirs:
+        # What the CHECKs of ours keep out, and columns that are missing, would fail in the middle of it.
+        raise BadInput(other.path, "calls itself kcompat's, and has other tables")
     return absorb_whole(db, everything(other))
 
 

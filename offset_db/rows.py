@@ -172,6 +172,7 @@ def stored_of(values: Row) -> Stored | None:
     except KcompatError:
         return None
     try:
+        _no_bytes(values)
         answer = Offset(field, _STATES[state], source, offset, width, bit_offset, bit_size, _VERDICTS[verdict],
                         confidence, _candidates(candidates), reason, from_json(evidence))
     except (KeyError, TypeError, ValueError) as error:
@@ -190,7 +191,14 @@ def _candidates(text: str) -> tuple[int, ...]:
     return tuple(json.loads(text))
 
 
+def _no_bytes(values: Iterable[Any]) -> None:
+    """SQLite keeps them in a column of text too, for who writes them there."""
+    if bytes in map(type, values):
+        raise Unreadable("bytes where there is text")
+
+
 def kernel_of(row: Mapping[str, Any]) -> Kernel:
+    _no_bytes(row.values())
     unnamed = Kernel(None, row["release"], row["version"], row["machine"], from_json(row["modules"]))
     return unnamed if unnamed.key == row["build_id"] else replace(unnamed, build_id=row["build_id"])
 

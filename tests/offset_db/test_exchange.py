@@ -5,6 +5,7 @@ import os
 import sqlite3
 import stat
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,22 @@ def test_who_else_writes_does_not_wait_while_an_import_is_read_and_loses_nothing
     assert {(s.offset.field.member, s.offset.source): s.offset.offset for s in db.offsets(kernel)} == {
         ("skc_daddr", "btf"): 4, ("skc_daddr", "btf elsewhere"): 0, ("skc_dport", "btf"): 12, ("sk_type", "guess"): 8}
     assert {s.offset.source for s in db.offsets(other)} == {"btf", "dwarf"}
+
+
+@pytest.mark.parametrize("statement", [
+    'DROP TABLE "offset"', "ALTER TABLE kernel DROP COLUMN version", "DROP TABLE kernel; CREATE TABLE kernel (name)",
+    'DROP TABLE "offset"; CREATE VIEW "offset" AS SELECT * FROM kernel',
+    "UPDATE kernel SET release = x'ff'", "UPDATE \"offset\" SET reason = x'ff'", "UPDATE kernel SET modules = 7",
+    "UPDATE \"offset\" SET candidates = 7", "UPDATE \"offset\" SET evidence = '[1]'"])
+def test_what_no_kcompat_has_written_is_told_in_one_line(tmp_path, db, kernel, answers, statement):
+    with Database.open(tmp_path / "theirs.db") as theirs:
+        theirs.record(kernel, answers)
+    with closing(sqlite3.connect(tmp_path / "theirs.db")) as theirs:
+        theirs.executescript(statement)
+
+    with pytest.raises(BadInput, match=r"theirs\.db: ") as error:
+        take_in(db, tmp_path / "theirs.db")
+    assert "\n" not in str(error.value) and db.kernels() == ()
 
 
 def test_damage_in_what_is_merged_is_told_and_moves_nothing(tmp_path, db, kernel, answers):
