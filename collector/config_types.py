@@ -94,7 +94,14 @@ def _complaint(error: ErrorDetails, within: Place = ()) -> Complaint:
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return path, no_such(_spelled(path))
     words = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return path, f"{_spelled(path)} = {without_secrets(repr(error['input']))}: {_WORDS.get(error['type'], words)}"
+    return path, f"{_spelled(path)}{_shown(path, error['input'])}: {_WORDS.get(error['type'], words)}"
+
+
+def _shown(path: Place, value: Any) -> str:
+    """The value, where no secret can stand in it: tables may hold any, and outputs all there are."""
+    if path[:1] == ("outputs",) or isinstance(value, dict | list | tuple):
+        return ""
+    return f" = {without_secrets(repr(value))}"
 
 
 def _spelled(path: Place) -> str:

@@ -57,7 +57,8 @@ class Lock:
         """Raises KcompatError with the pid of who has it, Missing where it cannot be made."""
         path = directory / "kcompat.pid"
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Everybody may see whether a collector is there; lock and socket are its owner's alone.
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise Missing(f"{path}: {error.strerror}") from error

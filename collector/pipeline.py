@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -108,7 +108,8 @@ class Pipeline:
         self._summary = Summary()
         self._started_s = time.time()
         self._reloads = 0
-        self._next: Options | None = None
+        # Only the last one counts. What is put in while it is taken out is not lost, as it would be beside a `= None`.
+        self._next: deque[Options] = deque(maxlen=1)
         self._meter = Meter()
         self._status: Status | None = None
 
@@ -153,7 +154,7 @@ class Pipeline:
 
     def adopt(self, options: Options) -> None:
         """From now on these are the options; from any thread, also from a signal's handler."""
-        self._next = options
+        self._next.append(options)
 
     def _start(self) -> None:
         for name in dict.fromkeys(self.options.datasets):
@@ -184,7 +185,7 @@ class Pipeline:
                 self._setup.translations.adopt(self._setup.means())
             stop.wait(min(rest_s, _GLANCE_S))
             if self._next:
-                self._change(self._next)
+                self._change(self._next.pop())
                 return False
         return True
 
@@ -206,7 +207,6 @@ class Pipeline:
 
     def _change(self, options: Options) -> None:
         """Takes over other options: what was counted until now is flushed with the old ones."""
-        self._next = None
         self._flush()
         options, kept = taken_over(self.options, options)
         # At once: what must not be told from now on, by a redaction for one, is not.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from kcompat.hook_status import HookState, HookStatus
@@ -151,6 +151,14 @@ class Status:
         """The datasets that do not run, and why."""
         return {one.dataset: one.reason for one in self.datasets if not one.runs}
 
+    @classmethod
+    def completed(cls, told: Mapping[str, Any]) -> dict[str, Any]:
+        """`as_json` of another kcompat's collector: what it does not know is as by default, where that is said here."""
+        rows = {name: [_defaults(row) | one for one in told[name]]
+                for name, row in (("datasets", DatasetStatus), ("sinks", SinkStatus))}
+        nat = told.get("nat")
+        return _defaults(cls) | dict(told) | rows | {"nat": _defaults(NatStatus) | nat if nat else None}
+
     def as_json(self) -> dict[str, Any]:
         told = asdict(self)
         for dataset in told["datasets"]:
@@ -161,3 +169,8 @@ class Status:
         if self.kubernetes:
             told["kubernetes"]["kinds"] = [row._asdict() for row in self.kubernetes.kinds]
         return told
+
+
+def _defaults(row: type) -> dict[str, Any]:
+    return {one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in fields(row)
+            if one.default is not MISSING or one.default_factory is not MISSING}

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from collector.record import Record
+from kcompat.printable import printable
 
 VIEWS = ("flow", "process", "peer")
 _UNITS = ("", "K", "M", "G", "T", "P")
@@ -125,11 +126,6 @@ def _host(tags: Mapping[str, str], side: str) -> str:
             return printable(name)
     name = tags.get(f"{side}_domain") or tags[f"{side}_ip"]
     return printable(f"[{name}]" if ":" in name else name)
-
-
-def printable(text: str) -> str:
-    """Process and host names come from strangers: an escape sequence in one must not reach the terminal."""
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _number(fields: Mapping[str, Any], name: str) -> float:

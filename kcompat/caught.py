@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -25,8 +28,7 @@ class Caught:
         self.numbers: list[int] = []
         """What asked for the end, in its order."""
         self.stop = threading.Event()
-        self.on_hangup: Callable[[], None] = lambda: None
-        """Called in a thread of its own."""
+        self._hung_up, self._ended = threading.Event(), False
         self._first_s = 0.0
         self._before: dict[int, Any] = {}
         self._read, self._write = -1, -1
@@ -35,6 +37,13 @@ class Caught:
     def since_s(self) -> float:
         """How long ago the end was asked for."""
         return time.monotonic() - self._first_s
+
+    def on_hangup(self, reload: Callable[[], None]) -> None:
+        """From now on SIGHUP has `reload` called, in a thread of its own; one that came before has it called at once.
+
+        One call after the other: what is read later is adopted later. SIGHUP during a call is for one call more.
+        """
+        threading.Thread(target=self._reload, args=(reload,), name="reload", daemon=True).start()
 
     def __enter__(self) -> Caught:
         self._read, self._write = os.pipe2(os.O_CLOEXEC)
@@ -48,6 +57,9 @@ class Caught:
         for number, old in self._before.items():
             signal.signal(number, old)
         os.close(self._write)
+        # Not waited for: a file is read that may be on a disk which does not answer.
+        self._ended = True
+        self._hung_up.set()
         self._thread.join()
         os.close(self._read)
 
@@ -65,6 +77,14 @@ class Caught:
     def _listen(self) -> None:
         while numbers := os.read(self._read, 1):
             if numbers[0] == signal.SIGHUP:
-                threading.Thread(target=self.on_hangup, name="reload", daemon=True).start()
+                self._hung_up.set()
             else:
                 self.stop.set()
+
+    def _reload(self, reload: Callable[[], None]) -> None:
+        while self._hung_up.wait() and not self._ended:
+            self._hung_up.clear()
+            try:
+                reload()
+            except Exception:
+                log.exception("SIGHUP")

@@ -108,7 +108,7 @@ def run(request: Request, options: Options, *, duration: float | None, again: Ca
             runs = pipeline.Pipeline(options, offsets, sinks, off=off, ready=_Announced(begun), alive=alive,
                                      again=lambda datasets: _offsets_of_any(request, datasets)[1],
                                      keep_trying=keep_trying)
-            caught.on_hangup = lambda: _reload(runs, again)
+            caught.on_hangup(lambda: _reload(runs, again))
             with _telling(directory, runs), _serving(options.metrics, runs):
                 summary = runs.run(caught.stop, duration)
                 manager.stopping()

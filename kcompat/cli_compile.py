@@ -16,6 +16,7 @@ from kcompat.cli_output import to_json
 from kcompat.errors import Missing, UnknownField
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offsets
+from kcompat.printable import printable
 from kcompat.probe import require_bpf
 from offset_db.db import Database
 from offset_db.files import default_path
@@ -88,5 +89,5 @@ def programs_text(programs: list[Program]) -> str:
     for program in programs:
         whose = ", ".join(program.kernels) or "every kernel"
         how = program.reason or ("was there" if program.cached else f"compiled in {program.seconds:.1f} s")
-        lines.append(f"{program.name} for {whose}: {how}\n")
+        lines.append(f"{program.name} for {printable(whose)}: {printable(how)}\n")
     return "".join(lines) + f"objects are in {cache_dir()}\n"

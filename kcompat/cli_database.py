@@ -6,10 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kcompat.cli_output import drawn, place, to_json
+from kcompat.cli_output import cells, drawn, place, to_json
 from kcompat.errors import KcompatError
 from kcompat.fields import CATALOGUE
 from kcompat.kernel import Kernel
+from kcompat.printable import printable
 from offset_db.db import Database
 from offset_db.files import default_path
 from offset_db.rows import Disagreement, Remembered, Stored
@@ -38,13 +39,16 @@ def disputed(chosen: Path | None) -> tuple[Disagreement, ...]:
 def opened(chosen: Path | None, *, read_only: bool = False) -> Database:
     """The database, which must be there; it is asked, so a damaged one stays where it is."""
     path = chosen or default_path()
-    try:
-        there = path.exists()
-    except OSError as error:
-        raise KcompatError(f"{path}: {error.strerror}") from error
-    if not there:
+    if not is_there(path):
         raise KcompatError(f"{path}: no database there yet; `kcompat resolve` or `sudo kcompat guess` makes one")
     return Database.open(path, read_only=read_only, heals=False)
+
+
+def is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise KcompatError(f"{path}: {error.strerror}") from error
 
 
 def show_json(found: tuple[Remembered, ...]) -> str:
@@ -74,8 +78,8 @@ def _kernels_text(found: tuple[Remembered, ...]) -> str:
                              no_wrap=heading != "release")
         for r in found:
             counts = Counter(s.offset.source for s in r.stored)
-            table.add_row(r.kernel.release, r.kernel.machine, short(r.kernel),
-                          ", ".join(f"{n} {source}" for source, n in sorted(counts.items())), r.last_seen[:10])
+            table.add_row(*cells(r.kernel.release, r.kernel.machine, short(r.kernel),
+                                 ", ".join(f"{n} {source}" for source, n in sorted(counts.items())), r.last_seen[:10]))
         console.print(table)
 
     return drawn(draw)
@@ -99,11 +103,11 @@ def _fields_text(remembered: Remembered) -> str:
         for s in sorted(remembered.stored, key=lambda s: (order[s.offset.field], s.offset.source)):
             state = Text("quarantined", "red") if s.quarantined_at else Text(
                 "" if s.offset.offset is not None else str(s.offset.verdict), "yellow")
-            table.add_row(s.offset.field.name, place(s.offset), s.offset.source, s.recorded_at[:10],
-                          (s.verified_at or "-")[:10], state)
+            table.add_row(*cells(s.offset.field.name, place(s.offset), s.offset.source, s.recorded_at[:10],
+                                 (s.verified_at or "-")[:10], state))
         console.print(table)
 
-    return f"{kernel.release} {kernel.machine}\nbuild-id {kernel.key}\n\n{drawn(draw)}"
+    return f"{printable(f'{kernel.release} {kernel.machine}')}\nbuild-id {printable(kernel.key)}\n\n{drawn(draw)}"
 
 
 def disagreements_json(found: tuple[Disagreement, ...]) -> str:
@@ -123,9 +127,9 @@ def disagreements_text(found: tuple[Disagreement, ...]) -> str:
         for heading in ("kernel", "build-id", "field", "who says what"):
             table.add_column(heading, overflow="fold")
         for d in found:
-            table.add_row(d.kernel.release, short(d.kernel), d.field.name,
-                          ", ".join(f"{source}: {place(o) if o.offset is not None else o.state}"
-                                    for source, o in d.answers.items()))
+            table.add_row(*cells(d.kernel.release, short(d.kernel), d.field.name,
+                                 ", ".join(f"{source}: {place(o) if o.offset is not None else o.state}"
+                                           for source, o in d.answers.items())))
         console.print(table)
 
     return drawn(draw)

@@ -9,7 +9,7 @@ from typing import cast
 
 from kcompat.cli_database import opened
 from kcompat.cli_errors import say
-from kcompat.cli_output import to_json
+from kcompat.cli_output import is_standard_output, to_json
 from kcompat.errors import BadInput, KcompatError, Missing
 from kcompat.regular import FAULT
 from offset_db.db import Database
@@ -69,8 +69,10 @@ def exported(chosen: Path | None, form: str, kernel: str | None) -> bytes:
         return give(db, cast(Format, form), one(db, kernel) if kernel else None)
 
 
-def export_to(output: Path, data: bytes, form: str, *, as_json: bool) -> str:
-    """Writes the file, and says so."""
+def export_to(output: Path, data: bytes, form: str, *, as_json: bool) -> str | bytes:
+    """Writes the file, and what to print of it; of what is standard output, as /dev/stdout, the data and no more."""
+    if is_standard_output(output):
+        return data
     write_whole(output, data)
     if as_json:
         return to_json({"file": str(output), "format": form, "bytes": len(data)})
@@ -78,7 +80,7 @@ def export_to(output: Path, data: bytes, form: str, *, as_json: bool) -> str:
 
 
 def pull_one(chosen: Path | None, url: str, sha256: str | None, sums: Path | None, *, merged: bool) -> Imported:
-    path = chosen or default_path()
+    path = (chosen or default_path()).resolve()
     fetched = fetch(url, checksum(sha256, sums, url), path)
     try:
         if merged:

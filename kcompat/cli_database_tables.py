@@ -8,10 +8,11 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from kcompat.cli_database import short
-from kcompat.cli_output import drawn, to_json
+from kcompat.cli_output import cells, drawn, to_json
 from kcompat.fields import Field
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offset
+from kcompat.printable import printable
 from offset_db.exchange_names import NAMED
 from offset_db.queries import Difference, Listed, Step, in_words, told
 from offset_db.queries_verify import Fault
@@ -78,7 +79,7 @@ def history_text(field: Field, steps: Sequence[Step]) -> str:
             rows.append((step.version or "?", place, "moved" if moved else "", _bar(step.offset, lowest, highest),
                          str(step.kernels), step.last.removesuffix(f".{machine}")))
             before = place
-        parts.append(f"{field.name} on {machine or 'unknown machines'}\n"
+        parts.append(f"{field.name} on {printable(machine) or 'unknown machines'}\n"
                      + _table(("version", "offset", "", "", "kernels", "up to"), rows))
     return "\n".join(parts)
 
@@ -91,8 +92,8 @@ def faults_json(found: Sequence[Fault]) -> str:
 def faults_text(found: Sequence[Fault]) -> str:
     if not found:
         return "sound: the file, and every layout in it\n"
-    return "".join(f"{f'{f.kernel.release or short(f.kernel)}, {f.source}: ' if f.kernel else ''}{f.fault}\n"
-                   for f in found)
+    told = (f"{f'{f.kernel.release or short(f.kernel)}, {f.source}: ' if f.kernel else ''}{f.fault}" for f in found)
+    return "".join(f"{printable(one)}\n" for one in told)
 
 
 def _key(kernel: Kernel) -> str:
@@ -117,16 +118,14 @@ def _bar(offset: int | None, lowest: int, highest: int) -> str:
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     def draw(console: Console) -> None:
         from rich.table import Table
-        from rich.text import Text
 
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         for heading in headings:
             # A chart that is broken over lines is none.
-            table.add_column(heading, overflow="fold", no_wrap=not heading,
+            table.add_column(printable(heading), overflow="fold", no_wrap=not heading,
                              justify="right" if heading in ("offset", "kernels", "known", "moved by") else "left")
         for row in rows:
-            # As text: what stands in a file that was imported is no markup of rich's, nor a terminal's escape code.
-            table.add_row(*(Text("".join(c if c.isprintable() else "?" for c in cell)) for cell in row))
+            table.add_row(*cells(*row))
         console.print(table)
 
     return drawn(draw)

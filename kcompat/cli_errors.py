@@ -12,6 +12,7 @@ import click
 from kcompat.cli_output import emit, quiet_pipe
 from kcompat.errors import KcompatError
 from kcompat.log_lines import RateLimit, json_line, without_secrets
+from kcompat.printable import printable
 
 
 class Commands(click.Group):
@@ -66,7 +67,7 @@ _HANDLER = _ToStderr()
 def say(words: str, level: str = "info", source: str = "kcompat") -> None:
     """One line on standard error, whatever the words hold; without what may be a password."""
     words = without_secrets(" ".join(words.split()))
-    click.echo(json_line(words, level, source) if _HANDLER.as_json else f"kcompat: {words}", err=True)
+    click.echo(json_line(words, level, source) if _HANDLER.as_json else f"kcompat: {printable(words)}", err=True)
 
 
 def log_to_stderr(*, verbose: bool) -> None:

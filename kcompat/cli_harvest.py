@@ -17,6 +17,7 @@ import click
 from kcompat.cli_errors import say
 from kcompat.cli_output import COLUMNS, emit, to_json
 from kcompat.errors import KcompatError
+from kcompat.printable import printable
 
 if TYPE_CHECKING:
     from rich.progress import Task
@@ -101,7 +102,7 @@ def _summary_lines(summary: Summary) -> Iterator[str]:
         yield "\n"
         reasons = Counter(reason for o in outcomes for reason in o.reasons)
         for reason, count in reasons.most_common():
-            yield f"{'':<10} {shorten(f'{count} {_line(reason)}', COLUMNS - 11, placeholder='...')}\n"
+            yield f"{'':<10} {shorten(f'{count} {printable(reason)}', COLUMNS - 11, placeholder='...')}\n"
 
 
 def _files(count: int) -> str:
@@ -115,11 +116,6 @@ def _expanded(paths: Iterable[str]) -> Iterator[str]:
         if path == "-" and not sys.stdin:
             raise KcompatError("standard input is closed, and a list of paths was to come from it")
         yield from listed(sys.stdin.buffer.read()) if path == "-" else (path,)
-
-
-def _line(text: str) -> str:
-    """On one line, whatever a file's name holds."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 @contextmanager
@@ -170,4 +166,4 @@ def _told() -> Iterator[Callable[[Progress], None]]:
 def _tell_faults(outcome: Outcome, write: Callable[[str], None]) -> None:
     if outcome.ending == "failed":
         for reason in outcome.reasons:
-            write(_line(f"{outcome.path}: {reason}"))
+            write(printable(f"{outcome.path}: {reason}"))

@@ -6,14 +6,17 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, TextIO
 
 from kcompat.errors import KcompatError
 from kcompat.offsets import Offset, State
+from kcompat.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from kcompat.cli_sources import Answer
 
@@ -66,6 +69,15 @@ def is_terminal() -> bool:
     return out is not None and out.isatty()
 
 
+def is_standard_output(path: Path) -> bool:
+    """Whether that is where standard output goes, by whatever name."""
+    out = _stdout()
+    try:
+        return out is not None and os.path.samestat(path.stat(), os.fstat(out.fileno()))
+    except (OSError, ValueError):
+        return False
+
+
 def quiet_pipe() -> None:
     """What is still buffered for a reader that has left goes nowhere, not into a second error at exit."""
     try:
@@ -85,11 +97,18 @@ def drawn(draw: Callable[[Console], None]) -> str:
     """What `draw` prints on a console, coloured only where standard output is a terminal."""
     from rich.console import Console
 
-    console = Console(width=None if is_terminal() else COLUMNS, highlight=False, emoji=False)
+    console = Console(width=None if is_terminal() else COLUMNS, highlight=False, emoji=False, markup=False)
     with console.capture() as captured:
         draw(console)
     # rich pads cells to the column's width: no trailing blanks in what people paste into reports.
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+
+
+def cells(*values: str | Text) -> Iterator[Text]:
+    """What stands in a row, as it stands there: what a file says that was imported may be anything."""
+    from rich.text import Text
+
+    return (Text(printable(value)) if isinstance(value, str) else value for value in values)
 
 
 def offsets_json(answer: Answer) -> str:
@@ -108,8 +127,8 @@ def offsets_table(answer: Answer) -> str:
             table.add_column(heading, justify="right" if heading in ("offset", "bytes", "confidence") else "left",
                              no_wrap=True)
         for o in answer.offsets.values():
-            table.add_row(o.field.name, place(o), "" if o.width is None else str(o.width), o.source,
-                          Text(str(o.verdict), STYLES[o.verdict]), confidence(o))
+            table.add_row(*cells(o.field.name, place(o), "" if o.width is None else str(o.width), o.source,
+                                 Text(str(o.verdict), STYLES[o.verdict]), confidence(o)))
         console.print(table)
 
     return drawn(draw) + "".join(_notes(answer.offsets.values()))
@@ -126,7 +145,11 @@ def _notes(offsets: Iterable[Offset]) -> Iterator[str]:
 
 
 def indented(text: str) -> str:
-    return fill(text, COLUMNS, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False) + "\n"
+    return fill(_words(text), COLUMNS, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False) + "\n"
+
+
+def _words(text: str) -> str:
+    return printable(" ".join(text.split()))
 
 
 def place(offset: Offset) -> str:
@@ -164,7 +187,7 @@ def _explained(answer: Answer, offset: Offset) -> Iterator[str]:
     yield f"{field.name} ({field.c_type})"
 
     def line(label: str, text: object) -> str:
-        return fill(str(text), COLUMNS, initial_indent=f"  {label:<16}", subsequent_indent=" " * 18,
+        return fill(_words(str(text)), COLUMNS, initial_indent=f"  {label:<16}", subsequent_indent=" " * 18,
                     break_on_hyphens=False)
 
     known = offset.offset is not None

@@ -216,15 +216,20 @@ class _Memory:
 
         self.path = request.db or default_path()
         self.db: Database | None = None
-        self._records = request.record
+        # What the database itself says is not recorded there again.
+        self._records = request.record and request.source != "db"
         if request.source in ("auto", "db"):
             self._open(needed=request.source == "db")
 
     def _open(self, *, needed: bool) -> None:
+        from kcompat.cli_database import is_there, opened
         from offset_db.db import Database
 
         try:
-            self.db = Database.open(self.path)
+            if self._records:
+                self.db = Database.open(self.path)
+            elif needed or is_there(self.path):
+                self.db = opened(self.path)
         except KcompatError as error:
             if needed:
                 raise

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kcompat.cli_output import drawn, emit, to_json
+from kcompat.cli_output import cells, drawn, emit, to_json
+from kcompat.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,6 +46,9 @@ def status(run_dir: Path | None, as_json: bool) -> None:
 
 def status_text(told: Mapping[str, Any], now_s: float) -> str:
     """The table of hooks, then what there is to say in words."""
+    from collector.status import Status
+
+    told = Status.completed(told)
     sources = ", ".join(f"{count} from {source}" for source, count in told["offsets"].items()) or "none needed"
     lines = [f"pid {told['pid']} on {told['host']}, {told['kernel']}, for {_age(now_s - told['started_s'])}; "
              f"as of {_age(now_s - told['taken_s'])} ago",
@@ -66,7 +70,8 @@ def status_text(told: Mapping[str, Any], now_s: float) -> str:
         lines.append(_nat_text(nat))
     lines += [f"{sink['name']}: {sink['written']} written, {sink['waiting']} waiting, {sink['dropped']} dropped"
               for sink in told["sinks"]]
-    return hooks_table([*told["datasets"], *_nat_rows(told.get("nat"))]) + "\n".join(lines) + "\n"
+    table = hooks_table([*told["datasets"], *_nat_rows(told.get("nat"))])
+    return table + "".join(f"{printable(line)}\n" for line in "\n".join(lines).split("\n"))
 
 
 def _cluster_text(cluster: Mapping[str, Any]) -> str:
@@ -111,8 +116,8 @@ def hooks_table(datasets: list[Mapping[str, Any]]) -> str:
         for one in datasets:
             rows = one["hooks"] or [{"program": "", "hook": "", "state": one["state"]}]
             for row in rows:
-                table.add_row(one["dataset"], row["program"], row["hook"],
-                              Text(row["state"], _STYLES.get(row["state"], "")))
+                table.add_row(*cells(one["dataset"], row["program"], row["hook"],
+                                     Text(row["state"], _STYLES.get(row["state"], ""))))
         console.print(table)
 
     return drawn(draw)

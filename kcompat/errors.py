@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from kcompat.printable import printable
+
 
 class KcompatError(Exception):
     """Anything kcompat says to a user instead of a traceback."""
@@ -16,7 +18,7 @@ class BadInput(KcompatError):
 
     def __init__(self, path: str | os.PathLike[str], fault: str) -> None:
         # Faults quote what stands in the file: never a line break or a terminal's escape sequence.
-        fault = "".join(c if c.isprintable() else "?" for c in fault)
+        fault = printable(fault)
         super().__init__(f"{os.fspath(path)}: {fault}")
         self.path = os.fspath(path)
         self.fault = fault

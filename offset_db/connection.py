@@ -15,7 +15,8 @@ from offset_db.files import check_regular, ensure_exists, identity, is_sqlite, m
 
 APPLICATION_ID = 0x6B636F6D
 SCHEMA_VERSION = 2
-DEADLINE_S = 15.0
+# Longer than an import, which is whole or not at all, has the lock: some ten seconds for 5,000 kernels.
+DEADLINE_S = 30.0
 # How long SQLite itself waits for a lock before we look at our own deadline.
 _BUSY_SLICE_S = 0.25
 _RETRY_S = 0.005

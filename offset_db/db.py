@@ -175,9 +175,7 @@ class Database:
             raise KcompatError(f"{self.path}: holds no answer from {source!r} for {field} of {kernel.release}")
 
     def _stored(self, kernel: Kernel) -> Sequence[Stored]:
-        sql = f'SELECT {", ".join(rows.ANSWER)} FROM "offset" WHERE {_OF_KERNEL}'
-        found = self._connection.execute(sql, (kernel.key,))
-        return [stored for values in found if (stored := rows.stored_of(values))]
+        return list(rows.decoded(inserts.held(self._connection, kernel)))
 
     def _select(self, sql: str, *parameters: object) -> list[Mapping[str, Any]]:
         cursor = self._connection.execute(sql, parameters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,7 +15,7 @@ from kcompat.elf import MAGIC as ELF_MAGIC
 from kcompat.errors import BadInput, Missing, Usage
 from kcompat.fields import CATALOGUE
 from kcompat.kernel import Kernel
-from kcompat.regular import open_regular
+from kcompat.regular import is_regular, open_regular
 from offset_db import exchange_btf, exchange_btfhub, exchange_datadog, exchange_header, exchange_jsonl, rows
 from offset_db.db import Database
 from offset_db.exchange_merge import Absorbed, absorb, absorb_whole, merge
@@ -46,10 +47,7 @@ def take_in(db: Database, path: Path, progress: Callable[[BadInput], None] | Non
     if reader is None:
         raise BadInput(path, "none of what can be imported: JSON Lines of ours, a database of ours, DataDog's "
                              "constants, BTF, a BTFHub archive or directory")
-    # Read twice rather than held: what is wrong at the end must not leave the beginning behind.
-    for _ in reader(path):
-        pass
-    return absorb_whole(db, lambda: reader(path))
+    return absorb_whole(db, reader(path))
 
 
 def give(db: Database, form: Format, kernel: Remembered | None) -> bytes:
@@ -65,21 +63,44 @@ def give(db: Database, form: Format, kernel: Remembered | None) -> bytes:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """The file appears complete or not at all."""
+    """The file appears complete or not at all. A device or pipe stays what it is: it is opened and written to."""
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                os.fchmod(file.fileno(), 0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        if _stays(file := _behind(path)):
+            # As a shell's >> does: what /proc leads to may be a file that somebody has begun.
+            with os.fdopen(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), "wb") as there:
+                there.write(data)
+        else:
+            _replace(file, data)
     except PermissionError as error:
         raise Missing(f"{path}: {error.strerror}; name a file you may write") from error
     except OSError as error:
         raise BadInput(path, error.strerror or str(error)) from error
+
+
+def _stays(path: Path) -> bool:
+    """Whether something is there that a file must not take the place of."""
+    return path.is_symlink() or (path.exists() and not is_regular(path.stat().st_mode))
+
+
+def _behind(path: Path) -> Path:
+    """Where links lead. One of /proc's, as /dev/stdout in the end is, has no path of what it leads to: it stays."""
+    with suppress(FileNotFoundError):
+        path.stat()  # raises where links lead in a circle
+    while path.is_symlink() and not path.parent.resolve().is_relative_to("/proc"):
+        path = path.parent / path.readlink()
+    return path
+
+
+def _replace(path: Path, data: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            os.fchmod(file.fileno(), 0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def _head(path: Path) -> bytes:

@@ -45,7 +45,7 @@ def parse(text: str, path: str | PathLike[str], at: str) -> Iterator[Remembered]
         for row in kernels:
             release, name, version, machine = (text_of(row[n]) for n in ("uname_release", "distrib", "version", "arch"))
             kernel = named_kernel(release, "-".join(filter(None, (name, version))), machine)
-            answers = tuple(Stored(o, at) for o in _offsets(release, sets[row["cindex"]]))
+            answers = tuple(Stored(o, at) for o in _offsets(release, sets[_index(row["cindex"])]))
             yield Remembered(kernel, at, at, answers)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
         raise BadInput(path, f"not DataDog's constants: {type(error).__name__} {error}") from error
@@ -63,6 +63,13 @@ def render(remembered: Iterable[Remembered]) -> str:
                             "uname_release": r.kernel.release, "cindex": index})
     kernels.sort(key=lambda k: (k["distrib"], k["version"], k["arch"], k["uname_release"]))
     return json.dumps({"constants": [json.loads(one) for one in sets], "kernels": kernels}, indent="\t") + "\n"
+
+
+def _index(value: Any) -> int:
+    """Python takes -1 for the last one, and true for the second."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"cindex {value!r}")
+    return value
 
 
 def _offsets(release: str, constants: dict[str, Any]) -> Iterator[Offset]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from kcompat.printable import printable
 from kcompat.template import defines
 from offset_db.queries import chosen
 from offset_db.rows import Remembered
@@ -48,4 +49,4 @@ def _block(remembered: Remembered) -> str:
     # What stands in a file that was imported must not end the comment.
     told = f"{kernel.release} {kernel.machine}, {kernel.key}, from {sources or 'nobody'}".replace("*/", "* /")
     ordered = {field: found[field] for field in sorted(found, key=lambda f: f.macro)}
-    return f"/* {' '.join(told.split())} */\n{defines(ordered)}"
+    return f"/* {printable(' '.join(told.split()))} */\n{defines(ordered)}"

@@ -14,7 +14,7 @@ import httpx
 
 from kcompat.errors import BadInput, KcompatError, Missing, Usage
 from kcompat.regular import open_regular
-from offset_db.connection import connect_writable
+from offset_db.connection import Busy, Corrupt, connect_writable, told
 from offset_db.db import Database
 
 _TIMEOUT_S = 30.0
@@ -24,17 +24,17 @@ _MAX_SIZE = 4 << 30
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def checksum(told: str | None, sums: Path | None, url: str) -> str:
+def checksum(given: str | None, sums: Path | None, url: str) -> str:
     """The SHA-256 to expect: as given, or from the line of `url`'s file name in a file as sha256sum(1) writes it.
 
     It must come another way than the file: one that lies beside the file says only that the transfer went well.
     """
-    if told and sums:
+    if given and sums:
         raise Usage("give the checksum or a SHA256SUMS file, not both")
-    if told:
-        if not _SHA256.fullmatch(told.lower()):
-            raise Usage(f"{told!r} is not a SHA-256: 64 hexadecimal digits")
-        return told.lower()
+    if given:
+        if not _SHA256.fullmatch(given.lower()):
+            raise Usage(f"{given!r} is not a SHA-256: 64 hexadecimal digits")
+        return given.lower()
     if sums is None:
         raise Usage("a checksum is required: --sha256 HEX, or --sums FILE")
     name = Path(unquote(urlsplit(url).path)).name
@@ -57,7 +57,7 @@ def fetch(url: str, sha256: str, beside: Path, progress: Callable[[int], None] |
         if scheme == "https":
             _download(url, part, progress)
         elif scheme in ("file", ""):
-            _write(part, _chunks_of(source), 0, progress)
+            _write(url, part, _chunks_of(source), 0, progress)
         else:
             raise Usage(f"{url}: {scheme} is not supported, only https and file")
         if (found := _digest(part)) != sha256:
@@ -71,19 +71,25 @@ def fetch(url: str, sha256: str, beside: Path, progress: Callable[[int], None] |
 
 
 def replace(path: Path, fetched: Path) -> None:
-    """Put the fetched database in the place of `path`, at once. Raises BadInput if it is none; then nothing changes."""
+    """Put the fetched database in the place of `path`, at once. Raises KcompatError; then nothing changes.
+
+    BadInput where what was fetched is no database, or what is there is none of ours, or a newer kcompat's.
+    """
     with Database.open(fetched, read_only=True):
         pass
-    if path.exists():
-        # Into the file, so that no -wal is left that belongs to another file than the one it lies beside.
-        with suppress(KcompatError):
-            connection = connect_writable(path.resolve())
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            connection.close()
-    _drop_log(path)
-    # Readable by its owner only, as every memory: see files.ensure_exists.
-    fetched.chmod(0o600)
-    fetched.replace(path)
+    try:
+        if path.exists():
+            # Into the file, so that no -wal is left that belongs to another file than the one it lies beside.
+            with suppress(Busy, Corrupt), told(path):
+                connection = connect_writable(path)
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                connection.close()
+        _drop_log(path)
+        # Readable by its owner only, as every memory: see files.ensure_exists.
+        fetched.chmod(0o600)
+        fetched.replace(path)
+    except OSError as error:
+        raise Missing(f"{path}: {error.strerror}; name a file you may write") from error
 
 
 def discard(fetched: Path) -> None:
@@ -111,15 +117,17 @@ def _download(url: str, part: Path, progress: Callable[[int], None] | None) -> N
         answer.raise_for_status()
         resumed = done if answer.status_code == 206 else 0
         # As it comes: what waits here for a chunk to be full is lost with the line.
-        _write(part, answer.iter_bytes(), resumed, progress)
+        _write(url, part, answer.iter_bytes(), resumed, progress)
 
 
-def _write(part: Path, chunks: Iterator[bytes], done: int, progress: Callable[[int], None] | None) -> None:
+def _write(url: str, part: Path, chunks: Iterator[bytes], done: int, progress: Callable[[int], None] | None) -> None:
     with part.open("ab" if done else "wb") as file:
         for chunk in chunks:
             done += len(chunk)
             if done > _MAX_SIZE:
-                raise KcompatError(f"{part}: over {_MAX_SIZE >> 30} GiB, which no database is")
+                # Not to be gone on from.
+                part.unlink()
+                raise KcompatError(f"{url}: over {_MAX_SIZE >> 30} GiB, which no database is; nothing was changed")
             file.write(chunk)
             if progress:
                 progress(done)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from kcompat.fields import Field
 from kcompat.kernel import Kernel
 from offset_db import rows
 from offset_db.rows import Row, Stored, Window
 
+# The values of rows.ANSWER, by a kernel's key.
+HELD = f'SELECT {", ".join(rows.ANSWER)} FROM "offset" WHERE kernel_id = (SELECT id FROM kernel WHERE build_id = ?)'
 _INTO = f'INTO "offset" (kernel_id, {", ".join(rows.ANSWER)}) VALUES (?{", ?" * len(rows.ANSWER)})'
 _PUT_WINDOW = f'INSERT INTO "window" ({", ".join(rows.WINDOW)}) VALUES ({", ".join("?" * len(rows.WINDOW))})'
 
@@ -37,10 +39,9 @@ def put_kernel(connection: sqlite3.Connection, kernel: Kernel, first_seen: str, 
     return int(kernel_id), False
 
 
-def held(connection: sqlite3.Connection, kernel_id: int) -> dict[tuple[Field, str], Stored]:
-    """(field, source) -> what is held of that kernel."""
-    found = connection.execute(f'SELECT {", ".join(rows.ANSWER)} FROM "offset" WHERE kernel_id = ?', (kernel_id,))
-    return {(s.offset.field, s.offset.source): s for s in _stored(found)}
+def held(connection: sqlite3.Connection, kernel: Kernel) -> tuple[Row, ...]:
+    """All that is held of that kernel."""
+    return tuple(connection.execute(HELD, (kernel.key,)))
 
 
 def put_answers(connection: sqlite3.Connection, kernel_id: int, answers: Iterable[Row], *, new: bool) -> None:
@@ -58,18 +59,14 @@ def put_merged(connection: sqlite3.Connection, kernel: Kernel, answers: Iterable
     """What sources have said of a kernel, `at` that time, beside what they said before. Returns its id."""
     kernel_id, new = put_kernel(connection, kernel, at, at)
     if not new:
-        known = held(connection, kernel_id)
+        known = {(s.offset.field, s.offset.source): s for s in rows.decoded(held(connection, kernel))}
         said: dict[tuple[Field, str], Stored] = {}
-        for stored in _stored(answers):
+        for stored in rows.decoded(answers):
             key = stored.offset.field, stored.offset.source
             said[key] = rows.merged(said.get(key, known.get(key)), stored)
         answers = map(rows.answer_row, said.values())
     put_answers(connection, kernel_id, answers, new=new)
     return kernel_id
-
-
-def _stored(answers: Iterable[Row]) -> Iterator[Stored]:
-    return (s for row in answers if (s := rows.stored_of(row)))
 
 
 def put_windows(connection: sqlite3.Connection, kernel_id: int, windows: Iterable[Window]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -23,6 +23,9 @@ ANSWER = ("field", "source", "module_build_id", "value", "width", "bit_offset", 
 Row = tuple[Any, ...]
 _STATES, _VERDICTS = {str(s): s for s in State}, {str(v): v for v in Verdict}
 _NOTHING = "{}"
+# What a source said that was asked in another database, and contradicts what it said here.
+_ELSEWHERE = " elsewhere"
+_MOST_PLACES = 100
 WINDOW = ("kernel_id", "run", "object", "hook", "bytes", "expected")
 
 
@@ -95,28 +98,58 @@ def merged(held: Stored | None, new: Stored) -> Stored:
     return new
 
 
-def united(held: Stored | None, theirs: Stored) -> tuple[Stored, ...]:
-    """What to remember when another database has an answer of the same source: who was asked first does not matter.
+def united(held: Mapping[str, Stored], theirs: Stored) -> tuple[Stored, ...]:
+    """What to remember when another database has an answer: who was asked first does not matter.
 
-    A refutation anywhere holds everywhere. The same source at two places is not settled by who came last: theirs is
-    kept under a name of its own, which is never answered with and shows among the disagreements.
+    `held` is what is known of the field, by source. A refutation anywhere holds everywhere. The same source at several
+    places is not settled by who came last: each further place is kept under a name of its own, which is never answered
+    with and shows among the disagreements.
     """
-    if held is None or held.offset.state is State.UNKNOWN:
-        return (theirs,)
+    source = theirs.offset.source
     if theirs.offset.state is State.UNKNOWN:
-        return (held,)
-    if held.module_build_id != theirs.module_build_id:
-        return (max(held, theirs, key=lambda s: s.recorded_at),)
-    if held.offset.same_place(theirs.offset):
-        latest = max(held, theirs, key=lambda s: s.recorded_at)
-        refuted = held if held.quarantined_at else theirs
-        return (replace(latest, verified_at=max(held.verified_at or "", theirs.verified_at or "") or None,
-                        quarantined_at=refuted.quarantined_at, quarantine_reason=refuted.quarantine_reason),)
-    if held.quarantined_at:
-        return (theirs,)
-    if theirs.quarantined_at:
-        return (held,)
-    return held, replace(theirs, offset=replace(theirs.offset, source=f"{theirs.offset.source} elsewhere"))
+        return () if source in held else (theirs,)
+    told = {name: s for name, s in held.items()
+            if s.offset.state is not State.UNKNOWN and _speaker(name) == _speaker(source)}
+    before = told.get(source)
+    if before and before.module_build_id != theirs.module_build_id:
+        return (max(before, theirs, key=lambda s: s.recorded_at),)
+    there = {name: _borne_out(s, theirs) for name, s in told.items()
+             if s.module_build_id == theirs.module_build_id and s.offset.same_place(theirs.offset)}
+    gives_way = before is None or (before.quarantined_at and not theirs.quarantined_at)
+    if gives_way and source not in there and source == _speaker(source):
+        # What it says itself, not what it is said to have said elsewhere, is under its own name.
+        return (theirs, *there.values())
+    if there:
+        return tuple(there.values())
+    if before and theirs.quarantined_at:
+        return ()
+    for name in (source, *_elsewhere(source)):
+        if name not in told or told[name].quarantined_at:
+            return (_named(theirs, name),)
+    return ()
+
+
+def _speaker(source: str) -> str:
+    return source.partition(_ELSEWHERE)[0]
+
+
+def _elsewhere(source: str) -> Iterator[str]:
+    """The names for its further places. Of more the field is disputed no more than it is."""
+    name = _speaker(source) + _ELSEWHERE
+    return (f"{name} {number}" if number > 1 else name for number in range(1, _MOST_PLACES))
+
+
+def _borne_out(held: Stored, theirs: Stored) -> Stored:
+    """Two answers of one place, under the name of the first."""
+    latest = max(held, theirs, key=lambda s: s.recorded_at)
+    refuted = held if held.quarantined_at else theirs
+    return replace(_named(latest, held.offset.source), quarantined_at=refuted.quarantined_at,
+                   quarantine_reason=refuted.quarantine_reason,
+                   verified_at=max(held.verified_at or "", theirs.verified_at or "") or None)
+
+
+def _named(stored: Stored, source: str) -> Stored:
+    return replace(stored, offset=replace(stored.offset, source=source))
 
 
 def answer_row(stored: Stored) -> Row:
@@ -139,11 +172,17 @@ def stored_of(values: Row) -> Stored | None:
     except KcompatError:
         return None
     try:
+        _no_bytes(values)
         answer = Offset(field, _STATES[state], source, offset, width, bit_offset, bit_size, _VERDICTS[verdict],
                         confidence, _candidates(candidates), reason, from_json(evidence))
     except (KeyError, TypeError, ValueError) as error:
         raise Unreadable(f"the row of {field.name} from {source!r}: {error}") from error
     return Stored(answer, recorded_at, module_build_id, verified_at, quarantined_at, quarantine_reason)
+
+
+def decoded(answers: Iterable[Row]) -> Iterator[Stored]:
+    """Those of a field that is in the catalogue."""
+    return (s for row in answers if (s := stored_of(row)))
 
 
 @lru_cache(maxsize=4096)
@@ -152,7 +191,14 @@ def _candidates(text: str) -> tuple[int, ...]:
     return tuple(json.loads(text))
 
 
+def _no_bytes(values: Iterable[Any]) -> None:
+    """SQLite keeps them in a column of text too, for who writes them there."""
+    if bytes in map(type, values):
+        raise Unreadable("bytes where there is text")
+
+
 def kernel_of(row: Mapping[str, Any]) -> Kernel:
+    _no_bytes(row.values())
     unnamed = Kernel(None, row["release"], row["version"], row["machine"], from_json(row["modules"]))
     return unnamed if unnamed.key == row["build_id"] else replace(unnamed, build_id=row["build_id"])
 

@@ -15,6 +15,7 @@ from rich.text import Text
 from collector.record import Record
 from collector.sinks.lines import StdoutStream
 from collector.sinks.sink import CLOSE_DEADLINE_S
+from kcompat.printable import printable
 
 # In a pipe rich would take the width of whatever terminal it finds on another descriptor.
 PIPE_COLUMNS = 80
@@ -75,7 +76,7 @@ def _show(console: Console, measurement: str, records: list[Record]) -> None:
         table.add_column(column.title, justify=column.justify, no_wrap=not column.folds, style=column.style,
                          overflow="fold")
     for record in busiest[:MAX_ROWS]:
-        table.add_row(*(Text(_printable(column.show(record))) for column in columns))
+        table.add_row(*(Text(printable(column.show(record))) for column in columns))
     console.print(table)
     if hidden := busiest[MAX_ROWS:]:
         of = "bytes" if "bytes_read" in records[0].fields else "counted"
@@ -132,11 +133,6 @@ def _rcode(record: Record) -> str:
 
     rcode = int(_number(record, "rcode"))
     return "no reply" if rcode < 0 else to_text(Rcode.make(rcode))
-
-
-def _printable(text: str) -> str:
-    """Process and host names come from strangers: an escape sequence in one must not reach the terminal."""
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 _ENDS = (

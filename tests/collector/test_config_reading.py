@@ -135,7 +135,7 @@ labels = "app"
                 ("1", "loopback = 'yes': must be true or false"),
                 ("2", "datasets[1] = 3: must be text"),
                 ("2", "there is no dataset 'netflwo'"),
-                ("6", "outputs[1] = 7: must be text, or a table"),
+                ("6", "outputs[1]: must be text, or a table"),
                 ("7", "sink 'carrier-pigeon:home': expected table | jsonl"),
                 ("8", "expected table | jsonl"),
                 ("12", "exclude[1] = 'port=ssh': a port is a number"),
@@ -206,8 +206,18 @@ def test_a_flag_into_a_table_that_the_file_has_as_something_else_is_told(file):
     assert where == "1" and what.startswith("offsets = 3: ")
 
 
+@pytest.mark.parametrize("text", [
+    "[outputs]\nurl = 'kafka://b/t'\nsasl.password = 'hunter2'\nheaders = {Authorization = 'hunter2'}",
+    "outputs = 'kafka+hunter2'", "outputs = [['hunter2']]", "tags = [{a = 'hunter2'}]", "tags.a.b = 'hunter2'",
+    "interval_s = ['hunter2']", "loopback.a = 'hunter2'", "offsets = ['hunter2']"])
+def test_what_stands_in_tables_lists_and_outputs_is_not_repeated(file, text):
+    told = faults(file(text))
+
+    assert "must be" in told[0][1] and "hunter2" not in str(told)
+
+
 def test_tokens_in_urls_are_not_repeated(file):
-    told = faults(file("outputs = 'https://user:hunter2@host/write?token=tkn_secret'\n"))
+    told = faults(file("tags = 'https://user:hunter2@host/write?token=tkn_secret'\n"))
 
     assert "hunter2" not in str(told) and "tkn_secret" not in str(told) and "host/write" in str(told)
 

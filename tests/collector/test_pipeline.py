@@ -45,3 +45,23 @@ def test_counters_of_a_dataset_that_was_taken_out_and_put_in_again_go_on(monkeyp
     assert (told["two"].records, told["two"].lost, told["two"].restarts) == (10, {"packets": 6}, 1)
     assert told["two"].left_out == {"unasked": 4}
     assert summary.records == len(sink.records)
+
+
+def test_a_configuration_that_comes_while_another_is_taken_over_is_not_lost(monkeypatch):
+    monkeypatch.setattr(pipeline, "DATASETS", {"one": Dataset("one", Scripted)})
+    first, stop = Options("box", datasets=("one",), interval_s=1), threading.Event()
+    runs = pipeline.Pipeline(first, Offsets(), Kept())
+    change = runs._change
+
+    def disturbed(options):
+        if options.interval_s == 2:
+            runs.adopt(replace(first, interval_s=3))
+        change(options)
+        if options.interval_s == 3:
+            stop.set()
+
+    monkeypatch.setattr(runs, "_change", disturbed)
+    runs.adopt(replace(first, interval_s=2))
+    runs.run(stop, 20)
+
+    assert (runs.options.interval_s, runs.status.reloads) == (3, 2)

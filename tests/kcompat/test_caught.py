@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_what_asks_for_the_end_and_what_does_not():
     heard = threading.Event()
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with Caught() as caught:
-        caught.on_hangup = heard.set
+        caught.on_hangup(heard.set)
         os.kill(os.getpid(), signal.SIGHUP)
         assert heard.wait(10)
         assert (caught.numbers, caught.stop.is_set()) == ([], False)
@@ -47,3 +48,38 @@ def test_what_asks_for_the_end_and_what_does_not():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_a_hangup_before_anybody_can_read_again_is_remembered():
+    heard = threading.Event()
+    with Caught() as caught:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert caught.stop.wait(10)  # what came before is read by now
+        caught.on_hangup(heard.set)
+        assert heard.wait(10)
+
+
+def test_who_reads_later_adopts_later_and_a_failure_is_not_the_last_word(caplog):
+    first, go_on, last = (threading.Event() for _ in range(3))
+    calls, adopted = [], []
+
+    def reload():
+        calls.append(read := len(calls))
+        if read == 0:
+            first.set()
+            go_on.wait(10)
+        adopted.append(read)
+        if read == 1:
+            last.set()
+        raise ValueError("wrong")
+
+    with Caught() as caught:
+        caught.on_hangup(reload)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert first.wait(10)
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.1)  # in which a second thread would overtake
+        go_on.set()
+        assert last.wait(10)
+    assert adopted == [0, 1] and {record.message for record in caplog.records} == {"SIGHUP"}

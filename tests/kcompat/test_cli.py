@@ -116,6 +116,20 @@ def test_no_record_remembers_nothing(run, kernel_file, db):
     assert not db.exists()
 
 
+@pytest.mark.parametrize("options", [("--no-record",), ("--source", "db")])
+def test_what_records_nothing_makes_no_database_and_leaves_a_corrupt_one(run, kernel_file, db, options):
+    raw = b"SQLite format 3\0" + b"\xff" * 5000
+    command = "resolve", *options, "--vmlinux", kernel_file, "skc_dport"
+    status = int("db" in options)
+
+    done = run(*command)
+    assert done.exit_code == status and "Traceback" not in done.output and not db.exists()
+    db.write_bytes(raw)
+    done = run(*command)
+    assert done.exit_code == status and f"{db}: " in done.stderr and "left as it is" in done.stderr
+    assert db.read_bytes() == raw and not list(db.parent.glob("*.corrupt-*"))
+
+
 def test_where_offsets_came_from_is_one_line_on_stderr(run, kernel_file, db):
     done = run("resolve", "--source", "btf", "--vmlinux", kernel_file, "skc_dport", "skc_num")
 

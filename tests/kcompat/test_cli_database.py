@@ -7,10 +7,12 @@ import json
 import os
 import re
 import socket
+import sqlite3
 import ssl
 import subprocess
 import threading
 import time
+from contextlib import closing
 
 import httpx
 import pytest
@@ -141,6 +143,36 @@ def test_export_and_import_again(run, tmp_path):
     assert done.returncode == 1 and done.stdout == f"{tmp_path / 'all.jsonl'}: 2 kernels, 4 answers\n"
     assert kcompat("--db", tmp_path / "new.db", "db", "export", home=tmp_path).stdout == first == (
         tmp_path / "all.jsonl").read_text()
+
+
+@pytest.mark.parametrize("before", ["", "begun\n"])
+def test_export_to_standard_output_by_its_name_gives_the_data_and_no_more(run, filled, tmp_path, before):
+    (tmp_path / "out").write_text(before)
+    with (tmp_path / "out").open("a") as out:
+        done = kcompat("--db", filled, "db", "export", "-o", "/dev/stdout", home=tmp_path, stdout=out)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out").read_text() == before + run("export").stdout
+
+
+STRANGE = Kernel("[/c]\x1b[31mccccc", "5.4[/y]\x1b]0;owned\a", "[bold]\x1b[2J", "x86_64[/z]\x1b[31m")
+
+
+@pytest.mark.parametrize("command", [
+    ("db", "show"), ("db", "show", STRANGE.release), ("db", "kernels"), ("db", "disagreements"), ("db", "verify"),
+    ("db", "where", "skc_daddr=1"), ("db", "history", "skc_daddr"), ("db", "diff", OLD.release, STRANGE.release),
+    ("db", "export", STRANGE.release, "--format", "header"),
+    ("resolve", "--kernel-release", STRANGE.release, "--arch", STRANGE.machine)])
+def test_what_stands_in_an_imported_row_is_text(filled, tmp_path, command):
+    said = "x[/y]\x1b[31m"
+    with Database.open(filled) as db:
+        db.record(STRANGE, [Offset.known(find("skc_daddr"), 1, said), Offset.known(find("skc_daddr"), 2, "btf"),
+                            Offset.known(find("skc_num"), 3, said), Offset.absent(find("skc_cookie"), said, said)])
+
+    done = kcompat("--db", filled, *command, home=tmp_path)
+
+    assert "Traceback" not in done.stderr and "\x1b" not in done.stdout + done.stderr
+    assert "[/" in done.stdout and "?" in done.stdout
 
 
 def test_merge(run, tmp_path):
@@ -275,6 +307,64 @@ def test_pull_from_a_file_with_sha256sums(run, filled, tmp_path):
     assert "2 kernels" in run("pull", url, "--sums", tmp_path / "SHA256SUMS", "--merge").stdout
     assert "not a" in one_line(run("pull", url, "--sums", tmp_path / "SHA256SUMS", status=1).stderr)
     assert not list(filled.parent.glob(".*.part"))
+
+
+@pytest.fixture
+def pull_built(run, tmp_path):
+    """pull_built(**options of run) pulls a database of one kernel, in the place of `filled`."""
+    with Database.open(tmp_path / "built.db") as db:
+        db.record(NEW, [Offset.known(find("sk_mark"), 612, "btf")])
+    url, digest = f"file://{tmp_path}/built.db", sums_of(tmp_path / "built.db")
+    return lambda **options: run("pull", url, "--sha256", digest, **options)
+
+
+def newer(path):
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+
+
+def foreign(path):
+    path.unlink()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE theirs (a)")
+
+
+@pytest.mark.parametrize("there, words", [
+    (newer, "written by a newer kcompat"), (foreign, "not one of kcompat's"),
+    (lambda path: path.write_text("my letter"), "not an SQLite database; left alone"),
+    (lambda path: (path.unlink(), path.mkdir()), "not a regular file")])
+def test_pull_replaces_nothing_that_is_somebody_elses(filled, pull_built, there, words):
+    there(filled)
+    before = filled.is_file() and filled.read_bytes()
+
+    assert words in one_line(pull_built(status=1).stderr)
+    assert before == (filled.is_file() and filled.read_bytes())
+    assert not list(filled.parent.glob(".*.part*")) and not list(filled.parent.glob("*.corrupt-*"))
+
+
+def test_pull_through_a_link_replaces_the_file_behind_it(filled, pull_built):
+    filled.rename(filled.with_name("behind.db"))
+    filled.symlink_to("behind.db")
+
+    pull_built()
+    with Database.open(filled) as db:
+        assert db.kernels() == (NEW,) and filled.is_symlink()
+
+
+def test_pull_in_the_place_of_a_damaged_one_moves_that_aside(filled, pull_built):
+    filled.write_bytes(filled.read_bytes()[:16] + b"\xff" * 5000)
+
+    pull_built()
+    with Database.open(filled) as db:
+        assert db.kernels() == (NEW,)
+    assert len(list(filled.parent.glob("*.corrupt-*"))) == 1
+
+
+def test_pull_of_what_is_too_large_leaves_nothing_to_stumble_over(filled, tmp_path, monkeypatch):
+    monkeypatch.setattr(exchange_pull, "_MAX_SIZE", 1000)
+    with pytest.raises(KcompatError, match="nothing was changed"):
+        exchange_pull.fetch(f"file://{filled}", sums_of(filled), tmp_path / "other.db")
+    assert not list(tmp_path.glob(".*.part"))
 
 
 def test_pull_leaves_nothing_beside_the_database(run, filled, tmp_path):

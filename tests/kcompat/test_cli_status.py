@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from collector.instance import StatusSocket
-from collector.status import ClusterStatus, DatasetStatus, KindStatus, NatStatus, Status
+from collector.instance import Lock, StatusSocket
+from collector.status import ClusterStatus, DatasetStatus, KindStatus, NatStatus, SinkStatus, Status
 from kcompat.cli_status import status_text
 from kcompat.hook_status import HookState, HookStatus
 from tests.kcompat.cli_tools import NOBODY, environment, home_of_nobody, nobody_can_run, one_line
@@ -57,6 +57,14 @@ def test_a_collector_that_only_root_may_ask_is_told_apart_from_none(asked):
     assert asked(system).returncode == 2
 
 
+@pytest.mark.skipif(not nobody_can_run(), reason="cannot become somebody who is not root")
+def test_a_collector_that_has_ended_is_none_for_others_too(asked):
+    Lock(asked.home / "system").close()
+
+    assert asked(asked.home / "system").returncode == 2
+    assert (asked.home / "system/kcompat.pid").stat().st_mode & 0o777 == 0o600
+
+
 def last_lines(**known):
     told = dataclasses.replace(NOTHING, **known).as_json()
     return status_text(told, 2000.0).splitlines()[3:]
@@ -100,6 +108,19 @@ def test_what_maps_take_is_said_of_those_that_have_any():
     told = dataclasses.replace(NOTHING, datasets=sizes).as_json()
 
     assert "kernel memory of maps: netflow 142.4 MB, httpflow unknown\n" in status_text(told, 2000.0)
+
+
+def test_an_older_collector_says_what_it_knows():
+    """It runs on while kcompat is upgraded, and what has a default here is what it may not know."""
+    told = dataclasses.replace(NOTHING, nat=NAT, sinks=(SinkStatus("jsonl:x", 1, 0, 0),), datasets=(
+        DatasetStatus("netflow", HookState.ATTACHED, hooks=(HOOK,), maps=()),)).as_json()
+    (netflow,), (sink,) = told["datasets"], told["sinks"]
+    for one, name in ((told, "kubernetes"), (netflow, "map_bytes"), (netflow, "lost"), (netflow, "reason"),
+                      (sink, "lag_s"), (told["nat"], "why")):
+        del one[name]
+    assert "kernel memory of maps: netflow unknown\n" in status_text(told, 2000.0)
+    del netflow["hooks"], told["nat"]
+    assert re.search(r"^netflow +attached$", status_text(told, 2000.0), re.M)
 
 
 def test_the_programs_that_tell_of_translations_are_in_the_table():

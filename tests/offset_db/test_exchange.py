@@ -1,8 +1,11 @@
 """What goes out comes back the same; what is wrong is refused whole; what contradicts stays visible."""
 
 import json
+import os
 import sqlite3
+import stat
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from kcompat.offsets import Offset, State
 from offset_db import exchange_btf, exchange_header, exchange_jsonl
 from offset_db.db import Database
 from offset_db.exchange import give, take_in, write_whole
-from offset_db.exchange_merge import Absorbed, absorb, merge
+from offset_db.exchange_merge import Absorbed, absorb, absorb_whole, merge
 from offset_db.queries import everything
 from offset_db.rows import Remembered, Stored
 from offset_db.trust import TRUSTED
@@ -129,6 +132,39 @@ def test_a_file_of_many_kernels_is_taken_whole_or_not_at_all(tmp_path, db):
     assert take_in(db, file) == Absorbed(251, 251) and len(db.kernels()) == 251
 
 
+def test_who_else_writes_does_not_wait_while_an_import_is_read_and_loses_nothing_by_it(db, kernel):
+    """A lock held meanwhile would be Busy for the deadline of whoever writes; an import of thousands takes longer."""
+    other = Kernel("cd" * 20, "5.4", "", "x86_64")
+
+    def told():
+        yield remembered(kernel, Offset.known(DADDR, 0, "btf"), Offset.known(DPORT, 12, "btf"))
+        with Database.open(db.path) as writer:
+            writer.record(kernel, [Offset.known(DADDR, 4, "btf"), Offset.known(TYPE, 8, "guess")])
+            writer.record(other, [Offset.known(DADDR, 0, "btf")])
+        yield remembered(other, Offset.known(DADDR, 0, "dwarf"))
+
+    assert absorb_whole(db, told()) == Absorbed(2, 3)
+    assert {(s.offset.field.member, s.offset.source): s.offset.offset for s in db.offsets(kernel)} == {
+        ("skc_daddr", "btf"): 4, ("skc_daddr", "btf elsewhere"): 0, ("skc_dport", "btf"): 12, ("sk_type", "guess"): 8}
+    assert {s.offset.source for s in db.offsets(other)} == {"btf", "dwarf"}
+
+
+@pytest.mark.parametrize("statement", [
+    'DROP TABLE "offset"', "ALTER TABLE kernel DROP COLUMN version", "DROP TABLE kernel; CREATE TABLE kernel (name)",
+    'DROP TABLE "offset"; CREATE VIEW "offset" AS SELECT * FROM kernel',
+    "UPDATE kernel SET release = x'ff'", "UPDATE \"offset\" SET reason = x'ff'", "UPDATE kernel SET modules = 7",
+    "UPDATE \"offset\" SET candidates = 7", "UPDATE \"offset\" SET evidence = '[1]'"])
+def test_what_no_kcompat_has_written_is_told_in_one_line(tmp_path, db, kernel, answers, statement):
+    with Database.open(tmp_path / "theirs.db") as theirs:
+        theirs.record(kernel, answers)
+    with closing(sqlite3.connect(tmp_path / "theirs.db")) as theirs:
+        theirs.executescript(statement)
+
+    with pytest.raises(BadInput, match=r"theirs\.db: ") as error:
+        take_in(db, tmp_path / "theirs.db")
+    assert "\n" not in str(error.value) and db.kernels() == ()
+
+
 def test_damage_in_what_is_merged_is_told_and_moves_nothing(tmp_path, db, kernel, answers):
     with Database.open(tmp_path / "theirs.db") as theirs:
         absorb(theirs, [remembered(Kernel(f"{at:040x}", f"5.4.{at}", "", "x86_64"), *answers) for at in range(300)])
@@ -165,6 +201,80 @@ def test_a_merge_keeps_both_sides_of_a_contradiction(tmp_path, db, kernel):
         ("sock_common.skc_dport", "btf"): 12}
     (disagreement,) = db.disagreements()
     assert disagreement.field == DADDR
+
+
+ELSEWHERE = ("btf", "btf elsewhere", "btf elsewhere 2", "btf elsewhere 3")
+
+
+def merged(db, tmp_path, kernel, *places):
+    """Merges a database for each place, which BTF says there; who says what of what is held by then."""
+    for number, place in enumerate(places):
+        with Database.open(tmp_path / f"other{number}.db") as other:
+            other.record(kernel, [Offset.known(DADDR, place, "btf")])
+            merge(db, other)
+    return {s.offset.offset: s.offset.source for s in db.offsets(kernel)}
+
+
+def test_of_many_contradictions_none_vanishes(tmp_path, db, kernel):
+    assert merged(db, tmp_path, kernel, 0, 4, 8, 4, 12, 0, 8) == dict(zip((0, 4, 8, 12), ELSEWHERE, strict=True))
+    (disagreement,) = db.disagreements()
+    assert [(source, o.offset) for source, o in disagreement.answers.items()] == [
+        *zip(ELSEWHERE, (0, 4, 8, 12), strict=True)]
+
+
+def test_two_that_merged_each_other_say_no_more_than_they_said(tmp_path, db, kernel):
+    merged(db, tmp_path, kernel, 0, 4)
+    with Database.open(tmp_path / "back.db") as back:
+        (tmp_path / "others").mkdir()
+        merged(back, tmp_path / "others", kernel, 4, 0)
+        merge(db, back)
+        merge(back, db)
+
+        assert [{s.offset.source: s.offset.offset for s in one.offsets(kernel)} for one in (db, back)] == [
+            {"btf": 0, "btf elsewhere": 4}, {"btf": 4, "btf elsewhere": 0}]
+
+
+def test_within_one_file_contradictions_are_kept_too(db, kernel):
+    absorb(db, [remembered(kernel, *(Offset.known(DADDR, place, "btf") for place in (0, 4, 0, 8)))])
+
+    assert [(s.offset.source, s.offset.offset) for s in db.offsets(kernel)] == [
+        *zip(ELSEWHERE[:3], (0, 4, 8), strict=True)]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_source_speaks_for_itself_whoever_has_quoted_it(db, kernel, first):
+    said = [Offset.known(DADDR, 4, source) for source in ("btf", "btf elsewhere")]
+    absorb(db, [remembered(kernel, said[first])])
+    absorb(db, [remembered(kernel, said[1 - first])])
+
+    assert {s.offset.source for s in db.offsets(kernel)} == {"btf"} | ({"btf elsewhere"} if first else set())
+    assert db.disagreements() == ()
+
+
+def test_a_refutation_of_what_was_said_elsewhere_ends_the_dispute(tmp_path, db, kernel):
+    merged(db, tmp_path, kernel, 0, 4)
+    with Database.open(tmp_path / "other1.db") as other:
+        other.quarantine(kernel, DADDR, "btf", "an event saw another")
+        merge(db, other)
+
+    assert {s.offset.source: s.quarantine_reason for s in db.offsets(kernel)} == {
+        "btf": None, "btf elsewhere": "an event saw another"}
+    assert db.disagreements() == ()
+
+
+def test_where_ours_was_refuted_theirs_is_believed(tmp_path, db, kernel):
+    merged(db, tmp_path, kernel, 0, 4)
+    db.quarantine(kernel, DADDR, "btf", "an event saw another")
+    merged(db, tmp_path, kernel, 4)
+
+    assert {s.offset.source: (s.offset.offset, s.quarantined_at) for s in db.offsets(kernel)} == {
+        "btf": (4, None), "btf elsewhere": (4, None)}
+
+
+def test_more_places_than_any_dispute_needs_are_bounded(db, kernel):
+    absorb(db, [remembered(kernel, *(Offset.known(DADDR, place, "btf") for place in range(300)))])
+
+    assert len(db.offsets(kernel)) == 100 and len(db.disagreements()) == 1
 
 
 def test_what_was_refuted_elsewhere_is_refuted_here(tmp_path, db, kernel):
@@ -259,3 +369,61 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path):
         write_whole(tmp_path / "none" / "out", b"second")
 
     assert [p.name for p in tmp_path.iterdir()] == ["out"] and Path(tmp_path / "out").read_bytes() == b"first"
+
+
+def test_what_is_no_regular_file_is_written_to_and_stays_what_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(tmp_path / "pipe", b"first")
+
+    assert os.read(reader, 100) == b"first" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+    with pytest.raises(KcompatError, match="Is a directory"):
+        write_whole(tmp_path, b"second")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root could take a device's place")
+def test_a_device_stays_a_device(tmp_path):
+    try:
+        os.mknod(tmp_path / "null", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+        os.close(os.open(tmp_path / "null", os.O_WRONLY))
+    except PermissionError:
+        pytest.skip("no devices can be made, or used, here")
+    (tmp_path / "link").symlink_to("null")
+
+    for name in ("null", "link"):
+        write_whole(tmp_path / name, b"nothing")
+    assert (tmp_path / "null").is_char_device() and (tmp_path / "link").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_link_of_proc_is_written_to_and_takes_no_files_place(tmp_path):
+    (tmp_path / "begun").write_bytes(b"first ")
+    begun = os.open(tmp_path / "begun", os.O_RDWR)
+    (tmp_path / "descriptors").symlink_to("/proc/self/fd")
+    (tmp_path / "link").symlink_to(tmp_path / "descriptors" / str(begun))
+
+    write_whole(tmp_path / "link", b"second")
+    assert os.pread(begun, 100, 0) == b"first second"
+    os.close(begun)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_file_behind_a_link_is_replaced(tmp_path, there):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "link").symlink_to("below/other")
+    (tmp_path / "below/other").symlink_to("file")
+    if there:
+        (tmp_path / "below/file").write_bytes(b"first")
+
+    write_whole(tmp_path / "link", b"second")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "below/file").read_bytes() == b"second"
+    assert (tmp_path / "below/other").is_symlink() and len(list(tmp_path.rglob("*"))) == 4
+
+
+def test_links_in_a_circle_are_told(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+
+    with pytest.raises(KcompatError, match="a: Too many levels"):
+        write_whole(tmp_path / "a", b"first")

@@ -25,9 +25,9 @@ AT = "2031-01-01T00:00:00Z"
 needs_shared = pytest.mark.skipif(not (SHARED / "datadog-constants.json").exists(), reason="shared/data is not here")
 
 
-def constants(release="4.15.0-42-generic", **values):
-    return json.dumps({"constants": [values], "kernels": [
-        {"distrib": "ubuntu", "version": "18.04", "arch": "arm64", "uname_release": release, "cindex": 0}]})
+def constants(release="4.15.0-42-generic", cindex=0, **values):
+    return json.dumps({"constants": [values, values], "kernels": [
+        {"distrib": "ubuntu", "version": "18.04", "arch": "arm64", "uname_release": release, "cindex": cindex}]})
 
 
 def parsed(text):
@@ -61,7 +61,7 @@ def test_inum_is_not_made_up_where_ns_common_is_another(release, inum):
 @pytest.mark.parametrize("text", [
     "[]", "{}", '{"constants": [], "kernels": [{}]}', constants(flowi4_saddr_offset=-1), "[" * 100_000,
     constants(flowi4_saddr_offset="40"), constants("5.4-\ud800", flowi4_saddr_offset=40),
-    constants(5, flowi4_saddr_offset=40)])
+    constants(5, flowi4_saddr_offset=40), *(constants(cindex=index) for index in (-1, True, False, 1.0, "0", 2))])
 def test_another_shape_is_bad_input(text):
     with pytest.raises(BadInput, match="not DataDog's constants"):
         list(exchange_datadog.parse(text, "x", AT))
