@@ -41,7 +41,7 @@ def cut_off(monkeypatch):
 
 def test_a_dump_that_is_cut_off_is_asked_for_again(cut_off, caplog):
     told = []
-    source = trackers.Trackers(lambda *what: told.append(what))
+    source = trackers.Trackers(lambda *what: told.append(what), lambda _: None)
     source.rescan()
     (said,) = [record.message for record in caplog.records]
     assert said.endswith("namespace 7 are not all known yet: Connection timed out")
