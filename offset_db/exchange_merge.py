@@ -20,7 +20,7 @@ from offset_db.rows import Remembered, Row, Stored
 
 # Kernels per transaction: few enough that other writers get their turn, many enough that fsync does not count.
 _BATCH = 100
-_TABLES = "SELECT name, sql FROM sqlite_master WHERE name IN ('kernel', 'offset') ORDER BY name"
+_TABLES = "SELECT sql FROM sqlite_master WHERE name IN ('kernel', 'offset') ORDER BY name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +54,15 @@ def absorb(db: Database, remembered: Iterable[Remembered]) -> Absorbed:
 
 def merge(db: Database, other: Database) -> Absorbed:
     """Take in another database, whole or not at all. Windows stay there: they are raw memory of that machine."""
-    ours, theirs = (one.read(lambda select: select(_TABLES)) for one in (db, other))
-    if ours != theirs:
+    if _tables(db) != _tables(other):
         # What the CHECKs of ours keep out, and columns that are missing, would fail in the middle of it.
         raise BadInput(other.path, "calls itself kcompat's, and has other tables")
     return absorb_whole(db, everything(other))
+
+
+def _tables(db: Database) -> list[list[str]]:
+    """As they were made, however that was laid out."""
+    return [row["sql"].split() for row in db.read(lambda select: select(_TABLES))]
 
 
 def absorb_whole(db: Database, remembered: Iterable[Remembered]) -> Absorbed:
