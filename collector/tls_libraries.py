@@ -176,11 +176,11 @@ class TlsLibraries:
         return self._met((f"{self._proc}/{pid}/exe",)) | self._met(mapped(pid, _NAMES, self._proc))
 
     def _met(self, paths: Iterable[str]) -> set[Edition]:
-        """What is there of all these."""
+        """What is there of all these: a link may lead nowhere, or where we may not look, and costs no other."""
         met = set()
         with suppress(OSError):  # the process has ended
             for path in paths:
-                with suppress(FileNotFoundError):  # or let go of the file, or is a thread of the kernel
+                with suppress(OSError):
                     met.add(self._meet(path))
         return met
 

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 _MAX_NAMESPACES = 512
 # So often one who asks of an unknown namespace makes us look for new ones at once.
 _HEAR_NEW_S = 0.2
+# So often a tracker that did not say all it knows, and may take seconds not to, is asked again.
+_CATCH_UP_S = 60.0
 
 
 class Trackers:
@@ -37,7 +39,9 @@ class Trackers:
         self._trackers: dict[int, Tracker] = {}
         self._doors: dict[int, Path] = {}
         self._refused = Refused("translated destinations of network namespace %d stay unknown: %s")
-        self._behind: set[int] = set()
+        # In the order in which they are to be asked again.
+        self._behind: dict[int, None] = {}
+        self._catch_up_at_s = 0.0
         self._hear_new_at_s = 0.0
         self._poll = select.epoll()
 
@@ -66,9 +70,8 @@ class Trackers:
             self._forget(others)
         self._doors = there
         self._refused.keep(there)
-        self._behind &= there.keys()
-        for netns in tuple(self._behind):
-            self._dump(netns)
+        self._behind = {netns: None for netns in self._behind if netns in there}
+        self._catch_up()
         for netns in self._refused.to_try(there.keys() - self._trackers.keys()):
             if len(self._trackers) >= _MAX_NAMESPACES:
                 self._refused.add(netns, f"{_MAX_NAMESPACES} are listened to already")
@@ -123,17 +126,28 @@ class Trackers:
                 self.lost += 1
                 self._dump(netns)
 
+    def _catch_up(self) -> None:
+        """Of trackers that have not said all. One that does not answer costs its patience once a minute at most."""
+        if time.monotonic() < self._catch_up_at_s:
+            return
+        for netns in tuple(self._behind):
+            self._dump(netns)
+            if netns in self._behind:
+                self._catch_up_at_s = time.monotonic() + _CATCH_UP_S
+                return
+
     def _dump(self, netns: int) -> None:
-        """What its tracker knows by now, by a socket for this alone; if that cannot be, the next look tries again."""
+        """What its tracker knows by now, by a socket for this alone; if that cannot be, a later look tries again."""
         try:
             _ask(self._doors[netns], netns, self._told)
         except OSError as error:
             if netns not in self._behind and not isinstance(error, FileNotFoundError):
                 log.warning("translated destinations of network namespace %d are not all known yet: %s", netns,
                             error.strerror)
-            self._behind.add(netns)
+            self._behind.pop(netns, None)
+            self._behind[netns] = None
         else:
-            self._behind.discard(netns)
+            self._behind.pop(netns, None)
 
 
 def ask_all(told: Told) -> dict[int, str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.core import ParameterSource
 
 from kcompat.cli_collect_command import collect, configured, ephemeral_port, options_of
 from kcompat.cli_config import config
@@ -95,7 +94,7 @@ def info(db: Path | None, as_json: bool) -> None:
 @_sources
 @_as_json
 @click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE",
-              help="Ask, and remember, where a collector with this configuration does; flags override it.")
+              help="Remember where a collector with this configuration looks, and ask its vmlinux; flags override it.")
 @click.option("--quiet", is_flag=True, help="Print nothing: what is learnt is remembered, the exit status tells.")
 @click.option("--no-record", is_flag=True, help="Do not remember what was learnt.")
 @click.option("--kernel-release", "release", metavar="RELEASE",
@@ -127,15 +126,15 @@ def resolve(ctx: click.Context, source: str, vmlinux: Path | None, as_json: bool
     if quiet and as_json:
         raise click.UsageError("--quiet prints nothing: no --json")
     db: Path | None = ctx.obj
+    as_collected = file is not None and vmlinux is None
     if file:
         theirs = options_of(ctx, file, (), {})().offsets
         db, vmlinux = db or theirs.db, vmlinux or theirs.vmlinux
-        source = theirs.source if ctx.get_parameter_source("source") is ParameterSource.DEFAULT else source
     wanted = tuple(dict.fromkeys(find(name) for name in fields)) or CATALOGUE
     if release is None:
         if distribution or arch:
             raise click.UsageError("--distribution and --arch say more of a --kernel-release: give that too")
-        got = answer(Request(source, vmlinux, db, record=not no_record), wanted)
+        got = answer(Request(source, vmlinux, db, record=not no_record, running_only=as_collected), wanted)
     else:
         from offset_db.by_release import Name
         from offset_db.exchange_names import MACHINES

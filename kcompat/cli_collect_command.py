@@ -146,7 +146,8 @@ def _of_datakit(enabled: str | None, apiserver: str | None, no_ipv6: bool | None
         made.append(Given("--enabled", "datasets", names))
     if apiserver is not None:
         outputs: list[str] = next((one.value for one in given if one.key == "outputs"), [])
-        made.append(Given("--datakit-apiserver", "outputs", [*outputs, _DATAKIT_OUTPUT.format(apiserver)]))
+        made.append(Given("--datakit-apiserver", "outputs", [*dict.fromkeys(
+            (*outputs, _DATAKIT_OUTPUT.format(apiserver)))]))
     if no_ipv6 is not None:
         made.append(Given("--ipv6-disabled", "ipv6", not no_ipv6))
     return made

@@ -196,6 +196,8 @@ class BashLines:
             return
         for before in others_of(where.file, self._attached):
             self._let_go(before)
+            # A library's, by which other programs read too.
+            self._programs |= {program: where.file for program, file in self._programs.items() if file == before}
         attached = self.loaded.attach(PROGRAM, f"{where.path}:{where.offset:#x}", where.descriptor)
         self.loaded.attachments.remove(attached)
         self._attached[where.file] = attached

@@ -21,8 +21,7 @@ class Cursor:
 
     def read(self) -> tuple[int, int]:
         """The file and the byte; the very beginning where it says nothing sound."""
-        if self._fd < 0:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._open()
         data = os.pread(self._fd, _CURSOR.size, 0)
         if len(data) == _CURSOR.size:
             number, offset, crc = _CURSOR.unpack(data)
@@ -38,8 +37,13 @@ class Cursor:
         self._unmarked = at or self._unmarked
         if self._unmarked:
             with contextlib.suppress(OSError):
+                self._open()
                 os.pwrite(self._fd, _CURSOR.pack(*self._unmarked, _sum(*self._unmarked)), 0)
                 self._unmarked = ()
+
+    def _open(self) -> None:
+        if self._fd < 0:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def close(self) -> None:
         self.mark()

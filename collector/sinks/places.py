@@ -52,8 +52,8 @@ def shared(outputs: Iterable[Spooled]) -> Iterator[tuple[int, str]]:
     seen: set[Path] = set()
     for one in outputs:
         if one.place in seen:
-            yield one.at, (f"sink {one.options.name!r}: an output before it has the same spool: name its token by "
-                           "token_file, or give it a spool_dir of its own")
+            yield one.at, (f"sink {one.options.name!r}: an output before it has the same spool: leave one out, or, "
+                           "if their tokens differ, name them by token_file, or give one a spool_dir of its own")
         seen.add(one.place)
 
 

@@ -146,11 +146,21 @@ def test_a_quiet_one_says_nothing_and_remembers(run, kernel_file, db):
 
 def test_it_remembers_where_a_collector_with_that_configuration_looks(run, kernel_file, db, tmp_path):
     elsewhere, configuration = tmp_path / "fleet.db", tmp_path / "kcompat.toml"
-    configuration.write_text(f'[offsets]\ndb = "{elsewhere}"\nvmlinux = "{kernel_file}"\nsource = "btf"\n')
-    done = CliRunner().invoke(main, ["resolve", "--config", str(configuration), "skc_dport"])
+    # What the collector is told to ask alone it asks itself: this fills the database.
+    configuration.write_text(f'[offsets]\ndb = "{elsewhere}"\nsource = "db"\n')
+    told = ["resolve", "--config", str(configuration), "--vmlinux", str(kernel_file), "skc_dport"]
+    done = CliRunner().invoke(main, told)
 
     assert one_line(done.stderr) == f"kcompat: 1 field from BTF; recorded in {elsewhere}" and not db.exists()
-    assert "--config" not in run("resolve", "--config", configuration, "skc_dport").output and db.exists()
+    assert run(*told).exit_code == 0 and db.exists()
+
+
+def test_the_file_of_a_collector_s_configuration_must_be_of_the_kernel_that_runs(run, kernel_file, tmp_path):
+    configuration = tmp_path / "kcompat.toml"
+    configuration.write_text(f'[offsets]\nvmlinux = "{kernel_file}"\n')
+    done = run("resolve", "--config", configuration, "skc_dport")
+
+    assert done.exit_code == 1 and "is running" in one_line(done.stderr)
 
 
 def test_a_hit_is_verified_and_says_so(run, db, monkeypatch):
