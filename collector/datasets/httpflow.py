@@ -19,6 +19,7 @@ from collector.datasets.wording import text
 from collector.http_exchanges import Ends, HttpConnections, Piece, Seen
 from collector.protocols.exchange import Exchange, path_of
 from collector.tls_greetings import Greetings
+from collector.tls_hooks import PROGRAMS
 from collector.tls_libraries import TlsLibraries
 from kcompat import probe, template
 from kcompat.bpf import compile_cached
@@ -48,8 +49,9 @@ _FAULT_TOLD_S = 60.0
 _LOSSES = ("http connections", "http exchanges", "http calls", "http calls in TLS over unknown sockets",
            "http pieces")
 
-_SOCKET_PROGRAMS = ("rawtp__sock_send_length", "rawtp__sock_recv_length", "rawtp__tcp_destroy_sock",
-                    "kprobe__tcp_v4_destroy_sock")
+# The second of two tries at an event has this behind the name of the first.
+_AGAIN = "__again"
+_TRIED = sorted({hook.program.removesuffix(_AGAIN) for hooks in HOOKS.values() for hook in hooks} | PROGRAMS)
 _KEY = struct.Struct("<QQ")
 _TOLD = struct.Struct("<16s16sHHII16s")
 _EXCHANGE_KEY = struct.Struct("<16s16sHHII16sHBBQ120s")
@@ -123,13 +125,13 @@ class Httpflow:
         assert self._rings
         counts["http pieces"] += self._rings.lost + self._connections.strangers + self._faults["http pieces"]
         counts["http exchanges"] += self._faults["http exchanges"]
-        return counts | {"http events": sum(map(self._left_out, _SOCKET_PROGRAMS)),
+        return counts | {"http events": sum(map(self._left_out, _TRIED)),
                          "http connections forgotten": self._connections.forgotten,
                          "half http exchanges": self._connections.untold}
 
     def _left_out(self, program: str) -> int:
         """Events that its second try, where it has one, was kept from too."""
-        tries = [self.loaded.left_out(name) for name in (program, f"{program}__again")]
+        tries = [self.loaded.left_out(name) for name in (program, program + _AGAIN)]
         return min((count for count in tries if count is not None), default=0)
 
     def flush(self) -> None:

@@ -17,7 +17,7 @@ from collector.datasets.hooks import BACKENDS, Backend, attach_first, attached
 from collector.datasets.netflow_calibration import find_receive_flags
 from collector.datasets.netflow_connections import TOO_FAR, Connections
 from collector.datasets.netflow_datagrams import UNKNOWN_LOCAL, Datagrams
-from collector.datasets.netflow_hooks import HOOKS, SENDERS
+from collector.datasets.netflow_hooks import DATAGRAMS, HOOKS, SENDERS
 from collector.flows import FlowDelta
 from collector.seeds import seeds
 from kcompat import template
@@ -38,6 +38,7 @@ MERGED_PORT = 65535
 _GRACE_S = 0.02
 _WARNED_EVERY_S = 60.0
 _LOSSES = ("tcp sockets", "flows", "closed sockets", "udp flows", "udp peers", "calls")
+_EVENTS = "events"
 _SENDERS_TOLD, _ANY_TRANSLATED, _PREEMPTED = range(3)  # slots of the map `switches`
 _DESTINATION = struct.Struct("<16sII")
 
@@ -63,7 +64,7 @@ class Netflow:
         compiled, _ = compile_cached(render(offsets, options))
         self.loaded = Loaded(compiled, version_code)
         self._generation = 0
-        self.losses: dict[str, int] = dict.fromkeys((*_LOSSES, UNKNOWN_LOCAL, TOO_FAR), 0)
+        self.losses: dict[str, int] = dict.fromkeys((*_LOSSES, _EVENTS, UNKNOWN_LOCAL, TOO_FAR), 0)
         self._warned_s, self._warned_of = -math.inf, Counter[str]()
         try:
             self.backend, self.hooks = self._attach(backends)
@@ -132,6 +133,7 @@ class Netflow:
         table = self.loaded.maps["losses"]
         for slot, reason in enumerate(_LOSSES):
             self.losses[reason] = int.from_bytes(table.get(slot.to_bytes(4, "little")) or b"", "little")
+        self.losses[_EVENTS] = sum(self.loaded.left_out(name) or 0 for name in DATAGRAMS)
         lost = Counter(self.losses) - self._warned_of
         if lost and time.monotonic() >= self._warned_s + _WARNED_EVERY_S:
             log.warning("netflow lost %s: a kernel map was full, or what was sent or received not all seen",
