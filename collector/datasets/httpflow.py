@@ -18,6 +18,7 @@ from collector.datasets.httpflow_registers import find_registers
 from collector.datasets.wording import text
 from collector.http_exchanges import Ends, HttpConnections, Piece, Seen
 from collector.protocols.exchange import Exchange, path_of
+from collector.threads import forget_ended
 from collector.tls_greetings import Greetings
 from collector.tls_hooks import PROGRAMS
 from collector.tls_libraries import TlsLibraries
@@ -143,6 +144,8 @@ class Httpflow:
             self._drain(until_ns=None)
             self._merged()
             self._connections.expire(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+        if calls := self.loaded.maps.get("calls"):
+            forget_ended(calls)
 
     def sample(self, one_of: int) -> None:
         """Of connections that begin from now on only one of so many, a power of two, is looked at."""

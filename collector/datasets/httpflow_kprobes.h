@@ -14,7 +14,10 @@ struct call {
 	struct source source;
 };
 
-/* By thread: programs insert when a call begins and delete when it ends, so as many as there are calls at a time. */
+/*
+ * By thread: programs insert when a call begins and delete when it ends, so as many as there are calls at a time; when
+ * half full, user space deletes those of threads that have ended.
+ */
 BPF_HASH(calls, u64, struct call, 32768);
 
 /* One buffer of user space has its address where else the array of iovecs has its own, which is the kernel's. */

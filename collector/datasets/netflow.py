@@ -20,6 +20,7 @@ from collector.datasets.netflow_datagrams import UNKNOWN_LOCAL, Datagrams
 from collector.datasets.netflow_hooks import DATAGRAMS, HOOKS, SENDERS
 from collector.flows import FlowDelta
 from collector.seeds import seeds
+from collector.threads import forget_ended
 from kcompat import template
 from kcompat.bpf import compile_cached
 from kcompat.fields import Field
@@ -39,6 +40,7 @@ _GRACE_S = 0.02
 _WARNED_EVERY_S = 60.0
 _LOSSES = ("tcp sockets", "flows", "closed sockets", "udp flows", "udp peers", "calls")
 _EVENTS = "events"
+_BY_THREAD = ("calls", "senders", "pendings")
 _SENDERS_TOLD, _ANY_TRANSLATED, _PREEMPTED = range(3)  # slots of the map `switches`
 _DESTINATION = struct.Struct("<16sII")
 
@@ -117,11 +119,15 @@ class Netflow:
         self._count_losses()
         flows = chain(self._connections.merged(self._generation), self._connections.read(self._generation),
                       self._datagrams.read())
-        self._forget_routes()
+        self._forget()
         return flows
 
-    def _forget_routes(self) -> None:
-        """Those of arriving packets lie there under threads that never send."""
+    def _forget(self) -> None:
+        """What threads left behind. Routes of arriving packets lie under those that never send, and that go on.
+
+        One of the others a flush: while a map is read, kprobes of that processor rest.
+        """
+        forget_ended(self.loaded.maps[_BY_THREAD[self._generation % len(_BY_THREAD)]])
         table = self.loaded.maps["routes"]
         found = table.items()
         if len(found) > table.spec.max_entries // 2:

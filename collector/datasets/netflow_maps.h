@@ -180,8 +180,9 @@ BPF_HASH(translated, struct destination, u32, 16384);
 /* By socket: programs insert, user space deletes with the socket's last idle flow. */
 BPF_HASH(partners, u64, struct partner, MAX_SOCKS);
 /*
- * By thread: programs insert when a call begins and delete when it ends, so as many as there are calls at a time. A
- * route may also be looked up beside a call, for a packet that arrives: user space empties `routes` when half full.
+ * By thread: programs insert when a call begins and delete when it ends, so as many as there are calls at a time, and
+ * threads that ended in one or whose end was missed: when half full, user space deletes these. A route may also be
+ * looked up beside a call, for a packet that arrives: user space empties `routes` when half full.
  */
 BPF_HASH(routes, u64, struct route, 32768);
 BPF_HASH(senders, u64, struct sender, 32768);
