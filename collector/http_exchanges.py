@@ -108,8 +108,9 @@ class HttpConnections:
 
     def asked(self, connection: object, request: bytes, time_ns: int) -> None:
         """That this request, its method and path, waits for its response since before we were told of anything."""
-        if followed := self._followed.get(connection):
-            followed.feed(True, request + b" HTTP/1.1\r\n\r\n", time_ns)
+        if (followed := self._followed.get(connection)) and isinstance(followed.connection, http1.Connection):
+            followed.asked_ns = time_ns
+            followed.connection.waits(request, time_ns)
 
     def moved(self, piece: Piece) -> list[Seen]:
         """The exchanges whose response this piece has the status of."""

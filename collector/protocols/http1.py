@@ -57,7 +57,7 @@ class Connection:
 
     def request(self, data: bytes, time_ns: int, missing: int = 0) -> None:
         """What the client sent; `missing` bytes after it were not captured. Without either: something went by."""
-        if self._asking:
+        if self._asking and not self._begins_another(data):
             self._asking.last_ns = time_ns
         elif (not data and not missing) or (self._answering and self._client.state is State.LOST):
             self._ask_unseen(time_ns)
@@ -65,6 +65,11 @@ class Connection:
             self._answering = False
         self._feed(self._client, data, time_ns, missing)
         self._answering = False
+
+    def waits(self, request: bytes, time_ns: int) -> None:
+        """That a request of this method and path waits for its response. More of it may come, nobody knows how much."""
+        self.request(request + b" HTTP/1.1\r\n", time_ns)
+        self._client.state = State.START
 
     def response(self, data: bytes, time_ns: int, missing: int = 0) -> list[Exchange]:
         """What the server sent; without either of both something went by."""
@@ -104,6 +109,12 @@ class Connection:
                 at += 1
             else:
                 at = self._line(side, data, at, time_ns, found)
+
+    def _begins_another(self, data: bytes) -> bool:
+        """Whether the client's next request may begin with the data: where one has ended, and where no end is known."""
+        side = self._client
+        line = (side.held + data).partition(b"\n")[0]
+        return bool(data) and side.state in (State.START, State.LOST) and side.could_begin(line)
 
     def _ask_unseen(self, time_ns: int) -> None:
         """Something of the client's went by: within a message that is followed it is of that, else of another."""
@@ -211,6 +222,9 @@ class Connection:
             self._cut(asker, found)
         if asked := self._asked.take():
             side.method = asked.method
+            if asked is self._asking and asker.state in (State.START, State.LOST):
+                # Whatever else comes is of another, or of nobody's interest any more.
+                self._asking = None
             if asked.path:
                 found.append(Exchange(asked.method, asked.path, asked.truncated, side.status, told[1].decode(),
                                       max(0, side.first_ns - asked.last_ns), asked.host))

@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from hpack import Encoder
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,6 +110,50 @@ def test_a_request_that_waits_since_before_is_paired():
 
     assert (seen.exchange.method, seen.exchange.path, seen.exchange.status_code, seen.latency_ns) == (
         "HEAD", "/w", 404, 4)
+
+
+CONTINUE, CREATED = b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("ends", [SERVER, CLIENT])
+@pytest.mark.parametrize("body", [b"", b"some of the body", b"G"])
+def test_the_latency_of_an_upload_that_waits_for_100_begins_with_its_end(ends, body):
+    """Nothing of the body is handed over, or its beginning; its end shows by when the last byte went that way."""
+    connections = HttpConnections()
+    connections.opened("c", ends, 5)
+    connections.asked("c", b"PUT /up", 5)
+    asks, answers = ends.asks, not ends.asks
+    pieces = [Piece("c", 9, answers, 0, CONTINUE, 5), *([Piece("c", 20, asks, 90, body, 9)] if body else []),
+              Piece("c", 500, answers, len(CONTINUE), CREATED, 470),
+              Piece("c", 600, asks, 90_000, b"GET /next HTTP/1.1\r\n\r\n", 500),
+              Piece("c", 640, answers, len(CONTINUE + CREATED), CREATED, 600)]
+    seen = [seen for piece in pieces for seen in connections.moved(piece)]
+
+    assert [(s.exchange.path, s.latency_ns) for s in seen] == [("/up", 30), ("/next", 40)]
+
+
+def test_a_request_behind_one_that_waits_is_not_the_end_of_it():
+    connections = HttpConnections()
+    connections.opened("c", SERVER, 5)
+    connections.asked("c", b"GET /a", 5)
+    pieces = [Piece("c", 10, False, 60, b"GET /b HTTP/1.1\r\n\r\n", 0),
+              Piece("c", 12, True, 0, CREATED, 10), Piece("c", 17, True, len(CREATED), CREATED, 10)]
+    seen = [seen for piece in pieces for seen in connections.moved(piece)]
+
+    assert [(s.exchange.path, s.latency_ns) for s in seen] == [("/a", 7), ("/b", 7)]
+
+
+def test_what_goes_by_behind_the_answer_of_one_that_waited_is_of_another():
+    connections = HttpConnections()
+    connections.opened("c", SERVER, 5)
+    connections.asked("c", b"GET /a", 5)
+    # Of the request at 20 no piece was handed over, and its answer was.
+    pieces = [Piece("c", 9, True, 0, CREATED, 5), Piece("c", 30, True, len(CREATED), CREATED, 20),
+              Piece("c", 40, False, 99, b"GET /c HTTP/1.1\r\n\r\n", 30),
+              Piece("c", 45, True, 2 * len(CREATED), CREATED, 40)]
+    seen = [seen for piece in pieces for seen in connections.moved(piece)]
+
+    assert [(s.exchange.path, s.latency_ns) for s in seen] == [("/a", 4), ("/c", 5)]
 
 
 def test_connections_are_bounded_closed_and_expire():
