@@ -86,7 +86,7 @@ class HttpConnections:
 
     @property
     def untold(self) -> int:
-        """Exchanges of which one half, or what came before it, was lost."""
+        """Exchanges of which one half, or what came before it, was lost, or whose response took over ten minutes."""
         return self._untold
 
     def __len__(self) -> int:
@@ -141,9 +141,10 @@ class HttpConnections:
         self._followed.pop(connection, None)
 
     def expire(self, now_ns: int) -> None:
-        """Forgets connections unheard of for ten minutes: should one go on, it is a stranger."""
+        """Forgets connections unheard of for ten minutes, with what waits there. Should one go on, it is taken up."""
         while self._followed:
             connection, followed = next(iter(self._followed.items()))
             if now_ns - followed.last_ns < IDLE_NS:
                 return
+            self._untold += followed.connection.waiting
             del self._followed[connection]

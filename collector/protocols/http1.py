@@ -51,6 +51,11 @@ class Connection:
         return self._asked.untold
 
     @property
+    def waiting(self) -> int:
+        """Requests that have no response yet."""
+        return self._asked.told
+
+    @property
     def is_over(self) -> bool:
         """Whether it is not HTTP/1, or no longer: nothing more will come of it."""
         return State.OVER in (self._client.state, self._server.state)

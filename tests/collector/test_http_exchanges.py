@@ -168,6 +168,22 @@ def test_connections_are_bounded_closed_and_expire():
     assert connections.moved(Piece(2, 9, True, 0, b"HTTP/1.1 200 \r\n", 0)) == [] and connections.strangers == 1
 
 
+def test_what_waits_on_a_connection_that_is_forgotten_is_counted():
+    ask = Encoder()
+    streams = [frame(1, 5, 2 * n + 1, ask.encode([(":method", "GET"), (":path", p)])) for n, p in enumerate(PATHS)]
+    connections = HttpConnections()
+    for name in ("one", "two", "answered"):
+        connections.opened(name, SERVER, 5)
+    connections.asked("one", b"GET /a", 5)
+    connections.asked("answered", b"GET /a", 5)
+    connections.moved(Piece("one", 6, False, 60, b"GET /b HTTP/1.1\r\n\r\n", 0))
+    connections.moved(Piece("two", 6, False, 0, PREFACE + frame(4, 0, 0, b"") + b"".join(streams), 0))
+    connections.moved(Piece("answered", 7, True, 0, CREATED, 5))
+    assert connections.untold == 0
+    connections.expire(7 + IDLE_NS)
+    assert (len(connections), connections.untold) == (0, 2 + len(PATHS))
+
+
 piece = st.builds(Piece, st.sampled_from("cd"), st.integers(0, 1000), st.booleans(), st.integers(0, 500),
                   st.binary(max_size=40) | st.sampled_from([b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 Fine\r\n",
                                                             b"Content-Length: 7\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\n"]),
