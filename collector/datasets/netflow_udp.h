@@ -26,11 +26,13 @@ static __always_inline void count_datagram(void *sk, const struct tuple *tuple, 
 		/* Who connects or speaks first is the client; who is spoken to on a socket of its own, the server. */
 		fresh.direction = connected || written ? OUTGOING : INCOMING;
 		own(&fresh.owner);
-		if (datagrams.insert(&key, &fresh))
-			lose(LOST_DATAGRAM);
+		/* Another processor may have been first: then its entry is ours too. */
+		datagrams.insert(&key, &fresh);
 		state = datagrams.lookup(&key);
-		if (!state)
+		if (!state) {
+			lose(LOST_DATAGRAM);
 			return;
+		}
 	}
 	/* Of a socket that is bound to no address a route may tell it only later. */
 	FORGET_SUMS(state);

@@ -1,0 +1,64 @@
+"""Netflow's programs without a kernel, event by event: what a real one does too seldom to be waited for."""
+
+from dataclasses import replace
+
+import pytest
+
+from collector.config import Options
+from collector.datasets import netflow
+from collector.datasets.netflow_datagrams import STATE as UDP_STATE
+from kcompat.bpf import compile_source
+from tests.collector.bpf_machine import UPDATE, Machine
+from tests.collector.sockets import OFFSETS, UDP, Sock, regs
+
+LOST_SOCK, LOST_FLOW, LOST_DEAD, LOST_DATAGRAM, LOST_PEER, LOST_CALL = range(6)
+HERE, THERE, ELSEWHERE = ("10.0.0.1", 4000), ("10.0.0.2", 53), ("10.0.0.3", 53)
+NOBODY = ("0.0.0.0", 0)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return compile_source(netflow.render(OFFSETS, Options("box", max_sockets=64, max_flows=64)))
+
+
+@pytest.fixture
+def machine(compiled):
+    return Machine(compiled)
+
+
+def datagrams(machine):
+    """pid and bytes read and written by each flow."""
+    rows = [UDP_STATE.unpack(value) for _, value in machine.maps["datagrams"].items()]
+    return sorted((row[9], row[1], row[2]) for row in rows)
+
+
+def send(machine, sock, size):
+    machine.run("kprobe__udp_send", regs(sock.at))
+    machine.run("kretprobe__udp_send", regs(returned=size))
+
+
+def test_a_datagram_is_counted_for_whoever_sent_it(machine):
+    sock = Sock(machine, UDP, HERE, THERE)
+    send(machine, sock, 70)
+    send(machine, sock, 30)
+    assert datagrams(machine) == [(100, 0, 100)] and not any(map(machine.lost, range(6)))
+
+
+def test_what_another_processor_has_put_in_first_is_no_loss(machine):
+    sock = Sock(machine, UDP, HERE, THERE)
+    table = machine.maps["datagrams"]
+
+    def meanwhile(helper, name, registers):
+        if helper == UPDATE and name == "datagrams":
+            table.update(machine.read(registers[2], table.spec.key_size),
+                         machine.read(registers[3], table.spec.value_size))
+
+    machine.before_helper = meanwhile
+    send(machine, sock, 70)
+    assert datagrams(machine) == [(100, 0, 70)] and machine.lost(LOST_DATAGRAM) == 0
+
+
+def test_where_there_is_no_room_a_datagram_is_lost(machine):
+    machine.maps["datagrams"].spec = replace(machine.maps["datagrams"].spec, max_entries=0)
+    send(machine, Sock(machine, UDP, HERE, THERE), 70)
+    assert datagrams(machine) == [] and machine.lost(LOST_DATAGRAM) == 1
