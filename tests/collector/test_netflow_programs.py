@@ -6,10 +6,11 @@ import pytest
 
 from collector.config import Options
 from collector.datasets import netflow
+from collector.datasets.netflow_connections import _FLOW as FLOW
 from collector.datasets.netflow_datagrams import STATE as UDP_STATE
 from kcompat.bpf import compile_source
 from tests.collector.bpf_machine import UPDATE, Machine
-from tests.collector.sockets import OFFSETS, UDP, Sock, regs
+from tests.collector.sockets import OFFSETS, TCP, UDP, Sock, regs
 
 LOST_SOCK, LOST_FLOW, LOST_DEAD, LOST_DATAGRAM, LOST_PEER, LOST_CALL = range(6)
 HERE, THERE, ELSEWHERE = ("10.0.0.1", 4000), ("10.0.0.2", 53), ("10.0.0.3", 53)
@@ -62,3 +63,30 @@ def test_where_there_is_no_room_a_datagram_is_lost(machine):
     machine.maps["datagrams"].spec = replace(machine.maps["datagrams"].spec, max_entries=0)
     send(machine, Sock(machine, UDP, HERE, THERE), 70)
     assert datagrams(machine) == [] and machine.lost(LOST_DATAGRAM) == 1
+
+
+ESTABLISHED, SYN_SENT, CLOSE = 1, 2, 7
+
+
+def changes(machine, sock, *states):
+    for state in states:
+        machine.run("kprobe__tcp_set_state", regs(sock.at, state))
+        sock.set("sock_common.skc_state", state)
+
+
+@pytest.mark.parametrize("kept", [0, 5])
+def test_what_a_socket_sent_again_before_it_connected_again_is_counted_once(machine, kept):
+    """`kept`: what the kernel leaves of the first connection's in its number."""
+    sock = Sock(machine, TCP, HERE, THERE)
+    sock.set("sock_common.skc_state", CLOSE)
+    changes(machine, sock, SYN_SENT, ESTABLISHED)
+    sock.set("tcp_sock.total_retrans", 5)
+    changes(machine, sock, CLOSE)
+    sock.set("tcp_sock.total_retrans", kept)
+    changes(machine, sock, SYN_SENT, ESTABLISHED)
+    sock.set("tcp_sock.total_retrans", kept + 2)
+    changes(machine, sock, CLOSE)
+    machine.run("kprobe__tcp_v4_destroy_sock", regs(sock.at))
+
+    told = [FLOW.unpack(value) for name in ("flows0", "flows1") for _, value in machine.maps[name].items()]
+    assert [flow[5] for flow in told] == [7] and not machine.maps["socks"].items()
