@@ -149,10 +149,15 @@ struct sender {
 	u32 remote_port;
 };
 
-/* A datagram received on an unconnected socket, whose sender is known when its address goes to user space. */
+/*
+ * A datagram received on an unconnected socket, whose sender is known when its address goes to user space; and what the
+ * same call received on that socket before: of recvmmsg(2) all senders are known then, of others, as io_uring's, none.
+ */
 struct pending {
 	u64 sk;
 	u64 bytes;
+	u64 earlier_bytes;
+	u64 earlier; /* datagrams */
 };
 
 /* The number of the socket that was born last on each processor. Programs write. */

@@ -208,11 +208,35 @@ static __always_inline void remember_sender(struct sender *sender, u32 port)
 		lose(LOST_CALL);
 }
 
+#define MOST_MESSAGES 1024 /* of one recvmmsg(2): UIO_MAXIOV */
+
+/*
+ * What it takes the place of was received in the same call; on another socket, or so many, by no recvmmsg(2). Threads
+ * of io_uring's own end no call at all.
+ */
+static __always_inline void remember_pending(u64 thread, struct pending *fresh)
+{
+	struct pending *before = pendings.lookup(&thread);
+
+	if (before) {
+		u64 sk = before->sk;
+
+		if (sk == fresh->sk && before->earlier < MOST_MESSAGES) {
+			fresh->earlier = before->earlier + 1;
+			fresh->earlier_bytes = before->earlier_bytes + before->bytes;
+		} else {
+			lose_many(LOST_PEER, before->earlier + 1);
+		}
+	}
+	if (pendings.update(&thread, fresh))
+		lose(LOST_CALL);
+}
+
 /*
  * On a connected socket the sender is known, else where its cgroup was just told; else when the address goes to user
  * space, unless it would have been told.
  */
-static __always_inline void on_udp_received(void *sk, const struct pending *pending)
+static __always_inline void on_udp_received(void *sk, struct pending *pending)
 {
 	struct tuple tuple = {};
 	u64 thread = bpf_get_current_pid_tgid();
@@ -228,8 +252,7 @@ static __always_inline void on_udp_received(void *sk, const struct pending *pend
 		if (!is_from_partner(sk, &tuple))
 			return;
 	} else if (!connected) {
-		if (pendings.update(&thread, (struct pending *)pending))
-			lose(LOST_CALL);
+		remember_pending(thread, pending);
 		return;
 	}
 	if (sender)

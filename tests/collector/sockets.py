@@ -12,7 +12,7 @@ OFFSETS = Offsets([Offset.known(field, 16 * (number + 1), "test", width=field.wi
                    for number, field in enumerate(CATALOGUE)])
 TCP, UDP = 6, 17
 # struct pt_regs of x86_64 by 8 bytes: where the arguments are, and what is returned.
-_ARGUMENTS, _RETURNED, _REGISTERS = (14, 13, 12, 11, 9), 10, 21
+_ARGUMENTS, _RETURNED, _NUMBER, _REGISTERS = (14, 13, 12, 11, 9), 10, 15, 21
 
 
 def regs(*arguments, returned=0):
@@ -21,6 +21,13 @@ def regs(*arguments, returned=0):
     for at, value in zip(_ARGUMENTS, arguments, strict=False):
         words[at] = value
     words[_RETURNED] = returned & 0xFFFF_FFFF_FFFF_FFFF
+    return struct.pack(f"<{_REGISTERS}Q", *words)
+
+
+def call(number, second):
+    """The registers of a thread in a system call."""
+    words = [0] * _REGISTERS
+    words[_NUMBER], words[_ARGUMENTS[1]] = number, second
     return struct.pack(f"<{_REGISTERS}Q", *words)
 
 

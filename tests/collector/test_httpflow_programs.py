@@ -19,7 +19,7 @@ HERE, THERE = ("10.0.0.1", 80), ("10.0.0.2", 40_000)
 
 @pytest.fixture(scope="module")
 def compiled():
-    return compile_source(httpflow.render(OFFSETS, Options("box")))
+    return compile_source(httpflow.render(OFFSETS, Options("box")), "x86_64")
 
 
 @pytest.fixture

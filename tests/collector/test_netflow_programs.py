@@ -1,6 +1,8 @@
 """Netflow's programs without a kernel, event by event: what a real one does too seldom to be waited for."""
 
+import struct
 from dataclasses import replace
+from socket import AF_INET, inet_aton
 
 import pytest
 
@@ -10,7 +12,7 @@ from collector.datasets.netflow_connections import _FLOW as FLOW
 from collector.datasets.netflow_datagrams import STATE as UDP_STATE
 from kcompat.bpf import compile_source
 from tests.collector.bpf_machine import UPDATE, Machine
-from tests.collector.sockets import OFFSETS, TCP, UDP, Sock, regs
+from tests.collector.sockets import OFFSETS, TCP, UDP, Sock, arguments, call, regs
 
 LOST_SOCK, LOST_FLOW, LOST_DEAD, LOST_DATAGRAM, LOST_PEER, LOST_CALL = range(6)
 HERE, THERE, ELSEWHERE = ("10.0.0.1", 4000), ("10.0.0.2", 53), ("10.0.0.3", 53)
@@ -19,7 +21,7 @@ NOBODY = ("0.0.0.0", 0)
 
 @pytest.fixture(scope="module")
 def compiled():
-    return compile_source(netflow.render(OFFSETS, Options("box", max_sockets=64, max_flows=64)))
+    return compile_source(netflow.render(OFFSETS, Options("box", max_sockets=64, max_flows=64)), "x86_64")
 
 
 @pytest.fixture
@@ -90,3 +92,61 @@ def test_what_a_socket_sent_again_before_it_connected_again_is_counted_once(mach
 
     told = [FLOW.unpack(value) for name in ("flows0", "flows1") for _, value in machine.maps[name].items()]
     assert [flow[5] for flow in told] == [7] and not machine.maps["socks"].items()
+
+
+READ, RECVMMSG = 0, 299
+
+
+def receive(machine, sock, *sizes):
+    for size in sizes:
+        machine.run("rawtp__sock_recv_length", arguments(sock.at, size, 0))
+
+
+def call_ends(machine, number, second=0, returned=0):
+    at = machine.allocate(call(number, second))
+    machine.run("rawtp__sys_exit", arguments(at, returned))
+
+
+def be_partners(machine, sock, remote):
+    address = bytes(10) + b"\xff\xff" + inet_aton(remote[0])
+    machine.maps["partners"].update(struct.pack("<Q", sock.at), struct.pack("<16sHHI", address, remote[1], HERE[1], 0))
+
+
+@pytest.mark.parametrize("sizes", [(70,), (70, 30), (70, 30, 5)])
+def test_datagrams_of_one_call_are_the_only_partners_or_lost(machine, sizes):
+    """As with io_uring: several receives, and one end of a call."""
+    sock = Sock(machine, UDP, HERE, NOBODY)
+    receive(machine, sock, *sizes)
+    call_ends(machine, READ)
+    assert datagrams(machine) == [] and machine.lost(LOST_PEER) == len(sizes)
+
+    be_partners(machine, sock, THERE)
+    receive(machine, sock, *sizes)
+    call_ends(machine, READ)
+    assert datagrams(machine) == [(100, sum(sizes), 0)] and machine.lost(LOST_PEER) == len(sizes)
+    assert not machine.maps["pendings"].items()
+
+
+def test_a_datagram_on_another_socket_in_the_same_call_is_none_of_many_messages(machine):
+    first, second = (Sock(machine, UDP, HERE, NOBODY) for _ in range(2))
+    be_partners(machine, second, THERE)
+    receive(machine, first, 70, 30)
+    receive(machine, second, 5)
+    call_ends(machine, READ)
+    assert datagrams(machine) == [(100, 5, 0)] and machine.lost(LOST_PEER) == 2
+
+
+def test_a_thread_that_never_ends_a_call_loses_what_it_received_and_says_so(machine):
+    receive(machine, Sock(machine, UDP, HERE, NOBODY), *[1] * 1100)
+    assert machine.lost(LOST_PEER) == 1025
+
+
+def test_many_messages_of_one_call_are_their_senders(machine):
+    sock = Sock(machine, UDP, HERE, NOBODY)
+    receive(machine, sock, 70, 30)
+    messages = b""
+    for (address, port), size in ((THERE, 70), (ELSEWHERE, 30)):
+        name = struct.pack("<H", AF_INET) + struct.pack(">H", port) + inet_aton(address) + bytes(8)
+        messages += struct.pack("<Q48xI4x", machine.allocate(name, is_users=True), size)
+    call_ends(machine, RECVMMSG, machine.allocate(messages, is_users=True), 2)
+    assert datagrams(machine) == [(100, 30, 0), (100, 70, 0)] and machine.lost(LOST_PEER) == 0
