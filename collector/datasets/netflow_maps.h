@@ -182,6 +182,8 @@ BPF_HASH(datagrams, struct udp_key, struct udp_state, MAX_SOCKS);
 BPF_HASH(listeners, struct listener, u32, 16384);
 /* Translated destinations, whose connections are merged port by port. User space inserts; never deleted. */
 BPF_HASH(translated, struct destination, u32, 16384);
+/* Processes that own datagram flows and have ended. User space inserts, and deletes with the flows; programs read. */
+BPF_HASH(ended, u32, u32, 16384);
 /* By socket: programs insert, user space deletes with the socket's last idle flow. */
 BPF_HASH(partners, u64, struct partner, MAX_SOCKS);
 /*

@@ -8,6 +8,19 @@ static __always_inline int is_zero(const struct address *address)
 	       (!address->word[2] || address->word[2] == 0xffff0000);
 }
 
+/* The owner has ended: whoever uses the socket now has it, or another one at its address, with the same ends. */
+static __always_inline void own_again(struct udp_state *state)
+{
+	u32 pid = state->owner.pid;
+	struct owner owner = {};
+
+	if (pid == bpf_get_current_pid_tgid() >> 32 || !ended.lookup(&pid))
+		return;
+	own(&owner);
+	FORGET_SUMS(state);
+	state->owner = owner;
+}
+
 static __always_inline void count_datagram(void *sk, const struct tuple *tuple, u64 read, u64 written, int connected)
 {
 	struct udp_key key = {};
@@ -40,6 +53,8 @@ static __always_inline void count_datagram(void *sk, const struct tuple *tuple, 
 	FORGET_SUMS(state);
 	if (is_zero(&known) && !is_zero(&tuple->local))
 		state->tuple.local = tuple->local;
+	FORGET_SUMS(state);
+	own_again(state);
 	FORGET_SUMS(state);
 	state->last_ns = bpf_ktime_get_ns();
 	/* Adding a constant 0 would become an atomic instruction that kernels before 5.12 do not know. */

@@ -67,6 +67,21 @@ def test_where_there_is_no_room_a_datagram_is_lost(machine):
     assert datagrams(machine) == [] and machine.lost(LOST_DATAGRAM) == 1
 
 
+def test_who_goes_on_with_a_flow_owns_it_once_its_owner_has_ended(machine):
+    """A server that was started anew may get the memory, and with a port of its own the ends, of the one before."""
+    sock = Sock(machine, UDP, HERE, THERE)
+    send(machine, sock, 70)
+    machine.thread = 200 << 32 | 200
+    send(machine, sock, 30)
+    assert datagrams(machine) == [(100, 0, 100)]
+
+    machine.maps["ended"].update(struct.pack("<I", 100), bytes(4))
+    send(machine, sock, 5)
+    machine.thread = 300 << 32 | 300
+    send(machine, sock, 6)
+    assert datagrams(machine) == [(200, 0, 111)]
+
+
 ESTABLISHED, SYN_SENT, CLOSE = 1, 2, 7
 
 
