@@ -40,7 +40,9 @@ SOURCE = Path(__file__).with_name("httpflow.bpf.c")
 _MAX_CONNS, _MAX_EXCHANGES = 65536, 16384
 # Of each processor; all together no more than this where there are many.
 _RING, _SMALLEST_RING, _RINGS = 1 << 21, 1 << 17, 1 << 26
-# Longer than any of our programs runs: after it none is left that saw the old generation.
+# Longer than any of our programs runs without being preempted: after it none is left that saw the old generation. From
+# 7.0 on one may be, for longer: an exchange that it then inserts is told two flushes later; one that it had found is
+# taken by then, and what it adds there is lost, or another's.
 _GRACE_S = 0.02
 _POLL_S = 0.2
 # Pieces of one connection are on the rings of several processors: those of the last moment may not all be there.

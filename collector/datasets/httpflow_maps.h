@@ -120,7 +120,8 @@ struct told_conn {
 BPF_HASH(conns, struct conn_key, struct conn, MAX_CONNS);
 /*
  * Exchanges of PLAIN connections, merged. Programs write the one of the current generation, user space empties the
- * other: it makes a new generation, waits until no program of the old one can be running, then reads.
+ * other: it makes a new generation, waits until no program of the old one is running that was not preempted, then
+ * reads.
  */
 BPF_HASH(exchanges0, struct exchange_key, struct exchange, MAX_EXCHANGES);
 BPF_HASH(exchanges1, struct exchange_key, struct exchange, MAX_EXCHANGES);

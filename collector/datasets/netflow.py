@@ -35,7 +35,9 @@ SOURCE = Path(__file__).with_name("netflow.bpf.c")
 
 MERGED_PORT = 65535
 """The own port of clients whose short connections were merged."""
-# Longer than any of our programs runs: after it none is left that saw the old generation.
+# Longer than any of our programs runs without being preempted: after it none is left that saw the old generation. From
+# 7.0 on one may be, for longer: a flow that it then inserts is told two flushes later; one that it had found is taken
+# by then, and what it adds there is lost, or another's.
 _GRACE_S = 0.02
 _WARNED_EVERY_S = 60.0
 _LOSSES = ("tcp sockets", "flows", "closed sockets", "udp flows", "udp peers", "calls")

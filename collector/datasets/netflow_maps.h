@@ -36,7 +36,8 @@ struct lane {
  * `written` and `read` are write_seq and copied_seq continued to 64 bits, the bases where they stood when we first
  * looked. They are moved on by one store: two processors that do so at once never count twice, and what the slower one
  * takes back the next event restores. A base is set before what counts from it: half set, it makes a number below zero.
- * `flags` belong to whoever has the socket's lock: those who only look at its numbers write none.
+ * `flags` belong to whoever has the socket's lock. Those who only look at its numbers, after its call, write none, but
+ * of a socket of which the handshake's end was not seen: that they establish, and may undo what is set in that moment.
  */
 struct tcp_state {
 	u64 id; /* sock addresses are used again */
@@ -167,7 +168,8 @@ BPF_ARRAY(births, u64, PROCESSORS);
 BPF_HASH(socks, u64, struct tcp_state, MAX_SOCKS);
 /*
  * TCP sockets born and destroyed within one generation, merged. Programs write the one of the current generation, user
- * space empties the other: it makes a new generation, waits until no program of the old one can be running, then reads.
+ * space empties the other: it makes a new generation, waits until no program of the old one is running that was not
+ * preempted, then reads.
  */
 BPF_HASH(flows0, struct flow_key, struct flow, MAX_FLOWS);
 BPF_HASH(flows1, struct flow_key, struct flow, MAX_FLOWS);
