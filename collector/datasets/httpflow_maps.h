@@ -51,6 +51,8 @@ struct conn {
 	u8 strikes;
 	u8 is_http2; /* FOLLOWED: pieces of every call go to user space, whatever they begin like */
 	u8 unused[3];
+	u32 early_seq; /* PLAIN: up to where the client had sent when that response went by */
+	u32 unused_too;
 	struct request request; /* PLAIN: the waiting one, or the last */
 };
 

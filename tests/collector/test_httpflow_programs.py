@@ -2,6 +2,7 @@
 
 import struct
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -29,32 +30,41 @@ def machine(compiled):
     return made
 
 
-class Server:
-    """A server's socket; its calls one after the other, a millisecond apart."""
+class End:
+    """A socket; its calls one after the other, a millisecond apart."""
 
     def __init__(self, machine):
         self.machine, self.sock = machine, Sock(machine, TCP, HERE, THERE)
         self.sent = self.taken = 1000
 
-    def _call(self, program, data):
+    def moves_unseen(self, sent=b"", taken=b""):
+        """Calls of which no program was told."""
+        self.sent += len(sent)
+        self.taken += len(taken)
+        self.sock.set("tcp_sock.write_seq", self.sent)
+        self.sock.set("tcp_sock.copied_seq", self.taken)
+
+    def _begins(self, program, data):
         iov = struct.pack("<QQ", self.machine.allocate(data.ljust(4096), is_users=True), len(data))
         message = bytearray(4096)
         for name, value in (("iov", self.machine.allocate(iov)), ("count", len(data)), ("nr_segs", 1)):
             struct.pack_into("<Q", message, OFFSETS[find(f"msghdr.msg_iter.{name}")].offset, value)
         self.machine.run(f"kprobe__{program}", regs(self.sock.at, self.machine.allocate(message)))
-        yield
+
+    def _ends(self, program, data):
         self.machine.now_ns += 1_000_000
         self.machine.run(f"kretprobe__{program}", regs(returned=len(data)))
 
     def reads(self, data):
-        for _ in self._call("tcp_recvmsg", data):
-            self.taken += len(data)
-            self.sock.set("tcp_sock.copied_seq", self.taken)
+        self._begins("tcp_recvmsg", data)
+        self.moves_unseen(taken=data)
+        self._ends("tcp_recvmsg", data)
 
-    def writes(self, data):
-        for _ in self._call("tcp_sendmsg", data):
-            self.sent += len(data)
-            self.sock.set("tcp_sock.write_seq", self.sent)
+    def writes(self, data, meanwhile=lambda: None):
+        self._begins("tcp_sendmsg", data)
+        self.moves_unseen(sent=data)
+        meanwhile()
+        self._ends("tcp_sendmsg", data)
 
 
 def exchanges(machine):
@@ -75,15 +85,58 @@ def response(status):
 
 
 def test_requests_are_paired_with_their_responses(machine):
-    server = Server(machine)
+    server = End(machine)
     for number in range(1, 4):
         server.reads(request(f"/{number}"))
         server.writes(response(200 + number))
     assert exchanges(machine) == {("/1", 201): 1, ("/2", 202): 1, ("/3", 203): 1}
 
 
+@pytest.mark.parametrize("first", [1, 2])
+def test_an_answer_that_is_told_of_before_its_request_is_its_own(machine, first):
+    """Of two threads of a client the one that reads is told of first, from some request on."""
+    client = End(machine)
+
+    def answered(number):
+        machine.thread += 1
+        client.reads(response(200 + number))
+        machine.thread -= 1
+
+    for number in range(1, 6):
+        if number < first:
+            client.writes(request(f"/{number}"))
+            client.reads(response(200 + number))
+        else:
+            client.writes(request(f"/{number}"), partial(answered, number))
+    assert exchanges(machine) == {(f"/{n}", 200 + n): 1 for n in range(1, 6)}
+
+
+@pytest.mark.parametrize("missed", [1, 2, 3])
+def test_a_request_that_was_missed_gives_a_client_no_other_the_answer(machine, missed):
+    client = End(machine)
+    for number in range(1, 7):
+        if number == missed:
+            client.moves_unseen(sent=request(f"/{number}"))
+        else:
+            client.writes(request(f"/{number}"))
+        client.reads(response(200 + number))
+    assert exchanges(machine) == {(f"/{n}", 200 + n): 1 for n in range(1, 7) if n != missed}
+
+
+@pytest.mark.parametrize("missed", [1, 2, 3])
+def test_a_request_that_was_missed_gives_a_server_no_other_the_answer(machine, missed):
+    server = End(machine)
+    for number in range(1, 7):
+        if number == missed:
+            server.moves_unseen(taken=request(f"/{number}"))
+        else:
+            server.reads(request(f"/{number}"))
+        server.writes(response(200 + number))
+    assert exchanges(machine) == {(f"/{n}", 200 + n): 1 for n in range(1, 7) if n != missed}
+
+
 def test_what_another_processor_has_put_in_first_is_no_loss(machine):
-    server, table = Server(machine), machine.maps["conns"]
+    server, table = End(machine), machine.maps["conns"]
 
     def meanwhile(helper, name, registers):
         if helper == UPDATE and name == "conns":
@@ -98,5 +151,5 @@ def test_what_another_processor_has_put_in_first_is_no_loss(machine):
 
 def test_where_there_is_no_room_a_connection_is_lost(machine):
     machine.maps["conns"].spec = replace(machine.maps["conns"].spec, max_entries=0)
-    Server(machine).reads(request("/1"))
+    End(machine).reads(request("/1"))
     assert exchanges(machine) == {} and machine.lost(LOST_CONN) == 1
