@@ -41,7 +41,8 @@ class Piece(NamedTuple):
     """A piece of what moved over one connection, in one direction.
 
     `connection` is any name that is one connection's for as long as it lasts. `offset` is how many bytes went before
-    it in its direction; the last of those that went the other way did so at `other_ns`.
+    it in its direction; the last of those that went the other way did so at `other_ns`. Of the bytes right before it
+    `unseen` are known to have gone in calls that nobody was told of.
     """
 
     connection: object
@@ -50,6 +51,7 @@ class Piece(NamedTuple):
     offset: int
     data: bytes
     other_ns: int
+    unseen: int = 0
 
 
 class _Followed:
@@ -126,7 +128,7 @@ class HttpConnections:
             followed.feed(not is_request, b"", piece.other_ns)
         before = followed.gone[piece.written]
         if before is None:
-            before = piece.offset
+            before = piece.offset - piece.unseen
         found: list[Exchange] = []
         untold = followed.connection.untold
         if piece.offset > before:

@@ -59,7 +59,7 @@ _KEY = struct.Struct("<QQ")
 _TOLD = struct.Struct("<16s16sHHII16s")
 _EXCHANGE_KEY = struct.Struct("<16s16sHHII16sHBBQ120s")
 _EXCHANGE = struct.Struct("<QQ")
-_PIECE = struct.Struct("<16sQQQQHHBBBx")
+_PIECE = struct.Struct("<16sQQQQHHBBBB")
 # struct conn: its birth; behind its bytes' times and places its ends and owner; its kind, role and whether HTTP/2.
 _CONN = struct.Struct("<Q64x60s11xBB3xB")
 _FOLLOWED = 2
@@ -204,7 +204,7 @@ class Httpflow:
                 self._failed("http pieces", 1)
 
     def _take(self, time_ns: int, data: bytes) -> None:
-        key, birth, _, offset, other_ns, lead, size, what, written, role = _PIECE.unpack_from(data)
+        key, birth, _, offset, other_ns, lead, size, what, written, role, unseen = _PIECE.unpack_from(data)
         name = (key, birth)
         text = data[_PIECE.size:]
         if what == _OPENED:
@@ -223,7 +223,7 @@ class Httpflow:
             if name not in self._connections:
                 self._take_up(key, birth, time_ns)
             for seen in self._connections.moved(Piece(name, time_ns, bool(written), offset, text[lead:lead + size],
-                                                      other_ns)):
+                                                      other_ns, unseen)):
                 self._saw(seen)
 
     def _take_up(self, key: bytes, birth: int, time_ns: int) -> None:

@@ -24,10 +24,10 @@ def regs(*arguments, returned=0):
     return struct.pack(f"<{_REGISTERS}Q", *words)
 
 
-def call(number, second):
+def call(number, second, third=0):
     """The registers of a thread in a system call."""
     words = [0] * _REGISTERS
-    words[_NUMBER], words[_ARGUMENTS[1]] = number, second
+    words[_NUMBER], words[_ARGUMENTS[1]], words[_ARGUMENTS[2]] = number, second, third
     return struct.pack(f"<{_REGISTERS}Q", *words)
 
 

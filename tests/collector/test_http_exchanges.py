@@ -168,6 +168,19 @@ def test_connections_are_bounded_closed_and_expire():
     assert connections.moved(Piece(2, 9, True, 0, b"HTTP/1.1 200 \r\n", 0)) == [] and connections.strangers == 1
 
 
+@pytest.mark.parametrize("ends", [SERVER, CLIENT])
+def test_a_response_that_went_by_unseen_is_nobody_elses(ends):
+    """It is what makes a connection be handed over: its request waits, and the next one comes."""
+    connections = HttpConnections()
+    connections.opened("c", ends, 5)
+    connections.asked("c", b"GET /a", 5)
+    pieces = [Piece("c", 10, ends.asks, 60, b"GET /b HTTP/1.1\r\n\r\n", 0),
+              Piece("c", 12, not ends.asks, 900, CREATED, 10, unseen=40)]
+    seen = [seen for piece in pieces for seen in connections.moved(piece)]
+
+    assert [(s.exchange.path, s.latency_ns) for s in seen] == [("/b", 2)] and connections.untold == 1
+
+
 def test_what_waits_on_a_connection_that_is_forgotten_is_counted():
     ask = Encoder()
     streams = [frame(1, 5, 2 * n + 1, ask.encode([(":method", "GET"), (":path", p)])) for n, p in enumerate(PATHS)]

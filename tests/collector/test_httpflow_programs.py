@@ -9,10 +9,12 @@ import pytest
 from collector.config import Options
 from collector.datasets import httpflow
 from collector.datasets.httpflow_hooks import STAGES
+from collector.http_exchanges import HttpConnections
+from collector.tls_greetings import Greetings
 from kcompat.bpf import compile_source
 from kcompat.fields import find
 from tests.collector.bpf_machine import UPDATE, Machine
-from tests.collector.sockets import OFFSETS, TCP, Sock, regs
+from tests.collector.sockets import OFFSETS, TCP, Sock, arguments, call, regs
 
 LOST_CONN = 0
 HERE, THERE = ("10.0.0.1", 80), ("10.0.0.2", 40_000)
@@ -153,3 +155,87 @@ def test_where_there_is_no_room_a_connection_is_lost(machine):
     machine.maps["conns"].spec = replace(machine.maps["conns"].spec, max_entries=0)
     End(machine).reads(request("/1"))
     assert exchanges(machine) == {} and machine.lost(LOST_CONN) == 1
+
+
+STACK, REGISTERS_AT = 16384, 16384 - 168  # of a thread's, and how far from its beginning they stand
+
+
+class Preempted(End):
+    """Where raw tracepoints tell, and each event is tried twice; both may be left out."""
+
+    def __init__(self, machine):
+        super().__init__(machine)
+        machine.maps["twice"].update(bytes(4), struct.pack("<I", 1))
+        machine.maps["registers"].update(bytes(4), struct.pack("<Q", REGISTERS_AT))
+
+    def _told(self, what, number, data, growth=None):
+        self.machine.now_ns += 1_000_000
+        sent, taken = (len(data) if growth is None else growth) * (what == "send"), len(data) * (what == "recv")
+        self.moves_unseen(sent=bytes(sent), taken=bytes(taken))
+        where = self.machine.allocate(data.ljust(4096), is_users=True)
+        stack = (arguments(self.sock.at, len(data), 0).ljust(REGISTERS_AT, b"\0")
+                 + call(number, second=where, third=len(data)))
+        for again in ("", "__again"):
+            self.machine.run(f"rawtp__sock_{what}_length{again}", stack)
+
+    def reads(self, data):
+        self._told("recv", 0, data)
+
+    def writes(self, data, growth=None):
+        self._told("send", 1, data, growth)
+
+
+def all_exchanges(machine):
+    """Those that were paired in the kernel, and those user space makes of the pieces."""
+    found, user = exchanges(machine), object.__new__(httpflow.Httpflow)
+    user._connections, user._greetings, user._greeted = HttpConnections(), Greetings(), None
+    user._saw = lambda seen: found.update({(seen.exchange.path, seen.exchange.status_code): seen.times})
+    for data in machine.told:
+        user._take(int.from_bytes(data[24:32], "little"), data)
+    return found, user._connections.untold
+
+
+def converse(end, asks, missed, numbers, growth=0, is_split=False):
+    """Requests and responses one after the other, but of one a call that nobody is told of."""
+    sends, takes = (end.writes, end.reads) if asks else (end.reads, end.writes)
+    for number in numbers:
+        asked, answered = request(f"/{number}"), response(200 + number)
+        for what, data, tell in (("request", asked, sends), ("response", answered, takes)):
+            if (what, number) == missed:
+                is_sent = asks == (what == "request")
+                end.moves_unseen(sent=data if is_sent else b"", taken=b"" if is_sent else data)
+            elif growth and tell == end.writes:
+                tell(data, len(data) + growth)
+            elif is_split and what == "request":
+                tell(data[:16])
+                tell(data[16:])
+            else:
+                tell(data)
+
+
+# Before a number has said once what calls moved it is not believed.
+MISSED = [("request", number) for number in range(1, 7)] + [("response", number) for number in range(3, 7)]
+
+
+@pytest.mark.parametrize("asks", [True, False])
+@pytest.mark.parametrize("missed", MISSED)
+def test_what_was_missed_shifts_nothing_also_in_user_space(machine, asks, missed):
+    end = Preempted(machine)
+    converse(end, asks, missed, range(1, 4))
+    # From here on it is followed.
+    converse(end, asks, missed, [4], is_split=True)
+    converse(end, asks, missed, range(5, 8))
+    found, untold = all_exchanges(machine)
+    assert found == {(f"/{n}", 200 + n): 1 for n in range(1, 8) if n != missed[1]}
+    assert untold == (missed[0] == "response")
+
+
+def test_a_number_that_says_something_else_is_not_believed(machine):
+    """kTLS: what goes out is more than what was written. Nothing is missing there."""
+    end = Preempted(machine)
+    converse(end, False, None, range(1, 4), growth=22)
+    end.reads(request("/4") + request("/5"))
+    for number in (4, 5):
+        answer = response(200 + number)
+        end.writes(answer, len(answer) + 22)
+    assert all_exchanges(machine) == ({(f"/{n}", 200 + n): 1 for n in range(1, 6)}, 0)
