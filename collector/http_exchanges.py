@@ -41,7 +41,8 @@ class Piece(NamedTuple):
     """A piece of what moved over one connection, in one direction.
 
     `connection` is any name that is one connection's for as long as it lasts. `offset` is how many bytes went before
-    it in its direction; the last of those that went the other way did so at `other_ns`.
+    it in its direction; the last of those that went the other way did so at `other_ns`. Of the bytes right before it
+    `unseen` are known to have gone in calls that nobody was told of.
     """
 
     connection: object
@@ -50,6 +51,7 @@ class Piece(NamedTuple):
     offset: int
     data: bytes
     other_ns: int
+    unseen: int = 0
 
 
 class _Followed:
@@ -86,7 +88,7 @@ class HttpConnections:
 
     @property
     def untold(self) -> int:
-        """Exchanges of which one half, or what came before it, was lost."""
+        """Exchanges of which one half, or what came before it, was lost, or whose response took over ten minutes."""
         return self._untold
 
     def __len__(self) -> int:
@@ -108,8 +110,9 @@ class HttpConnections:
 
     def asked(self, connection: object, request: bytes, time_ns: int) -> None:
         """That this request, its method and path, waits for its response since before we were told of anything."""
-        if followed := self._followed.get(connection):
-            followed.feed(True, request + b" HTTP/1.1\r\n\r\n", time_ns)
+        if (followed := self._followed.get(connection)) and isinstance(followed.connection, http1.Connection):
+            followed.asked_ns = time_ns
+            followed.connection.waits(request, time_ns)
 
     def moved(self, piece: Piece) -> list[Seen]:
         """The exchanges whose response this piece has the status of."""
@@ -125,7 +128,7 @@ class HttpConnections:
             followed.feed(not is_request, b"", piece.other_ns)
         before = followed.gone[piece.written]
         if before is None:
-            before = piece.offset
+            before = piece.offset - piece.unseen
         found: list[Exchange] = []
         untold = followed.connection.untold
         if piece.offset > before:
@@ -140,9 +143,10 @@ class HttpConnections:
         self._followed.pop(connection, None)
 
     def expire(self, now_ns: int) -> None:
-        """Forgets connections unheard of for ten minutes: should one go on, it is a stranger."""
+        """Forgets connections unheard of for ten minutes, with what waits there. Should one go on, it is taken up."""
         while self._followed:
             connection, followed = next(iter(self._followed.items()))
             if now_ns - followed.last_ns < IDLE_NS:
                 return
+            self._untold += followed.connection.waiting
             del self._followed[connection]

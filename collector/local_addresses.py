@@ -28,17 +28,22 @@ class LocalAddresses:
     def __init__(self) -> None:
         # With the time of the answer. By process, for the number of a namespace is another's at once when it is gone.
         self._known: OrderedDict[tuple[int, int, bytes], tuple[bytes, float]] = OrderedDict()
+        # Of this flush: the namespaces that are gone, a process in each that is not, and what was answered through it.
         self._gone: set[int] = set()
+        self._others: dict[int, int] | None = None
+        self._through_others: dict[tuple[int, bytes], bytes | None] = {}
 
     def begin(self) -> None:
         """A flush begins. The number of a namespace that was gone at the last one may be another's by now."""
         self._gone.clear()
+        self._others = None
+        self._through_others.clear()
 
     def towards(self, netns: int, pid: int, remote: bytes) -> bytes | None:
         """The 16-byte local address for `remote` in that namespace; None when it cannot be told any more.
 
-        `pid` is a way into the namespace: a process that was in it a moment ago. That none is left is found out once
-        a flush, for it takes a look at every process.
+        `pid` is a way into the namespace: a process that was in it a moment ago. Which others are left when it
+        has ended is found out once a flush, for it takes a look at every process.
         """
         key = (netns, pid, remote)
         local, asked_s = self._known.get(key, (None, -math.inf))
@@ -56,28 +61,49 @@ class LocalAddresses:
     def _ask(self, netns: int, pid: int, remote: bytes) -> bytes | None:
         if netns == 0 or (_HERE.exists() and _HERE.stat().st_ino == netns):
             return _route(remote)
-        for door in _doors(netns, pid):
-            try:
-                fd = os.open(door, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
-                continue
-            try:
-                if os.fstat(fd).st_ino == netns:
-                    return in_own_thread(partial(_route_in, fd, remote))
-            finally:
-                os.close(fd)
+        for door in _doors(pid):
+            with suppress(OSError):
+                return _through(door, netns, remote)
+        key = (netns, remote)
+        if key not in self._through_others:
+            if len(self._through_others) >= _BOUND:
+                self._through_others.clear()
+            self._through_others[key] = self._ask_another(netns, remote)
+        return self._through_others[key]
+
+    def _ask_another(self, netns: int, remote: bytes) -> bytes | None:
+        """Through any process in the namespace: one found earlier in this flush, if it has not ended since."""
+        while True:
+            is_fresh = self._others is None
+            self._others = others = one_process_each() if self._others is None else self._others
+            if netns not in others:
+                break
+            with suppress(OSError):
+                return _through(Path(f"/proc/{others[netns]}/ns/net"), netns, remote)
+            if is_fresh:
+                break
+            self._others = None
         self._gone.add(netns)
         return None
 
 
-def _doors(netns: int, pid: int) -> Iterator[Path]:
-    """Files that may stand for the namespace: of the process, of its threads, of any process that is in it."""
+def _doors(pid: int) -> Iterator[Path]:
+    """Files that may stand for the namespace: of the process, and of its threads."""
     process = Path(f"/proc/{pid}")
     yield process / "ns" / "net"
     with suppress(OSError):
         yield from (task / "ns" / "net" for task in (process / "task").iterdir())
-    if other := one_process_each().get(netns):
-        yield Path(f"/proc/{other}/ns/net")
+
+
+def _through(door: Path, netns: int, remote: bytes) -> bytes | None:
+    """Raises OSError where the door is gone, or leads elsewhere."""
+    fd = os.open(door, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_ino != netns:
+            raise FileNotFoundError(door)
+        return in_own_thread(partial(_route_in, fd, remote))
+    finally:
+        os.close(fd)
 
 
 def _route_in(fd: int, remote: bytes, _: bytes) -> bytes | None:

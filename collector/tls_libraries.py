@@ -17,6 +17,7 @@ from pathlib import Path
 from collector.exec_events import ExecEvents
 from collector.mapped_files import Edition, edition, hooked, leads_to, mapped, mapped_pages, opened, others_of, pattern
 from collector.proc_files import PROC, exists, pids
+from collector.threads import forget_ended
 from collector.tls_hooks import PROGRAMS, hooks_in
 from kcompat.attach import Attachment
 from kcompat.elf import Elf
@@ -165,11 +166,7 @@ class TlsLibraries:
                 gone[pid] = not exists(pid, "", self._proc)
             if gone[pid]:
                 table.delete(key)
-        table = self._loaded.maps["tls_calls"]
-        for key, _ in table.items():
-            thread, pid = int.from_bytes(key[:4], "little"), int.from_bytes(key[4:], "little")
-            if not exists(pid, f"task/{thread}", self._proc):
-                table.delete(key)
+        forget_ended(self._loaded.maps["tls_calls"], self._proc, when_over=0)
 
     def _look_at(self, pid: int) -> set[Edition]:
         """The files of that process that matter: its program, and what looks like a TLS library."""

@@ -18,7 +18,9 @@ from collector.datasets.httpflow_registers import find_registers
 from collector.datasets.wording import text
 from collector.http_exchanges import Ends, HttpConnections, Piece, Seen
 from collector.protocols.exchange import Exchange, path_of
+from collector.threads import forget_ended
 from collector.tls_greetings import Greetings
+from collector.tls_hooks import PROGRAMS
 from collector.tls_libraries import TlsLibraries
 from kcompat import probe, template
 from kcompat.bpf import compile_cached
@@ -38,7 +40,9 @@ SOURCE = Path(__file__).with_name("httpflow.bpf.c")
 _MAX_CONNS, _MAX_EXCHANGES = 65536, 16384
 # Of each processor; all together no more than this where there are many.
 _RING, _SMALLEST_RING, _RINGS = 1 << 21, 1 << 17, 1 << 26
-# Longer than any of our programs runs: after it none is left that saw the old generation.
+# Longer than any of our programs runs without being preempted: after it none is left that saw the old generation. From
+# 7.0 on one may be, for longer: an exchange that it then inserts is told two flushes later; one that it had found is
+# taken by then, and what it adds there is lost, or another's.
 _GRACE_S = 0.02
 _POLL_S = 0.2
 # Pieces of one connection are on the rings of several processors: those of the last moment may not all be there.
@@ -48,13 +52,14 @@ _FAULT_TOLD_S = 60.0
 _LOSSES = ("http connections", "http exchanges", "http calls", "http calls in TLS over unknown sockets",
            "http pieces")
 
-_SOCKET_PROGRAMS = ("rawtp__sock_send_length", "rawtp__sock_recv_length", "rawtp__tcp_destroy_sock",
-                    "kprobe__tcp_v4_destroy_sock")
+# The second of two tries at an event has this behind the name of the first.
+_AGAIN = "__again"
+_TRIED = sorted({hook.program.removesuffix(_AGAIN) for hooks in HOOKS.values() for hook in hooks} | PROGRAMS)
 _KEY = struct.Struct("<QQ")
 _TOLD = struct.Struct("<16s16sHHII16s")
 _EXCHANGE_KEY = struct.Struct("<16s16sHHII16sHBBQ120s")
 _EXCHANGE = struct.Struct("<QQ")
-_PIECE = struct.Struct("<16sQQQQHHBBBx")
+_PIECE = struct.Struct("<16sQQQQHHBBBB")
 # struct conn: its birth; behind its bytes' times and places its ends and owner; its kind, role and whether HTTP/2.
 _CONN = struct.Struct("<Q64x60s11xBB3xB")
 _FOLLOWED = 2
@@ -123,13 +128,13 @@ class Httpflow:
         assert self._rings
         counts["http pieces"] += self._rings.lost + self._connections.strangers + self._faults["http pieces"]
         counts["http exchanges"] += self._faults["http exchanges"]
-        return counts | {"http events": sum(map(self._left_out, _SOCKET_PROGRAMS)),
+        return counts | {"http events": sum(map(self._left_out, _TRIED)),
                          "http connections forgotten": self._connections.forgotten,
                          "half http exchanges": self._connections.untold}
 
     def _left_out(self, program: str) -> int:
         """Events that its second try, where it has one, was kept from too."""
-        tries = [self.loaded.left_out(name) for name in (program, f"{program}__again")]
+        tries = [self.loaded.left_out(name) for name in (program, program + _AGAIN)]
         return min((count for count in tries if count is not None), default=0)
 
     def flush(self) -> None:
@@ -141,6 +146,8 @@ class Httpflow:
             self._drain(until_ns=None)
             self._merged()
             self._connections.expire(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+        if calls := self.loaded.maps.get("calls"):
+            forget_ended(calls)
 
     def sample(self, one_of: int) -> None:
         """Of connections that begin from now on only one of so many, a power of two, is looked at."""
@@ -197,7 +204,7 @@ class Httpflow:
                 self._failed("http pieces", 1)
 
     def _take(self, time_ns: int, data: bytes) -> None:
-        key, birth, _, offset, other_ns, lead, size, what, written, role = _PIECE.unpack_from(data)
+        key, birth, _, offset, other_ns, lead, size, what, written, role, unseen = _PIECE.unpack_from(data)
         name = (key, birth)
         text = data[_PIECE.size:]
         if what == _OPENED:
@@ -216,7 +223,7 @@ class Httpflow:
             if name not in self._connections:
                 self._take_up(key, birth, time_ns)
             for seen in self._connections.moved(Piece(name, time_ns, bool(written), offset, text[lead:lead + size],
-                                                      other_ns)):
+                                                      other_ns, unseen)):
                 self._saw(seen)
 
     def _take_up(self, key: bytes, birth: int, time_ns: int) -> None:

@@ -18,7 +18,8 @@ static __always_inline struct conn *meet(union scratch *scratch, struct conn_key
 	/* The clock's lowest bits are not of every machine's clock. */
 	if (others && fresh->id >> 10 & *others)
 		fresh->kind = OVER;
-	if (conns.insert(key, fresh))
+	/* Another processor may have been first: then its entry is ours too. */
+	if (conns.insert(key, fresh) && !conns.lookup(key))
 		lose(LOST_CONN);
 	return conns.lookup(key);
 }

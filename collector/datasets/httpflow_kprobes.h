@@ -14,7 +14,10 @@ struct call {
 	struct source source;
 };
 
-/* By thread: programs insert when a call begins and delete when it ends, so as many as there are calls at a time. */
+/*
+ * By thread: programs insert when a call begins and delete when it ends, so as many as there are calls at a time; when
+ * half full, user space deletes those of threads that have ended.
+ */
 BPF_HASH(calls, u64, struct call, 32768);
 
 /* One buffer of user space has its address where else the array of iovecs has its own, which is the kernel's. */
@@ -62,12 +65,25 @@ static __always_inline void begin(void *sk, void *message)
 		lose(LOST_CALL);
 }
 
+/* What was read since the last call that was told of, and by none: in one that was missed, or by splice(2). */
+static __always_inline void find_unread(struct conn *conn, struct chunk *chunk, u32 before)
+{
+	u32 last = conn->read_seq;
+	u32 unseen = before - last;
+
+	if (last && unseen < 0x80000000) {
+		chunk->unseen = unseen;
+		conn->read += unseen;
+	}
+}
+
 static __always_inline int end(struct pt_regs *ctx, int written)
 {
 	u64 thread = bpf_get_current_pid_tgid();
 	struct call *call = calls.lookup(&thread);
 	struct chunk chunk = {};
 	u32 before, copied_seq = 0;
+	struct conn *conn;
 
 	if (!call)
 		return 0;
@@ -84,7 +100,14 @@ static __always_inline int end(struct pt_regs *ctx, int written)
 		return 0;
 	chunk.time_ns = bpf_ktime_get_ns();
 	chunk.written = written;
-	on_chunk_in_stages(ctx, &chunk, find_conn(ctx, &chunk.key, 1), written);
+	conn = find_conn(ctx, &chunk.key, 1);
+	if (!written) {
+		if (!conn)
+			return 0;
+		chunk.seq = copied_seq;
+		find_unread(conn, &chunk, before);
+	}
+	on_chunk_in_stages(ctx, &chunk, conn, written);
 	return 0;
 }
 

@@ -49,10 +49,18 @@ struct conn {
 	u8 waiting; /* PLAIN: a request without its response */
 	u8 done;    /* PLAIN: there was an exchange */
 	u8 strikes;
-	u8 is_http2; /* FOLLOWED: pieces of every call go to user space, whatever they begin like */
-	u8 unused[3];
+	u8 is_http2;  /* FOLLOWED: pieces of every call go to user space, whatever they begin like */
+	u8 read_said; /* SAID_* */
+	u8 written_said;
+	u8 unused;
+	u32 early_seq; /* PLAIN: up to where the client had sent when that response went by */
+	u32 unused_too;
 	struct request request; /* PLAIN: the waiting one, or the last */
 };
+
+/* What a socket's number has said of the bytes that calls moved: just these; something else, as with kTLS. */
+#define SAID_SAME  1
+#define SAID_OTHER 2
 
 /* What exchanges that look alike have in common. */
 struct exchange_key {
@@ -86,7 +94,8 @@ struct chunk {
 	u64 time_ns;
 	u32 size;
 	u32 seq;     /* of the last byte, as far as it matters */
-	u64 written; /* else read */
+	u32 written; /* else read */
+	u32 unseen;  /* bytes right before, as far as it shows, of which no call was told of */
 	struct source source;
 };
 
@@ -107,7 +116,7 @@ struct piece {
 	u8 what;
 	u8 written;
 	u8 role;
-	u8 unused;
+	u8 unseen; /* bytes in front of it of which no call was told of, 255 for more */
 	char text[PIECE_TEXT];
 };
 
@@ -120,7 +129,8 @@ struct told_conn {
 BPF_HASH(conns, struct conn_key, struct conn, MAX_CONNS);
 /*
  * Exchanges of PLAIN connections, merged. Programs write the one of the current generation, user space empties the
- * other: it makes a new generation, waits until no program of the old one can be running, then reads.
+ * other: it makes a new generation, waits until no program of the old one is running that was not preempted, then
+ * reads.
  */
 BPF_HASH(exchanges0, struct exchange_key, struct exchange, MAX_EXCHANGES);
 BPF_HASH(exchanges1, struct exchange_key, struct exchange, MAX_EXCHANGES);

@@ -60,6 +60,30 @@ static __always_inline void passed(struct conn *conn, const struct chunk *chunk,
 	}
 }
 
+/* Up to where the socket has sent; the same number always where that is not known. */
+static __always_inline u32 sent_until(const struct chunk *chunk)
+{
+	u32 seq = 0;
+
+#if defined(HAVE_tcp_sock__write_seq)
+	READ(&seq, (void *)chunk->key.sk, tcp_sock__write_seq);
+#endif
+	return seq;
+}
+
+/*
+ * Whether a response that no request waits for may be one's that was sent and is not told of yet. A server has read
+ * before it answers. That it is of none that goes untold shows when the next is told of, or there was an exchange.
+ */
+static __always_inline int may_be_early(const struct conn *conn)
+{
+#if defined(HAVE_tcp_sock__write_seq)
+	return conn->role == CLIENT;
+#else
+	return conn->role == CLIENT && conn->done;
+#endif
+}
+
 /* On a PLAIN connection. 0 when what happens is more than can be paired here. `is_read`: see whole_request(). */
 static __always_inline int pair(union scratch *scratch, struct conn *conn, const struct chunk *chunk, int asked,
                                 int like, int is_read)
@@ -80,17 +104,18 @@ static __always_inline int pair(union scratch *scratch, struct conn *conn, const
 		conn->asked_ns = chunk->time_ns;
 		answered_ns = conn->early_ns;
 		conn->early_ns = 0;
-		if (!answered_ns || chunk->time_ns - answered_ns > EARLY_NS) {
+		if (!answered_ns || chunk->time_ns - answered_ns > EARLY_NS || sent_until(chunk) != conn->early_seq) {
 			conn->waiting = 1;
 			return 1;
 		}
-		/* Another thread was told of the answer before this one of what it had sent. */
+		/* Another thread was told of the answer before this one of what it had sent: since then nothing was. */
 		status = conn->early_status;
 		minor = conn->early_minor;
 	} else {
 		status = final_status(&chunk->source, chunk->size, (u8 *)text, &minor);
 		if (!conn->waiting) {
-			if (conn->done && status) {
+			if (may_be_early(conn) && status) {
+				conn->early_seq = sent_until(chunk);
 				conn->early_ns = chunk->time_ns;
 				conn->early_status = status;
 				conn->early_minor = minor;

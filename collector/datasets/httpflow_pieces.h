@@ -38,6 +38,7 @@ static __always_inline void tell(struct piece *piece, const struct conn_key *key
 	if (chunk) {
 		piece->time_ns = chunk->time_ns;
 		piece->written = chunk->written;
+		piece->unseen = chunk->unseen < 255 ? chunk->unseen : 255;
 	}
 	piece->other_ns = conn->read_ns;
 	asm volatile("" ::: "memory");

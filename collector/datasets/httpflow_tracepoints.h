@@ -164,6 +164,35 @@ static __always_inline void look_into(void *ctx, struct chunk *chunk, struct con
 	on_chunk(ctx, &scratch, chunk, conn, written);
 }
 
+#if defined(TWICE)
+/*
+ * Calls that both programs were kept from show by the socket's number, if that never said anything else than what calls
+ * moved. One more is a FIN.
+ */
+static __always_inline void find_unseen(struct conn *conn, struct chunk *chunk, int written)
+{
+	u32 before = written ? conn->written_seq : conn->read_seq;
+	u8 said = written ? conn->written_said : conn->read_said;
+	u32 unseen = chunk->seq - before - chunk->size;
+
+	if (!before || unseen == 1)
+		return;
+	if (unseen && said == SAID_SAME && unseen < 0x80000000) {
+		chunk->unseen = unseen;
+		if (written)
+			conn->written += unseen;
+		else
+			conn->read += unseen;
+		return;
+	}
+	said |= unseen ? SAID_OTHER : SAID_SAME;
+	if (written)
+		conn->written_said = said;
+	else
+		conn->read_said = said;
+}
+#endif
+
 static __always_inline void moved(void *ctx, void *sk, int size, int written, int is_again)
 {
 	u64 at = registers_at(0) & (STACK - 1);
@@ -190,6 +219,7 @@ static __always_inline void moved(void *ctx, void *sk, int size, int written, in
 			READ(&chunk.seq, sk, tcp_sock__copied_seq);
 		if (is_again && (written ? conn->written_seq : conn->read_seq) == chunk.seq)
 			return;
+		find_unseen(conn, &chunk, written);
 	}
 #endif
 	look_into(ctx, &chunk, conn, at, written);

@@ -17,9 +17,10 @@ from collector.datasets.hooks import BACKENDS, Backend, attach_first, attached
 from collector.datasets.netflow_calibration import find_receive_flags
 from collector.datasets.netflow_connections import TOO_FAR, Connections
 from collector.datasets.netflow_datagrams import UNKNOWN_LOCAL, Datagrams
-from collector.datasets.netflow_hooks import HOOKS, SENDERS
+from collector.datasets.netflow_hooks import DATAGRAMS, HOOKS, SENDERS
 from collector.flows import FlowDelta
 from collector.seeds import seeds
+from collector.threads import forget_ended
 from kcompat import template
 from kcompat.bpf import compile_cached
 from kcompat.fields import Field
@@ -34,10 +35,14 @@ SOURCE = Path(__file__).with_name("netflow.bpf.c")
 
 MERGED_PORT = 65535
 """The own port of clients whose short connections were merged."""
-# Longer than any of our programs runs: after it none is left that saw the old generation.
+# Longer than any of our programs runs without being preempted: after it none is left that saw the old generation. From
+# 7.0 on one may be, for longer: a flow that it then inserts is told two flushes later; one that it had found is taken
+# by then, and what it adds there is lost, or another's.
 _GRACE_S = 0.02
 _WARNED_EVERY_S = 60.0
 _LOSSES = ("tcp sockets", "flows", "closed sockets", "udp flows", "udp peers", "calls")
+_EVENTS = "events"
+_BY_THREAD = ("calls", "senders", "pendings")
 _SENDERS_TOLD, _ANY_TRANSLATED, _PREEMPTED = range(3)  # slots of the map `switches`
 _DESTINATION = struct.Struct("<16sII")
 
@@ -63,7 +68,7 @@ class Netflow:
         compiled, _ = compile_cached(render(offsets, options))
         self.loaded = Loaded(compiled, version_code)
         self._generation = 0
-        self.losses: dict[str, int] = dict.fromkeys((*_LOSSES, UNKNOWN_LOCAL, TOO_FAR), 0)
+        self.losses: dict[str, int] = dict.fromkeys((*_LOSSES, _EVENTS, UNKNOWN_LOCAL, TOO_FAR), 0)
         self._warned_s, self._warned_of = -math.inf, Counter[str]()
         try:
             self.backend, self.hooks = self._attach(backends)
@@ -116,11 +121,15 @@ class Netflow:
         self._count_losses()
         flows = chain(self._connections.merged(self._generation), self._connections.read(self._generation),
                       self._datagrams.read())
-        self._forget_routes()
+        self._forget()
         return flows
 
-    def _forget_routes(self) -> None:
-        """Those of arriving packets lie there under threads that never send."""
+    def _forget(self) -> None:
+        """What threads left behind. Routes of arriving packets lie under those that never send, and that go on.
+
+        One of the others a flush: while a map is read, kprobes of that processor rest.
+        """
+        forget_ended(self.loaded.maps[_BY_THREAD[self._generation % len(_BY_THREAD)]])
         table = self.loaded.maps["routes"]
         found = table.items()
         if len(found) > table.spec.max_entries // 2:
@@ -132,6 +141,7 @@ class Netflow:
         table = self.loaded.maps["losses"]
         for slot, reason in enumerate(_LOSSES):
             self.losses[reason] = int.from_bytes(table.get(slot.to_bytes(4, "little")) or b"", "little")
+        self.losses[_EVENTS] = sum(self.loaded.left_out(name) or 0 for name in DATAGRAMS)
         lost = Counter(self.losses) - self._warned_of
         if lost and time.monotonic() >= self._warned_s + _WARNED_EVERY_S:
             log.warning("netflow lost %s: a kernel map was full, or what was sent or received not all seen",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from collector.datasets.wording import WAYS, text
 from collector.flows import FlowDelta
 from collector.local_addresses import LocalAddresses
+from collector.proc_files import exists
 from collector.seeds import ephemeral
 from kcompat.load import Loaded
 
@@ -27,6 +29,8 @@ class Datagrams:
 
     def __init__(self, loaded: Loaded, bound: set[tuple[int, int]], losses: dict[str, int]) -> None:
         self._table, self._partners = loaded.maps["datagrams"], loaded.maps["partners"]
+        self._ended_table = loaded.maps["ended"]
+        self._ended: set[int] = set()
         self._bound, self._first_ephemeral = bound, ephemeral()
         self._losses = losses
         self._locals = LocalAddresses()
@@ -39,6 +43,7 @@ class Datagrams:
     def _of(self, entries: Iterable[tuple[bytes, bytes]], now: int) -> Iterator[FlowDelta]:
         seen: dict[bytes, bytes] = {}
         gone: set[bytes] = set()
+        owners: set[int] = set()
         self._locals.begin()
         for key, value in entries:
             (birth, read, written, last, local, remote, local_port, remote_port, netns, pid, comm,
@@ -54,6 +59,7 @@ class Datagrams:
                 gone.add(key[:8])
             else:
                 seen[key] = value[:_COUNTS.size]
+                owners.add(pid)
             # A server speaks first when the flow in which it was spoken to is forgotten, or older than we are.
             if direction == 2 and (netns, local_port) in self._bound:
                 direction = 1
@@ -70,3 +76,14 @@ class Datagrams:
         self._reported = seen
         for sock in gone.difference(key[:8] for key in seen):
             self._partners.delete(sock)
+        self._tell_ended({pid for pid in owners if not exists(pid, "")})
+
+    def _tell_ended(self, ended: set[int]) -> None:
+        """Whoever goes on with a flow of theirs owns it. It is not deleted: datagrams in that moment would be lost."""
+        for pid in self._ended - ended:
+            self._ended_table.delete(pid.to_bytes(4, "little"))
+        self._ended &= ended
+        with suppress(OSError):  # full: the others keep what they have
+            for pid in ended - self._ended:
+                self._ended_table.set(pid.to_bytes(4, "little"), bytes(4))
+                self._ended.add(pid)

@@ -8,6 +8,9 @@ TARGETS = ("cgroup__udp4_sendmsg", "cgroup__udp6_sendmsg")
 """Which tell where a datagram is sent to; where they are, nothing runs when a route is looked up, for any protocol."""
 SENDERS = ("cgroup__udp4_recvmsg", "cgroup__udp6_recvmsg")
 """Which tell who sent a datagram; where they are, nothing runs at the end of every system call."""
+DATAGRAMS = ("kprobe__udp_send", "kretprobe__udp_send", "kprobe__udp_recvmsg", "kretprobe__udp_recvmsg",
+             "rawtp__sock_send_length", "rawtp__sock_recv_length")
+"""Which count datagrams: one that they are kept from is lost. With what TCP moved the next event catches up."""
 _TARGETS, _SENDERS = (tuple(Hook(program, (program.removeprefix("cgroup__"),), required=False) for program in programs)
                       for programs in (TARGETS, SENDERS))
 

@@ -36,7 +36,8 @@ struct lane {
  * `written` and `read` are write_seq and copied_seq continued to 64 bits, the bases where they stood when we first
  * looked. They are moved on by one store: two processors that do so at once never count twice, and what the slower one
  * takes back the next event restores. A base is set before what counts from it: half set, it makes a number below zero.
- * `flags` belong to whoever has the socket's lock: those who only look at its numbers write none.
+ * `flags` belong to whoever has the socket's lock. Those who only look at its numbers, after its call, write none, but
+ * of a socket of which the handshake's end was not seen: that they establish, and may undo what is set in that moment.
  */
 struct tcp_state {
 	u64 id; /* sock addresses are used again */
@@ -149,10 +150,15 @@ struct sender {
 	u32 remote_port;
 };
 
-/* A datagram received on an unconnected socket, whose sender is known when its address goes to user space. */
+/*
+ * A datagram received on an unconnected socket, whose sender is known when its address goes to user space; and what the
+ * same call received on that socket before: of recvmmsg(2) all senders are known then, of others, as io_uring's, none.
+ */
 struct pending {
 	u64 sk;
 	u64 bytes;
+	u64 earlier_bytes;
+	u64 earlier; /* datagrams */
 };
 
 /* The number of the socket that was born last on each processor. Programs write. */
@@ -162,7 +168,8 @@ BPF_ARRAY(births, u64, PROCESSORS);
 BPF_HASH(socks, u64, struct tcp_state, MAX_SOCKS);
 /*
  * TCP sockets born and destroyed within one generation, merged. Programs write the one of the current generation, user
- * space empties the other: it makes a new generation, waits until no program of the old one can be running, then reads.
+ * space empties the other: it makes a new generation, waits until no program of the old one is running that was not
+ * preempted, then reads.
  */
 BPF_HASH(flows0, struct flow_key, struct flow, MAX_FLOWS);
 BPF_HASH(flows1, struct flow_key, struct flow, MAX_FLOWS);
@@ -177,11 +184,14 @@ BPF_HASH(datagrams, struct udp_key, struct udp_state, MAX_SOCKS);
 BPF_HASH(listeners, struct listener, u32, 16384);
 /* Translated destinations, whose connections are merged port by port. User space inserts; never deleted. */
 BPF_HASH(translated, struct destination, u32, 16384);
+/* Processes that own datagram flows and have ended. User space inserts, and deletes with the flows; programs read. */
+BPF_HASH(ended, u32, u32, 16384);
 /* By socket: programs insert, user space deletes with the socket's last idle flow. */
 BPF_HASH(partners, u64, struct partner, MAX_SOCKS);
 /*
- * By thread: programs insert when a call begins and delete when it ends, so as many as there are calls at a time. A
- * route may also be looked up beside a call, for a packet that arrives: user space empties `routes` when half full.
+ * By thread: programs insert when a call begins and delete when it ends, so as many as there are calls at a time, and
+ * threads that ended in one or whose end was missed: when half full, user space deletes these. A route may also be
+ * looked up beside a call, for a packet that arrives: user space empties `routes` when half full.
  */
 BPF_HASH(routes, u64, struct route, 32768);
 BPF_HASH(senders, u64, struct sender, 32768);

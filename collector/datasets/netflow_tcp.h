@@ -168,6 +168,8 @@ static __always_inline void on_state(void *sk, int from, int to, int misses)
 
 		if (to == SYN_SENT) {
 			fresh.direction = OUTGOING;
+			/* Before 5.6 those of an earlier connection stay (kernel commit c13c48c00a6b). */
+			fresh.first_retrans = total_retrans(sk);
 			own(&fresh.owner);
 		} else if (to == ESTABLISHED) {
 			fresh.direction = from == SYN_SENT ? OUTGOING : INCOMING;

@@ -160,6 +160,20 @@ int rawtp__sock_recv_length(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+/* What a call that is no recvmmsg(2) received before its last datagram: nobody tells from whom, but the one partner. */
+static __always_inline void count_earlier(const struct pending *found)
+{
+	struct tuple tuple = {};
+
+	if (!found->earlier)
+		return;
+	read_tuple((void *)found->sk, &tuple);
+	if (is_from_partner((void *)found->sk, &tuple))
+		count_datagram((void *)found->sk, &tuple, found->earlier_bytes, 0, 0);
+	else
+		lose_many(LOST_PEER, found->earlier - 1); /* one is counted */
+}
+
 /*
  * (struct pt_regs *regs, long ret): the sender's address is in user space by now. Only the set that hears of all
  * messages of a recvmmsg(2) at once, and so too late to take one after the other, goes through them here.
@@ -188,6 +202,7 @@ static __always_inline int on_sys_exit(struct bpf_raw_tracepoint_args *ctx, int 
 		bpf_probe_read(&name, sizeof(name), &regs->SYSCALL_ARG5);
 	else if (number == NR_RECVMSG)
 		bpf_probe_read(&name, sizeof(name), message);
+	count_earlier(&found);
 	count_received((void *)found.sk, found.bytes, name);
 	return 0;
 }

@@ -8,6 +8,19 @@ static __always_inline int is_zero(const struct address *address)
 	       (!address->word[2] || address->word[2] == 0xffff0000);
 }
 
+/* The owner has ended: whoever uses the socket now has it, or another one at its address, with the same ends. */
+static __always_inline void own_again(struct udp_state *state)
+{
+	u32 pid = state->owner.pid;
+	struct owner owner = {};
+
+	if (pid == bpf_get_current_pid_tgid() >> 32 || !ended.lookup(&pid))
+		return;
+	own(&owner);
+	FORGET_SUMS(state);
+	state->owner = owner;
+}
+
 static __always_inline void count_datagram(void *sk, const struct tuple *tuple, u64 read, u64 written, int connected)
 {
 	struct udp_key key = {};
@@ -26,11 +39,13 @@ static __always_inline void count_datagram(void *sk, const struct tuple *tuple, 
 		/* Who connects or speaks first is the client; who is spoken to on a socket of its own, the server. */
 		fresh.direction = connected || written ? OUTGOING : INCOMING;
 		own(&fresh.owner);
-		if (datagrams.insert(&key, &fresh))
-			lose(LOST_DATAGRAM);
+		/* Another processor may have been first: then its entry is ours too. */
+		datagrams.insert(&key, &fresh);
 		state = datagrams.lookup(&key);
-		if (!state)
+		if (!state) {
+			lose(LOST_DATAGRAM);
 			return;
+		}
 	}
 	/* Of a socket that is bound to no address a route may tell it only later. */
 	FORGET_SUMS(state);
@@ -38,6 +53,8 @@ static __always_inline void count_datagram(void *sk, const struct tuple *tuple, 
 	FORGET_SUMS(state);
 	if (is_zero(&known) && !is_zero(&tuple->local))
 		state->tuple.local = tuple->local;
+	FORGET_SUMS(state);
+	own_again(state);
 	FORGET_SUMS(state);
 	state->last_ns = bpf_ktime_get_ns();
 	/* Adding a constant 0 would become an atomic instruction that kernels before 5.12 do not know. */
@@ -206,11 +223,35 @@ static __always_inline void remember_sender(struct sender *sender, u32 port)
 		lose(LOST_CALL);
 }
 
+#define MOST_MESSAGES 1024 /* of one recvmmsg(2): UIO_MAXIOV */
+
+/*
+ * What it takes the place of was received in the same call; on another socket, or so many, by no recvmmsg(2). Threads
+ * of io_uring's own end no call at all.
+ */
+static __always_inline void remember_pending(u64 thread, struct pending *fresh)
+{
+	struct pending *before = pendings.lookup(&thread);
+
+	if (before) {
+		u64 sk = before->sk;
+
+		if (sk == fresh->sk && before->earlier < MOST_MESSAGES) {
+			fresh->earlier = before->earlier + 1;
+			fresh->earlier_bytes = before->earlier_bytes + before->bytes;
+		} else {
+			lose_many(LOST_PEER, before->earlier + 1);
+		}
+	}
+	if (pendings.update(&thread, fresh))
+		lose(LOST_CALL);
+}
+
 /*
  * On a connected socket the sender is known, else where its cgroup was just told; else when the address goes to user
  * space, unless it would have been told.
  */
-static __always_inline void on_udp_received(void *sk, const struct pending *pending)
+static __always_inline void on_udp_received(void *sk, struct pending *pending)
 {
 	struct tuple tuple = {};
 	u64 thread = bpf_get_current_pid_tgid();
@@ -226,8 +267,7 @@ static __always_inline void on_udp_received(void *sk, const struct pending *pend
 		if (!is_from_partner(sk, &tuple))
 			return;
 	} else if (!connected) {
-		if (pendings.update(&thread, (struct pending *)pending))
-			lose(LOST_CALL);
+		remember_pending(thread, pending);
 		return;
 	}
 	if (sender)

@@ -6,12 +6,17 @@ BPF_ARRAY(generation, u32, 1);
 /* What did not fit, by reason, a slot each; programs add, user space reads. */
 BPF_ARRAY(losses, u64, 8);
 
-static __always_inline void lose(int reason)
+static __always_inline void lose_many(int reason, u64 number)
 {
 	u64 *count = losses.lookup(&reason);
 
 	if (count)
-		__sync_fetch_and_add(count, 1);
+		__sync_fetch_and_add(count, number);
+}
+
+static __always_inline void lose(int reason)
+{
+	lose_many(reason, 1);
 }
 
 static __always_inline u32 current_generation(void)

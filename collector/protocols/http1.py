@@ -54,13 +54,18 @@ class Connection:
         return self._asked.untold
 
     @property
+    def waiting(self) -> int:
+        """Requests that have no response yet."""
+        return self._asked.told
+
+    @property
     def is_over(self) -> bool:
         """Whether it is not HTTP/1, or no longer: nothing more will come of it."""
         return State.OVER in (self._client.state, self._server.state)
 
     def request(self, data: bytes, time_ns: int, missing: int = 0) -> None:
         """What the client sent; `missing` bytes after it were not captured. Without either: something went by."""
-        if self._asking:
+        if self._asking and not self._begins_another(data):
             self._asking.last_ns = time_ns
         elif (not data and not missing) or (self._answering and self._client.state is State.LOST):
             self._ask_unseen(time_ns)
@@ -68,6 +73,11 @@ class Connection:
             self._answering = False
         self._feed(self._client, data, time_ns, missing)
         self._answering = False
+
+    def waits(self, request: bytes, time_ns: int) -> None:
+        """That a request of this method and path waits for its response. More of it may come, nobody knows how much."""
+        self.request(request + b" HTTP/1.1\r\n", time_ns)
+        self._client.state = State.START
 
     def response(self, data: bytes, time_ns: int, missing: int = 0) -> list[Exchange]:
         """What the server sent; without either of both something went by."""
@@ -109,6 +119,12 @@ class Connection:
                 at += 1
             else:
                 at = self._line(side, data, at, time_ns, found)
+
+    def _begins_another(self, data: bytes) -> bool:
+        """Whether the client's next request may begin with the data: where one has ended, and where no end is known."""
+        side = self._client
+        line = (side.held + data).partition(b"\n")[0]
+        return bool(data) and side.state in (State.START, State.LOST) and side.could_begin(line)
 
     def _ask_unseen(self, time_ns: int) -> None:
         """Something of the client's went by: within a message that is followed it is of that, else of another."""
@@ -216,6 +232,9 @@ class Connection:
             self._cut(asker, found)
         if asked := self._asked.take():
             side.method = asked.method
+            if asked is self._asking and asker.state in (State.START, State.LOST):
+                # Whatever else comes is of another, or of nobody's interest any more.
+                self._asking = None
             if asked.path:
                 found.append(Exchange(asked.method, asked.path, asked.truncated, side.status, told[1].decode(),
                                       max(0, side.first_ns - asked.last_ns), asked.host))

@@ -29,6 +29,11 @@ class Asked:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def told(self) -> int:
+        """How many of them are known, and would be told of."""
+        return sum(bool(request.path) for request in self._waiting)
+
     def begin(self, request: Request) -> None:
         while self._waiting and not self._waiting[-1].method:
             self._waiting.pop()

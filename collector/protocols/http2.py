@@ -66,6 +66,11 @@ class Connection:
         self.untold = 0
         """Responses whose method, path or status could not be told, or whose requests were forgotten."""
 
+    @property
+    def waiting(self) -> int:
+        """Requests that have no response yet, and calls of gRPC that have not ended."""
+        return sum(bool(stream.path) for stream in self._streams.values())
+
     def request(self, data: bytes, time_ns: int, missing: int = 0) -> list[Exchange]:
         """What the client sent; `missing` bytes after it were not captured. A reset may end a gRPC exchange."""
         return self._feed(self._client, data, time_ns, missing)

@@ -113,6 +113,50 @@ def test_a_request_that_waits_since_before_is_paired():
         "HEAD", "/w", 404, 4)
 
 
+CONTINUE, CREATED = b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("ends", [SERVER, CLIENT])
+@pytest.mark.parametrize("body", [b"", b"some of the body", b"G"])
+def test_the_latency_of_an_upload_that_waits_for_100_begins_with_its_end(ends, body):
+    """Nothing of the body is handed over, or its beginning; its end shows by when the last byte went that way."""
+    connections = HttpConnections()
+    connections.opened("c", ends, 5)
+    connections.asked("c", b"PUT /up", 5)
+    asks, answers = ends.asks, not ends.asks
+    pieces = [Piece("c", 9, answers, 0, CONTINUE, 5), *([Piece("c", 20, asks, 90, body, 9)] if body else []),
+              Piece("c", 500, answers, len(CONTINUE), CREATED, 470),
+              Piece("c", 600, asks, 90_000, b"GET /next HTTP/1.1\r\n\r\n", 500),
+              Piece("c", 640, answers, len(CONTINUE + CREATED), CREATED, 600)]
+    seen = [seen for piece in pieces for seen in connections.moved(piece)]
+
+    assert [(s.exchange.path, s.latency_ns) for s in seen] == [("/up", 30), ("/next", 40)]
+
+
+def test_a_request_behind_one_that_waits_is_not_the_end_of_it():
+    connections = HttpConnections()
+    connections.opened("c", SERVER, 5)
+    connections.asked("c", b"GET /a", 5)
+    pieces = [Piece("c", 10, False, 60, b"GET /b HTTP/1.1\r\n\r\n", 0),
+              Piece("c", 12, True, 0, CREATED, 10), Piece("c", 17, True, len(CREATED), CREATED, 10)]
+    seen = [seen for piece in pieces for seen in connections.moved(piece)]
+
+    assert [(s.exchange.path, s.latency_ns) for s in seen] == [("/a", 7), ("/b", 7)]
+
+
+def test_what_goes_by_behind_the_answer_of_one_that_waited_is_of_another():
+    connections = HttpConnections()
+    connections.opened("c", SERVER, 5)
+    connections.asked("c", b"GET /a", 5)
+    # Of the request at 20 no piece was handed over, and its answer was.
+    pieces = [Piece("c", 9, True, 0, CREATED, 5), Piece("c", 30, True, len(CREATED), CREATED, 20),
+              Piece("c", 40, False, 99, b"GET /c HTTP/1.1\r\n\r\n", 30),
+              Piece("c", 45, True, 2 * len(CREATED), CREATED, 40)]
+    seen = [seen for piece in pieces for seen in connections.moved(piece)]
+
+    assert [(s.exchange.path, s.latency_ns) for s in seen] == [("/a", 4), ("/c", 5)]
+
+
 def test_connections_are_bounded_closed_and_expire():
     connections = HttpConnections(max_connections=3)
     for name in range(5):
@@ -123,6 +167,35 @@ def test_connections_are_bounded_closed_and_expire():
     connections.expire(3 + IDLE_NS)
     assert len(connections) == 0
     assert connections.moved(Piece(2, 9, True, 0, b"HTTP/1.1 200 \r\n", 0)) == [] and connections.strangers == 1
+
+
+@pytest.mark.parametrize("ends", [SERVER, CLIENT])
+def test_a_response_that_went_by_unseen_is_nobody_elses(ends):
+    """It is what makes a connection be handed over: its request waits, and the next one comes."""
+    connections = HttpConnections()
+    connections.opened("c", ends, 5)
+    connections.asked("c", b"GET /a", 5)
+    pieces = [Piece("c", 10, ends.asks, 60, b"GET /b HTTP/1.1\r\n\r\n", 0),
+              Piece("c", 12, not ends.asks, 900, CREATED, 10, unseen=40)]
+    seen = [seen for piece in pieces for seen in connections.moved(piece)]
+
+    assert [(s.exchange.path, s.latency_ns) for s in seen] == [("/b", 2)] and connections.untold == 1
+
+
+def test_what_waits_on_a_connection_that_is_forgotten_is_counted():
+    ask = Encoder()
+    streams = [frame(1, 5, 2 * n + 1, ask.encode([(":method", "GET"), (":path", p)])) for n, p in enumerate(PATHS)]
+    connections = HttpConnections()
+    for name in ("one", "two", "answered"):
+        connections.opened(name, SERVER, 5)
+    connections.asked("one", b"GET /a", 5)
+    connections.asked("answered", b"GET /a", 5)
+    connections.moved(Piece("one", 6, False, 60, b"GET /b HTTP/1.1\r\n\r\n", 0))
+    connections.moved(Piece("two", 6, False, 0, PREFACE + frame(4, 0, 0, b"") + b"".join(streams), 0))
+    connections.moved(Piece("answered", 7, True, 0, CREATED, 5))
+    assert connections.untold == 0
+    connections.expire(7 + IDLE_NS)
+    assert (len(connections), connections.untold) == (0, 2 + len(PATHS))
 
 
 piece = st.builds(Piece, st.sampled_from("cd"), st.integers(0, 1000), st.booleans(), st.integers(0, 500),

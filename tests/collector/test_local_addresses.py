@@ -48,9 +48,54 @@ def netns(tmp_path, monkeypatch):
     door, doors, routes = tmp_path / "net", [], []
     door.touch()
     doors.append(door)
-    monkeypatch.setattr(local_addresses, "_doors", lambda netns, pid: doors)
+    monkeypatch.setattr(local_addresses, "_doors", lambda pid: doors)
     monkeypatch.setattr(local_addresses, "_route_in", lambda fd, remote, nonce: routes[-1])
     return SimpleNamespace(number=door.stat().st_ino, door=door, doors=doors, routes=routes)
+
+
+@pytest.fixture
+def others(monkeypatch):
+    """What looks at all processes find, one after the other, and each time a namespace was asked."""
+    made = SimpleNamespace(found=[], looks=0, asked=[])
+
+    def look():
+        made.looks += 1
+        return made.found.pop(0) if made.found else {}
+
+    def through(door, netns, remote):
+        if (netns, door.parts[2]) not in made.there:
+            raise FileNotFoundError(door)
+        made.asked.append((netns, remote))
+        return ONE
+
+    made.there = {(NOWHERE, "300")}
+    monkeypatch.setattr(local_addresses, "one_process_each", look)
+    monkeypatch.setattr(local_addresses, "_through", through)
+    return made
+
+
+def test_of_processes_that_have_ended_one_look_at_all_serves_a_flush(others):
+    others.found = [{NOWHERE: 300}, {NOWHERE: 300}]
+    addresses = LocalAddresses()
+    for flushes in (1, 2):
+        addresses.begin()
+        for remote in remotes(3):
+            # Numbers no process has.
+            for pid in range(1 << 23, (1 << 23) + 100):
+                assert addresses.towards(NOWHERE, pid + 1000 * flushes, remote) == ONE
+        assert (others.looks, len(others.asked)) == (flushes, 3 * flushes)
+
+
+def test_another_is_looked_for_when_the_one_that_was_found_has_ended_too(others):
+    others.found = [{NOWHERE: 300}, {NOWHERE: 400}, {}]
+    addresses = LocalAddresses()
+    addresses.begin()
+    one, another, third = remotes(3)
+    assert addresses.towards(NOWHERE, NOBODY, one) == ONE
+    others.there = {(NOWHERE, "400")}
+    assert addresses.towards(NOWHERE, NOBODY, another) == ONE
+    others.there = set()
+    assert addresses.towards(NOWHERE, NOBODY, third) is None and others.looks == 3
 
 
 ONE, OTHER = MAPPED + b"\x0a\0\0\1", MAPPED + b"\x0a\0\0\2"

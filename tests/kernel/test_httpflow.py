@@ -327,7 +327,9 @@ def test_what_fails_with_one_exchange_is_counted_as_lost_and_hinders_no_other(ht
         flows.take()
 
     assert tried == {(asks, status): 1 for asks in (True, False) for status in (200, 201, 202)}
-    lost = {what: count - before[what] for what, count in httpflow.dataset.losses.items() if count > before[what]}
+    # Of events that programs were kept from others' sockets have their share.
+    lost = {what: count - before[what] for what, count in httpflow.dataset.losses.items()
+            if count > before[what] and what != "http events"}
     assert sum(lost.values()) == 2 and lost.keys() <= {"http exchanges", "http pieces"}
     assert sum("httpflow goes on" in record.message for record in caplog.records) <= 1
 

@@ -30,7 +30,7 @@ from kcompat.kernel import Kernel
 from kcompat.offsets import Offsets
 from kcompat.version import running_version_code
 from tests.kernel import signs
-from tests.kernel.test_netflow import UDP_ENDS, backends_this_kernel_has
+from tests.kernel.test_netflow import NOT_OURS, backends_this_kernel_has
 
 OPTIONS = Options("box", interval_s=1, containers=True)
 TRAFFIC = Path(__file__).with_name("netflow_traffic.py")
@@ -72,9 +72,9 @@ def translating(request, oracle):
 
 @pytest.fixture
 def netflow(shared):
-    """Nothing but datagrams of other programs, whose ends nobody asked for, may be lost."""
+    """Nothing of ours may be lost."""
     yield shared
-    assert {reason: count for reason, count in shared.losses.items() if count and reason not in UDP_ENDS} == {}
+    assert {reason: count for reason, count in shared.losses.items() if count and reason not in NOT_OURS} == {}
 
 
 class Traffic:
