@@ -21,7 +21,7 @@ def test_the_defaults_are_what_an_empty_configuration_says():
     ("ephemeral_port", 65536, "ephemeral_port = 65536"),
     ("max_flows", 0, "max_flows = 0"),
     ("host", "", "host = ''"),
-    ("datasets", [], "datasets = "),
+    ("datasets", [], "datasets: "),
     ("offsets.source", "nowhere", "offsets.source = 'nowhere': must be 'auto', 'db', 'btf', 'dwarf' or 'guess'"),
 ])
 def test_a_wrong_value_is_named_with_where_it_was_set(key, value, message):
