@@ -11,6 +11,7 @@ from collector import nf_conn
 from collector.canary import Refuted
 from collector.dataset import Dataset, Setup
 from collector.datasets import httpflow
+from collector.datasets.ipv6 import reads_ipv6
 from collector.enrich.domains import Said
 from collector.enrich.processes import Processes
 from collector.http_canary import prove
@@ -18,10 +19,9 @@ from collector.http_exchanges import Ends, Seen
 from collector.http_flows import HttpFlows, name_of_host
 from collector.packed_flows import Target
 from collector.record import Record
-from kcompat.fields import Field, find
+from kcompat.fields import Field
 from kcompat.hook_status import HookStatus
 from kcompat.load import Loaded
-from kcompat.offsets import State
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class HttpflowRunning:
     def __init__(self, setup: Setup) -> None:
         """Raises UnknownField, Missing or Unsupported before anything is attached, else Refuted."""
         self._setup = setup
+        self._has_ipv6 = reads_ipv6(httpflow.NAME, setup.offsets)
         self._processes = Processes()
         self._translations = setup.translations.borrow(setup.means())
         # A tracker speaks of a connection before anything is sent over it: what it said is heard when it is asked for.
@@ -123,11 +124,9 @@ class HttpflowRunning:
 
     def _proved(self) -> list[Seen]:
         """What others did meanwhile: once more if need be, for a full map or a slow machine."""
-        offsets = self._setup.offsets
-        has_ipv6 = all(offsets[find(name)].state is State.KNOWN for name in ("skc_v6_daddr", "skc_v6_rcv_saddr"))
         others: list[Seen] = []
         for _ in range(_PROOFS):
-            faults, meanwhile = prove(self._flushed, has_ipv6, self._dataset.backend)
+            faults, meanwhile = prove(self._flushed, self._has_ipv6, self._dataset.backend)
             others += meanwhile
             if not faults:
                 return others

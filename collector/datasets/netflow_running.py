@@ -11,16 +11,16 @@ from collector import nf_conn
 from collector.canary import Refuted, prove
 from collector.dataset import Dataset, Setup
 from collector.datasets import netflow
+from collector.datasets.ipv6 import reads_ipv6
 from collector.enrich.processes import Processes
 from collector.enrich.translations import Translations
 from collector.flows import FlowDelta, aggregate
 from collector.packed_flows import Target
 from collector.record import Record
 from collector.sampling import is_kept
-from kcompat.fields import Field, find
+from kcompat.fields import Field
 from kcompat.hook_status import HookStatus
 from kcompat.load import Loaded
-from kcompat.offsets import State
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ class NetflowRunning:
         """Raises UnknownField, Missing or Unsupported before anything is attached, else Refuted."""
         self.left_out: Counter[str] = Counter()
         self._setup = setup
+        self._has_ipv6 = reads_ipv6(netflow.NAME, setup.offsets)
         self._dataset = netflow.Netflow(setup.offsets, setup.options, setup.version_code, setup.backends)
         log.info("netflow attached: %s", ", ".join(self._dataset.hooks))
         self._processes = Processes()
@@ -102,11 +103,9 @@ class NetflowRunning:
 
     def _proved(self) -> list[FlowDelta]:
         """What others did meanwhile: once more if need be, for a full map or a slow machine."""
-        offsets = self._setup.offsets
-        has_ipv6 = all(offsets[find(name)].state is State.KNOWN for name in ("skc_v6_daddr", "skc_v6_rcv_saddr"))
         others: list[FlowDelta] = []
         for _ in range(_PROOFS):
-            proof = prove(self._dataset.flush, has_ipv6)
+            proof = prove(self._dataset.flush, self._has_ipv6)
             others += proof.others
             if not proof.faults:
                 return others

@@ -122,6 +122,9 @@ static __always_inline void read_tuple(void *sk, struct tuple *tuple)
 		PICK(&tuple->local, ends, sock_common__skc_v6_rcv_saddr);
 		PICK(&tuple->remote, ends, sock_common__skc_v6_daddr);
 	} else
+#else
+	/* What an IPv6 socket has in the place of IPv4's addresses is none of its own: they stay unknown, `::`. */
+	if (family != AF_INET6)
 #endif
 	{
 		PICK(&v4, ends, sock_common__skc_rcv_saddr);
