@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from guessers.resolver import GuessResolver
     from offset_db.by_release import Name
     from offset_db.db import Database
+    from offset_db.resolver import DatabaseResolver
 
 log = logging.getLogger(__name__)
 
@@ -178,22 +179,27 @@ def _resolvers(request: Request, foreign: bool, unproved: bool, db: Database | N
     def proved(resolver: Resolver) -> Resolver:
         return Proved(resolver, request.vmlinux, _verify) if unproved and request.vmlinux else resolver
 
+    def believed(resolver: Resolver) -> Resolver:
+        return memory.unrefuted(proved(resolver)) if memory else proved(resolver)
+
+    memory: DatabaseResolver | None = None
     if takes("db") and db:
         from offset_db.resolver import DatabaseResolver
 
-        yield DatabaseResolver(db, None if foreign else _verify)
+        memory = DatabaseResolver(db, None if foreign else _verify)
+        yield memory
     if takes("btf"):
         from kcompat.btf import RUNNING, BtfResolver
 
         # A vmlinux of the running kernel adds DWARF in `auto`; its BTF is what the kernel shows anyway.
         own = request.vmlinux and (foreign or request.running_only or request.source == "btf"
                                    or not RUNNING.exists())
-        yield proved(BtfResolver(request.vmlinux if own and request.vmlinux else RUNNING))
+        yield believed(BtfResolver(request.vmlinux if own and request.vmlinux else RUNNING))
     # In `auto` a file of raw BTF is asked for that alone: that it is no ELF file is no fault of it.
     if takes("dwarf") and request.vmlinux and (request.source == "dwarf" or is_elf(request.vmlinux)):
         from kcompat.dwarf import DwarfResolver
 
-        yield proved(DwarfResolver(request.vmlinux))
+        yield believed(DwarfResolver(request.vmlinux))
     if guesser:
         yield guesser
     elif request.source == "guess":

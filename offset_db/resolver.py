@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from kcompat.engine import Resolver
 from kcompat.errors import KcompatError
 from kcompat.fields import Field
 from kcompat.kernel import Kernel
@@ -14,8 +15,9 @@ from kcompat.proved import BORNE_OUT, Verify
 from offset_db import rows
 from offset_db.by_release import Name, ReleaseResolver
 from offset_db.db import Database
+from offset_db.refuted import Unrefuted
 from offset_db.rows import Stored
-from offset_db.trust import contradict, module_build_id, told_apart, usable
+from offset_db.trust import contradict, fits_modules, module_build_id, told_apart, usable
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +29,16 @@ class DatabaseResolver:
         self.name = "db"
         self._db = db
         self._verify = verify
+        self._refuted: list[Offset] = []
+
+    def unrefuted(self, resolver: Resolver) -> Unrefuted:
+        """A source to be asked after this one."""
+        return Unrefuted(resolver, self._refuted)
 
     def resolve(self, kernel: Kernel, wanted: Sequence[Field]) -> Iterator[Offset]:
         own = self._db.offsets(kernel)
+        self._refuted += [s.offset for s in own if s.quarantined_at and s.offset.state is not State.UNKNOWN
+                          and fits_modules(s, kernel)]
         held = usable((*own, *self._of_modules(kernel, wanted)), kernel)
         agreed = {}
         for field in wanted:
@@ -98,6 +107,7 @@ class DatabaseResolver:
             # Every source that agreed is refuted with the one that was tried.
             for offset in (s.offset for s in agreed.get(field, [])):
                 log.warning("%s: %s is refuted by an event: quarantined", field, told_apart([offset]))
+                self._refuted.append(offset)
                 if not self._db.read_only:
                     self._try(self._db.quarantine, kernel, field, offset.source, "refuted by an event")
         # Once a day: closing a file just written to waits for the disk four times, longer than all else on a busy one.

@@ -18,6 +18,14 @@ def module_build_id(kernel: Kernel, field: Field) -> str | None:
     return kernel.modules.get(field.module) if field.module else None
 
 
+def fits_modules(stored: Stored, kernel: Kernel) -> bool:
+    """Whether it speaks of `kernel` with its modules as they are now.
+
+    What says nothing of a module's build was told by the debug information of the kernel, as it tells of its own.
+    """
+    return stored.module_build_id in (None, module_build_id(kernel, stored.offset.field))
+
+
 def standing(stored: Iterable[Stored]) -> dict[tuple[Field, str | None], dict[str, Stored]]:
     """(field, module build-id) -> source -> answer, without what is refuted and what says nothing."""
     found: dict[tuple[Field, str | None], dict[str, Stored]] = {}
@@ -28,14 +36,11 @@ def standing(stored: Iterable[Stored]) -> dict[tuple[Field, str | None], dict[st
 
 
 def usable(stored: Iterable[Stored], kernel: Kernel) -> dict[Field, list[Stored]]:
-    """Field -> the answers that may be given for `kernel` with its modules as they are now, best first.
-
-    What says nothing of a module's build was told by the debug information of the kernel, as it tells of its own.
-    """
+    """Field -> the answers that may be given for `kernel` with its modules as they are now, best first."""
     found: dict[Field, list[Stored]] = {}
-    for (field, module), answers in standing(stored).items():
-        if module in (None, module_build_id(kernel, field)):
-            found.setdefault(field, []).extend(s for s in answers.values() if s.offset.source in TRUSTED and is_sure(s))
+    for (field, _), answers in standing(stored).items():
+        found.setdefault(field, []).extend(
+            s for s in answers.values() if s.offset.source in TRUSTED and is_sure(s) and fits_modules(s, kernel))
     return {field: sorted(answers, key=lambda s: TRUSTED.index(s.offset.source))
             for field, answers in found.items() if answers}
 

@@ -238,3 +238,61 @@ def test_answers_for_two_builds_of_a_module_do_not_clash(db, monkeypatch):
     db.record(new, [Offset.known(status, 136, "guess")])
     assert db.disagreements() == ()
     assert ask(db, new, status)[status].offset == 136
+
+
+class Btf:
+    """What a kernel's BTF says, which cannot be asked for less."""
+
+    name = "btf"
+
+    def resolve(self, kernel, wanted):
+        return [Offset.known(f, {DADDR: 0, DPORT: 12}[f], "btf") for f in wanted]
+
+
+def asked_behind(db, kernel, verify):
+    memory = DatabaseResolver(db, verify)
+    return resolve(kernel, [DADDR, DPORT], [memory, memory.unrefuted(Btf())]).offsets
+
+
+@pytest.mark.parametrize("source", ["btf", "guess"])
+def test_what_an_event_refuted_is_not_believed_of_the_next_source(db, kernel, source):
+    db.record(kernel, [Offset.known(DADDR, 0, source), Offset.known(DPORT, 16, source)])
+    # In the run of the event, and ever after.
+    for verify in (lambda kernel, offsets: {DADDR: False, DPORT: False}, confirm):
+        answers = asked_behind(db, kernel, verify)
+        assert (answers[DADDR].state, answers[DADDR].reason) == (State.UNKNOWN, "btf says 0, which was refuted before")
+        assert (answers[DPORT].state, answers[DPORT].offset) == (State.KNOWN, 12)
+
+
+def test_nor_is_it_where_the_memory_cannot_be_written(recorded, kernel):
+    with Database.open(recorded, read_only=True) as db:
+        assert asked_behind(db, kernel, refute_daddr)[DADDR].state is State.UNKNOWN
+
+
+def test_a_guess_may_find_what_was_refuted(db, kernel):
+    db.record(kernel, [Offset.known(DADDR, 0, "btf")])
+    memory, guess = DatabaseResolver(db, refute_daddr), Btf()
+    offsets = resolve(kernel, [DADDR], [memory, memory.unrefuted(Btf()), guess]).offsets
+    assert offsets[DADDR].offset == 0
+
+
+def test_who_knew_nothing_was_not_refuted(db, kernel):
+    """The canary's blame falls on all who spoke of the field."""
+    db.record(kernel, [Offset.unknown(DADDR, "dwarf", "no such struct"), Offset.known(DPORT, 12, "btf")])
+    db.quarantine(kernel, DADDR, "dwarf", "the canary says so")
+    silent = Btf()
+    silent.resolve = lambda kernel, wanted: [Offset.unknown(f, "btf", "not in it") for f in wanted]
+    memory = DatabaseResolver(db, confirm)
+    assert resolve(kernel, [DADDR], [memory, memory.unrefuted(silent)]).offsets[DADDR].reason == "not in it"
+
+
+def test_what_was_refuted_of_another_build_of_a_module_is_not_meant(db):
+    status = find("nf_conn.status")
+    then, now = (Kernel("ab" * 20, "6.1", "Linux", "x86_64", {"nf_conntrack": build}) for build in ("aa", "bb"))
+    db.record(then, [Offset.known(status, 128, "btf")])
+    db.quarantine(then, status, "btf", "wrong")
+    says = Btf()
+    says.resolve = lambda kernel, wanted: [Offset.known(status, 128, "btf")]
+    for running, state in ((then, State.UNKNOWN), (now, State.KNOWN)):
+        memory = DatabaseResolver(db, confirm)
+        assert resolve(running, [status], [memory, memory.unrefuted(says)]).offsets[status].state is state
