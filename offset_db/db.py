@@ -151,15 +151,16 @@ class Database:
         """Take the answer out of quarantine, once the cause of a false alarm is gone."""
         self._mark(kernel, field, source, None, None)
 
-    def mark_verified(self, kernel: Kernel, fields: Iterable[Field]) -> None:
-        """An event has just confirmed the known offsets of these fields."""
+    def mark_verified(self, kernel: Kernel, offsets: Iterable[Offset]) -> None:
+        """An event has just confirmed these, whoever says so; not what is said of another place."""
         at = rows.now()
-        confirmed = [(at, kernel.key, f.name, trust.module_build_id(kernel, f)) for f in fields]
+        confirmed = [(at, kernel.key, o.field.name, trust.module_build_id(kernel, o.field), o.offset, o.bit_offset)
+                     for o in offsets]
 
         def write() -> None:
             self._connection.executemany(
                 f'UPDATE "offset" SET verified_at = ? WHERE {_OF_KERNEL} AND field = ? AND module_build_id IS ? '
-                f"AND state = 'known' AND quarantined_at IS NULL", confirmed)
+                f"AND value IS ? AND bit_offset IS ? AND state = 'known' AND quarantined_at IS NULL", confirmed)
             self._connection.execute("UPDATE kernel SET last_seen = ? WHERE build_id = ?", (at, kernel.key))
 
         self._write(write, durable=False, deadline_s=_UNIMPORTANT_DEADLINE_S)

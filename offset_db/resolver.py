@@ -17,7 +17,7 @@ from offset_db.by_release import Name, ReleaseResolver
 from offset_db.db import Database
 from offset_db.refuted import Unrefuted
 from offset_db.rows import Stored
-from offset_db.trust import contradict, fits_modules, module_build_id, told_apart, usable
+from offset_db.trust import contradict, fits_modules, module_build_id, told_apart, told_elsewhere, usable
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +45,25 @@ class DatabaseResolver:
             answers = held.get(field, [])
             offsets = [s.offset for s in answers]
             if offsets and contradict(offsets):
-                yield Offset.unknown(field, self.name, f"sources disagree: {told_apart(offsets)}", disputed=True)
+                yield self._disputed(offsets)
             elif answers:
                 agreed[field] = answers
         doubted = {s.offset.source: s.offset.field for s in own if s.quarantined_at}
-        yield from self._proved(kernel, agreed, doubted if self._verify else {})
+        elsewhere = told_elsewhere(own, kernel)
+        for answer in self._proved(kernel, agreed, doubted if self._verify else {}):
+            # Only the event decides between what a source said here and what it said elsewhere.
+            offsets = [agreed[answer.field][0].offset, *elsewhere.get(answer.field, ())]
+            if contradict(offsets) and not answer.evidence.get("tested"):
+                yield self._disputed(offsets)
+            else:
+                yield answer
         if self._verify:
             refuted = {s.offset.field for s in own if s.quarantined_at}
             missing = [f for f in wanted if f not in held and f not in refuted]
             yield from self._borne_out(kernel, missing, self._verify) if missing else ()
+
+    def _disputed(self, offsets: Sequence[Offset]) -> Offset:
+        return Offset.unknown(offsets[0].field, self.name, f"sources disagree: {told_apart(offsets)}", disputed=True)
 
     def _of_modules(self, kernel: Kernel, wanted: Sequence[Field]) -> list[Stored]:
         """What is held of the very modules that are loaded: their debug files do not tell the build of the kernel."""
@@ -112,7 +122,7 @@ class DatabaseResolver:
                     self._try(self._db.quarantine, kernel, field, offset.source, "refuted by an event")
         # Once a day: closing a file just written to waits for the disk four times, longer than all else on a busy one.
         today = rows.now()[:len("2026-01-31")]
-        confirmed = [field for field, true in held.items() if true
+        confirmed = [agreed[field][0].offset for field, true in held.items() if true
                      and not all((s.verified_at or "").startswith(today) for s in agreed[field])]
         if confirmed and not self._db.read_only:
             self._try(self._db.mark_verified, kernel, confirmed)

@@ -109,14 +109,14 @@ def united(held: Mapping[str, Stored], theirs: Stored) -> tuple[Stored, ...]:
     if theirs.offset.state is State.UNKNOWN:
         return () if source in held else (theirs,)
     told = {name: s for name, s in held.items()
-            if s.offset.state is not State.UNKNOWN and _speaker(name) == _speaker(source)}
+            if s.offset.state is not State.UNKNOWN and speaker(name) == speaker(source)}
     before = told.get(source)
     if before and before.module_build_id != theirs.module_build_id:
         return (max(before, theirs, key=lambda s: s.recorded_at),)
     there = {name: _borne_out(s, theirs) for name, s in told.items()
              if s.module_build_id == theirs.module_build_id and s.offset.same_place(theirs.offset)}
     gives_way = before is None or (before.quarantined_at and not theirs.quarantined_at)
-    if gives_way and source not in there and source == _speaker(source):
+    if gives_way and source not in there and source == speaker(source):
         # What it says itself, not what it is said to have said elsewhere, is under its own name.
         return (theirs, *there.values())
     if there:
@@ -129,13 +129,14 @@ def united(held: Mapping[str, Stored], theirs: Stored) -> tuple[Stored, ...]:
     return ()
 
 
-def _speaker(source: str) -> str:
+def speaker(source: str) -> str:
+    """Who said it, whatever name an answer has that came by a merge."""
     return source.partition(_ELSEWHERE)[0]
 
 
 def _elsewhere(source: str) -> Iterator[str]:
     """The names for its further places. Of more the field is disputed no more than it is."""
-    name = _speaker(source) + _ELSEWHERE
+    name = speaker(source) + _ELSEWHERE
     return (f"{name} {number}" if number > 1 else name for number in range(1, _MOST_PLACES))
 
 

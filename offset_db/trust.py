@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from kcompat.fields import Field
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offset, State, Verdict
-from offset_db.rows import Disagreement, Stored
+from offset_db.rows import Disagreement, Stored, speaker
 
 # Best first. Answers from anywhere else are shown, and never given.
 TRUSTED = ("btf", "dwarf", "guess")
@@ -43,6 +43,17 @@ def usable(stored: Iterable[Stored], kernel: Kernel) -> dict[Field, list[Stored]
             s for s in answers.values() if s.offset.source in TRUSTED and is_sure(s) and fits_modules(s, kernel))
     return {field: sorted(answers, key=lambda s: TRUSTED.index(s.offset.source))
             for field, answers in found.items() if answers}
+
+
+def told_elsewhere(stored: Iterable[Stored], kernel: Kernel) -> dict[Field, list[Offset]]:
+    """Field -> what the same sources said of `kernel` in other databases, where that is another place: never given."""
+    found: dict[Field, list[Offset]] = {}
+    for answers in standing(stored).values():
+        for s in answers.values():
+            source = s.offset.source
+            if source not in TRUSTED and speaker(source) in TRUSTED and is_sure(s) and fits_modules(s, kernel):
+                found.setdefault(s.offset.field, []).append(s.offset)
+    return found
 
 
 def contradict(offsets: Iterable[Offset]) -> bool:

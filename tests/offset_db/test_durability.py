@@ -78,7 +78,7 @@ def test_a_writer_does_not_wait_for_ever(db, kernel, path, monkeypatch):
     with sqlite3.connect(path, isolation_level=None) as holder:
         holder.execute("BEGIN IMMEDIATE")
         with pytest.raises(KcompatError, match="another process holds it"):
-            db.mark_verified(kernel, CATALOGUE[:1])
+            db.mark_verified(kernel, [Offset.known(CATALOGUE[0], 0, "btf")])
 
 
 def test_a_full_disk_is_one_clear_error_and_costs_nothing_committed(mounted, answers):

@@ -146,9 +146,18 @@ def test_quarantine_of_an_answer_nobody_gave_says_so(db, kernel):
 def test_mark_verified_marks_the_known_and_not_the_refuted(db, kernel):
     db.record(kernel, [Offset.known(DADDR, 0, "btf"), Offset.known(DADDR, 4, "guess"), Offset.known(DPORT, 12, "btf")])
     db.quarantine(kernel, DADDR, "guess", "wrong")
-    db.mark_verified(kernel, [DADDR])
+    db.mark_verified(kernel, [Offset.known(DADDR, 0, "db")])
     verified = {(s.offset.field, s.offset.source) for s in db.offsets(kernel) if s.verified_at}
     assert verified == {(DADDR, "btf")}
+
+
+def test_mark_verified_marks_what_the_event_saw_and_no_other_place(db, kernel):
+    db.record(kernel, [Offset.known(DADDR, 0, "btf"), Offset.known(DADDR, 0, "guess"),
+                       Offset.known(DADDR, 4, "guess elsewhere"), Offset.known(SK_TYPE, 516, "btf", bit_offset=0),
+                       Offset.known(SK_TYPE, 516, "guess", bit_offset=4)])
+    db.mark_verified(kernel, [Offset.known(DADDR, 0, "db"), Offset.known(SK_TYPE, 516, "db", bit_offset=4)])
+    verified = {(s.offset.field, s.offset.source) for s in db.offsets(kernel) if s.verified_at}
+    assert verified == {(DADDR, "btf"), (DADDR, "guess"), (SK_TYPE, "guess")}
 
 
 def test_disagreements_name_both_sides(db, kernel):

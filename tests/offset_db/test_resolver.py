@@ -296,3 +296,23 @@ def test_what_was_refuted_of_another_build_of_a_module_is_not_meant(db):
     for running, state in ((then, State.UNKNOWN), (now, State.KNOWN)):
         memory = DatabaseResolver(db, confirm)
         assert resolve(running, [status], [memory, memory.unrefuted(says)]).offsets[status].state is state
+
+
+@pytest.mark.parametrize(("verify", "given"), [
+    (lambda kernel, offsets: {}, None), (None, None), (confirm, 0), (lambda kernel, offsets: {DADDR: False}, ...)])
+def test_what_a_source_said_elsewhere_disputes_what_it_says_here_unless_an_event_decides(db, kernel, verify, given):
+    db.record(kernel, [Offset.known(DADDR, 0, "guess"), Offset.known(DADDR, 4, "guess elsewhere 2"),
+                       Offset.known(DPORT, 12, "guess"), Offset.known(DPORT, 16, "datadog")])
+    answers = ask(db, kernel, DADDR, DPORT, verify=verify)
+    if given is None:
+        assert (answers[DADDR].state, answers[DADDR].disputed) == (State.UNKNOWN, True)
+        assert answers[DADDR].reason == "sources disagree: guess says 0, guess elsewhere 2 says 4"
+    else:
+        assert (answers[DADDR].offset if DADDR in answers else ...) == given
+    assert answers[DPORT].offset == 12 or given is ...  # whoever is refuted is doubted
+
+
+def test_what_was_said_elsewhere_and_is_refuted_disputes_nothing(db, kernel):
+    db.record(kernel, [Offset.known(DADDR, 0, "guess"), Offset.known(DADDR, 4, "guess elsewhere")])
+    db.quarantine(kernel, DADDR, "guess elsewhere", "wrong")
+    assert ask(db, kernel, DADDR, verify=lambda kernel, offsets: {})[DADDR].offset == 0
