@@ -14,7 +14,7 @@ from kcompat.elf import is_elf
 from kcompat.engine import Attempt, Resolver, resolve
 from kcompat.errors import BadInput, KcompatError, Missing
 from kcompat.fields import Field
-from kcompat.kernel import Kernel
+from kcompat.kernel import Kernel, is_module
 from kcompat.offsets import Offset, Offsets, State
 from kcompat.proved import Proved
 
@@ -104,6 +104,9 @@ def answer(request: Request, wanted: Sequence[Field], spared: Collection[Field] 
             raise KcompatError(f"{memory.path}: holds nothing of kernel {kernel.release or kernel.key} that was asked "
                                "for; `kcompat resolve` or `sudo kcompat guess` fills it")
         _tell_failures(resolution.attempts)
+        if guesser and guesser.last:
+            # With the modules as the guess found them: nf_conntrack may have been loaded by it.
+            kernel = replace(kernel, modules=guesser.last.recording.kernel.modules)
         recorded = request.record and memory.record(kernel, offsets)
     guess = guesser.last if guesser else None
     stats = dict(guess.stats.as_json()) if guess else dict(_NO_GUESS)
@@ -255,7 +258,7 @@ class _Memory:
 
     def record(self, kernel: Kernel, offsets: Offsets) -> bool:
         """Whether something was learnt and written down."""
-        learnt = [o for o in offsets.values() if o.source not in ("db", "none")]
+        learnt = [o for o in offsets.values() if o.source not in ("db", "none") and not _is_of_no_build(kernel, o)]
         if not learnt:
             return False
         if self.db is None:
@@ -281,6 +284,12 @@ class _Memory:
     def __exit__(self, *_: object) -> None:
         if self.db:
             self.db.close()
+
+
+def _is_of_no_build(kernel: Kernel, offset: Offset) -> bool:
+    """A guess of what a module owns that does not show its build: remembered, it would hold for every build of it."""
+    owner = offset.field.module
+    return offset.source == "guess" and owner is not None and owner not in kernel.modules and is_module(owner)
 
 
 def _tell_failures(attempts: Iterable[Attempt]) -> None:

@@ -102,6 +102,11 @@ class Kernel:
         return {"build_id": self.build_id, "release": self.release, "version": self.version, "machine": self.machine}
 
 
+def is_module(name: str) -> bool:
+    """Whether it was loaded as a module, and is no part of the kernel itself."""
+    return Path(f"/sys/module/{name}/initstate").exists()
+
+
 def build_id_of_notes(notes: bytes, byte_order: str = "<") -> str | None:
     """The GNU build-id in an ELF note section (elf(5), Nhdr), in hex; None when there is none."""
     at = 0

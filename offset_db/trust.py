@@ -21,9 +21,12 @@ def module_build_id(kernel: Kernel, field: Field) -> str | None:
 def fits_modules(stored: Stored, kernel: Kernel) -> bool:
     """Whether it speaks of `kernel` with its modules as they are now.
 
-    What says nothing of a module's build was told by the debug information of the kernel, as it tells of its own.
+    What says nothing of a module's build was told by the debug information of the kernel, as it tells of its own. A
+    guess is of what was loaded: nothing then, or no module.
     """
-    return stored.module_build_id in (None, module_build_id(kernel, stored.offset.field))
+    build = module_build_id(kernel, stored.offset.field)
+    return stored.module_build_id == build or (stored.module_build_id is None
+                                               and speaker(stored.offset.source) != "guess")
 
 
 def standing(stored: Iterable[Stored]) -> dict[tuple[Field, str | None], dict[str, Stored]]:

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -310,6 +312,32 @@ def test_disagreement_is_said_when_it_comes_up(run, db, monkeypatch):
     for answer in one["answers"]:
         check_field(answer)
     assert "btf: 12, guess: 16" in run("db", "disagreements").stdout
+
+
+class FakeGuesser(Fake):
+    """A guess that found these modules loaded, when it was done."""
+
+    def __init__(self, modules, *answers):
+        super().__init__("guess", answers)
+        seen = replace(Kernel.running(), modules=modules)
+        self.last = SimpleNamespace(recording=SimpleNamespace(kernel=seen), stats=SimpleNamespace(as_json=dict))
+
+
+@pytest.mark.parametrize(("modules", "is_module", "held"), [
+    ({"nf_conntrack": "aa"}, True, "aa"), ({}, True, ...), ({}, False, None)])
+def test_a_guess_is_remembered_of_the_module_that_it_loaded(run, db, monkeypatch, modules, is_module, held):
+    """One that shows no build is not remembered, unless it is no module at all."""
+    status, dport = find("nf_conn.status"), find("skc_dport")
+    guesser = FakeGuesser(modules, Offset.known(status, 128, "guess"), Offset.known(dport, 12, "guess"))
+    monkeypatch.setattr(cli_sources, "_guesser", lambda backend: guesser)
+    monkeypatch.setattr(cli_sources, "_resolvers", only(guesser))
+    monkeypatch.setattr(cli_sources, "is_module", lambda name: is_module)
+
+    assert run("resolve", "nf_conn.status").exit_code == run("resolve", "skc_dport").exit_code == 0
+
+    with Database.open(db) as opened:
+        builds = {s.offset.field: s.module_build_id for s in opened.offsets(Kernel.running())}
+    assert builds.pop(dport) is None and builds.get(status, ...) == held
 
 
 def test_no_disagreements(run, db):

@@ -316,3 +316,11 @@ def test_what_was_said_elsewhere_and_is_refuted_disputes_nothing(db, kernel):
     db.record(kernel, [Offset.known(DADDR, 0, "guess"), Offset.known(DADDR, 4, "guess elsewhere")])
     db.quarantine(kernel, DADDR, "guess elsewhere", "wrong")
     assert ask(db, kernel, DADDR, verify=lambda kernel, offsets: {})[DADDR].offset == 0
+
+
+def test_a_guess_of_no_build_of_a_module_does_not_hold_for_one_that_is_loaded(db):
+    status = find("nf_conn.status")
+    before, loaded = (Kernel("ab" * 20, "6.1", "Linux", "x86_64", m) for m in ({}, {"nf_conntrack": "aa"}))
+    db.record(before, [Offset.known(status, 128, "guess")])
+    assert ask(db, before, status)[status].offset == 128  # it is no module there
+    assert ask(db, loaded, status) == {}
