@@ -51,6 +51,10 @@ class Field:
         """The usual width in bytes."""
         return self.widths[0]
 
+    def may_be(self, width: int | None, *, is_bitfield: bool) -> bool:
+        """Whether a member of that many bytes can be this field: a bitfield is in any at least as wide."""
+        return (width or 0) <= max(self.widths) if is_bitfield else width in self.widths
+
     def __str__(self) -> str:
         return self.name
 

@@ -158,9 +158,7 @@ def offset_of(field: Field, struct: Struct | None, source: str) -> Offset:
 def _judge(field: Field, path: str, place: Place, source: str) -> Offset:
     if place.width == 0:
         return Offset.absent(field, source, f"{path} has size 0 in this kernel")
-    # A bitfield fits any field at least as wide; everything else must have one of the sizes programs can read.
-    fits = place.width <= max(field.widths) if place.bit_size else place.width in field.widths
-    if not fits:
+    if not field.may_be(place.width, is_bitfield=place.bit_size is not None):
         expected = " or ".join(map(str, field.widths))
         return Offset.unknown(field, source, f"{source.upper()} has {path} at offset {place.offset} with "
                                              f"{place.width} bytes, not {expected}")

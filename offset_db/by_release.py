@@ -53,7 +53,7 @@ class ReleaseResolver:
             for (field, _), answers in trust.standing(build.stored).items():
                 told.setdefault(field, []).extend((build, s.offset) for s in answers.values() if trust.is_sure(s))
         for field in wanted:
-            if field in told:
+            if told.get(field):
                 yield self._agreed(field, told[field])
             else:
                 yield Offset.unknown(field, self.name, "nothing is remembered of it for that release")

@@ -64,8 +64,7 @@ def _misplaced(offsets: Iterable[Offset]) -> Iterator[str]:
     for o in offsets:
         if not 0 <= _start(o) < _LARGEST_STRUCT * 8:
             yield f"{o.field} at {o.offset}: no struct is that large"
-        fits = (o.width or 0) <= max(o.field.widths) if o.bit_size else o.width in o.field.widths
-        if not fits:
+        if not o.field.may_be(o.width, is_bitfield=o.bit_offset is not None):
             yield f"{o.field} with {o.width} bytes, not {' or '.join(map(str, o.field.widths))}"
 
 

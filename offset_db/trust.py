@@ -78,8 +78,11 @@ def disagreements(kernel: Kernel, stored: Iterable[Stored]) -> list[Disagreement
 
 
 def is_sure(stored: Stored) -> bool:
-    """Whether the source itself had no doubt."""
-    return stored.offset.verdict is (Verdict.ABSENT if stored.offset.state is State.ABSENT else Verdict.OK)
+    """Whether the source itself had no doubt, and what it says is as wide as the field: no event sees that."""
+    o = stored.offset
+    if o.state is State.ABSENT:
+        return o.verdict is Verdict.ABSENT
+    return o.verdict is Verdict.OK and o.field.may_be(o.width, is_bitfield=o.bit_offset is not None)
 
 
 def _place(offset: Offset) -> str:

@@ -55,6 +55,9 @@ def test_the_best_of_agreeing_sources_answers(db, kernel, sources, preferred):
     Offset.unknown(DADDR, "guess", "ambiguous", candidates=(0, 8)),
     Offset.known(DADDR, 0, "a neighbour"),
     Offset(DADDR, State.KNOWN, "guess", 0, 4, verdict=Verdict.AMBIGUOUS, candidates=(0, 8)),
+    # An event sees where a value begins.
+    Offset.known(DADDR, 0, "btf", width=1),
+    Offset(DADDR, State.KNOWN, "btf", 0, None, verdict=Verdict.OK),
 ])
 def test_what_is_not_sure_does_not_answer(db, kernel, held):
     db.record(kernel, [held])
@@ -324,3 +327,17 @@ def test_a_guess_of_no_build_of_a_module_does_not_hold_for_one_that_is_loaded(db
     db.record(before, [Offset.known(status, 128, "guess")])
     assert ask(db, before, status)[status].offset == 128  # it is no module there
     assert ask(db, loaded, status) == {}
+
+
+@pytest.mark.parametrize("held", [
+    Offset.known(find("sk_protocol"), 541, "btf", width=1), Offset.known(find("sk_protocol"), 541, "btf", width=2),
+    Offset.known(find("sk_type"), 538, "btf", width=1, bit_offset=3, bit_size=5)])
+def test_each_width_of_a_field_answers_and_so_does_a_bitfield(db, kernel, held):
+    db.record(kernel, [held])
+    answer = ask(db, kernel, held.field)[held.field]
+    assert (answer.offset, answer.width, answer.bit_offset) == (held.offset, held.width, held.bit_offset)
+
+
+def test_a_width_that_is_not_the_fields_is_not_believed_of_the_release_either(db, kernel):
+    db.record(Kernel("cd" * 20, kernel.release, "", "x86_64"), [Offset.known(DADDR, 0, "btf", width=1)])
+    assert ask(db, kernel, DADDR) == {}
