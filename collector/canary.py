@@ -109,9 +109,14 @@ def prove(flush: Callable[[], list[FlowDelta]], has_ipv6: bool) -> Proof:
 
 
 def compare(done: Sequence[Sighting], seen: Sequence[Sighting]) -> Iterator[Fault]:
-    """What is wrong with what was seen, given what was done: pure. What is most alike is taken for the same socket."""
+    """What is wrong with what was seen, given what was done: pure. What is most alike is taken for the same socket.
+
+    But not what another socket did, between the very ends: then this one's is not there yet.
+    """
     for sighting in done:
-        alike = [s for s in seen if s.transport == sighting.transport]
+        others = [other for other in done if other is not sighting]
+        alike = [s for s in seen if s.transport == sighting.transport
+                 and not any(_has_ends(other, s) for other in others)]
         best = max(alike, key=lambda s: -len(list(_differences(sighting, s))), default=None)
         if best is None:
             yield Fault(f"no {sighting.transport} flow of it was seen", tuple(map(find, _UNSEEN)), True)
@@ -122,6 +127,10 @@ def compare(done: Sequence[Sighting], seen: Sequence[Sighting]) -> Iterator[Faul
             # UDP is counted by what calls return, and its sockets are seen only with their first packet.
             blamed = () if sighting.transport == "udp" and what in ("read", "written") else _BLAMED[what][is_v6]
             yield Fault(f"{sighting.transport} {told}", tuple(map(find, blamed)), what in ("read", "written"))
+
+
+def _has_ends(done: Sighting, seen: Sighting) -> bool:
+    return done.transport == seen.transport and not BLAMED_FOR_ENDS.keys() & set(_differences(done, seen))
 
 
 def _differences(done: Sighting, seen: Sighting) -> Iterator[str]:

@@ -47,6 +47,17 @@ def test_nothing_seen_blames_what_says_whose_a_socket_is():
     assert blamed([CLIENT], []) == {"skc_family", "sk_protocol", "skc_state"}
 
 
+@pytest.mark.parametrize("server", [SERVER, SERVER._replace(read=1), SERVER._replace(written=0, local_port=65535)])
+def test_what_is_only_late_is_not_taken_for_what_another_socket_did(server):
+    faults = list(compare([CLIENT, SERVER], [server]))
+    assert faults[0].words == "no tcp flow of it was seen"
+    assert all(fault.time_mends for fault in faults)
+
+
+def test_what_is_wrong_is_blamed_beside_what_another_socket_did():
+    assert blamed([CLIENT, SERVER], [SERVER, CLIENT._replace(local=v4("10.0.0.1"))]) == {"skc_rcv_saddr"}
+
+
 def test_bytes_of_datagrams_blame_no_offset():
     """They come from what calls return."""
     udp = CLIENT._replace(transport="udp")
