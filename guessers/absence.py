@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,8 @@ from pathlib import Path
 from guessers.namespace import NETNS
 from kcompat.fields import Field, find
 
+CONFIG = Path("/proc/config.gz")
+_TRACKER = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 # Members that #ifdef takes out of their struct.
 _NEEDS = {
     find("skc_net"): "CONFIG_NET_NS",
@@ -35,26 +36,37 @@ _TOLD_BY = {
 
 
 def why_absent(field: Field) -> str | None:
-    """The proof that the running kernel was built without the field; None without proof, which says nothing."""
+    """The proof that the running kernel was built without the field; None without proof, which says nothing.
+
+    A file in /boot is none: it is of the build of that release that was installed last, which may not run yet.
+    """
     option = _NEEDS.get(field)
-    if option is None or (option == "CONFIG_IPV6" and has_ipv6()) or (option == "CONFIG_NET_NS" and NETNS.exists()):
-        return None
-    release = os.uname().release
-    paths = (Path("/proc/config.gz"), Path(f"/boot/config-{release}"), Path(f"/lib/modules/{release}/config"))
-    if field.struct == "nf_conn" and denied("CONFIG_NF_CONNTRACK", paths):
-        return None  # there is no such struct at all, and nobody to ask about its members
-    denial = denied(option, paths)
-    return f"the kernel is built without {option}: {denial}" if denial else None
+    if option is None or is_there(field) or (field.struct == "nf_conn" and _denies("CONFIG_NF_CONNTRACK")):
+        return None  # without a tracker there is no struct nf_conn at all, and nobody to ask about its members
+    return f"the kernel is built without {option}: {CONFIG}" if _denies(option) else None
 
 
-def denied(option: str, paths: Iterable[Path]) -> str | None:
-    """The first of the configurations that can be read, if it says the option is off."""
-    for path in paths:
-        with suppress(OSError, EOFError):
-            raw = path.read_bytes()
-            lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode(errors="replace").splitlines()
-            return str(path) if f"# {option} is not set" in lines else None
-    return None
+def is_there(field: Field) -> bool:
+    """Whether this kernel shows that it was built with what the field needs; False says nothing."""
+    option = _NEEDS.get(field)
+    if option is None:
+        return False
+    signs: dict[str, Callable[[], bool]] = {
+        "CONFIG_IPV6": has_ipv6, "CONFIG_NET_NS": NETNS.exists, "CONFIG_NF_CONNTRACK": _TRACKER.exists}
+    said = not _configuration(CONFIG).isdisjoint({f"{option}=y", f"{option}=m"})
+    return said or (option in signs and signs[option]())
+
+
+def _denies(option: str) -> bool:
+    return f"# {option} is not set" in _configuration(CONFIG)
+
+
+@cache
+def _configuration(path: Path) -> frozenset[str]:
+    """The lines of the running kernel's own; none where it does not tell."""
+    with suppress(OSError, EOFError):
+        return frozenset(gzip.decompress(path.read_bytes()).decode(errors="replace").splitlines())
+    return frozenset()
 
 
 def why_untold(field: Field) -> str | None:

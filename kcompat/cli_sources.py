@@ -210,11 +210,16 @@ def _resolvers(request: Request, foreign: bool, unproved: bool, db: Database | N
 
 
 def _verify(kernel: Kernel, offsets: Sequence[Offset]) -> Mapping[Field, bool]:
+    from guessers.absence import is_there
     from guessers.verify import verify
     from kcompat.probe import require_bpf
 
-    require_bpf()
-    return verify(kernel, offsets)
+    known = [o for o in offsets if o.state is State.KNOWN]
+    # BTF and DWARF have looked at the struct; a guess goes by how the kernel is said to be built.
+    wrong = {o.field: False for o in offsets if o.state is State.ABSENT and o.source == "guess" and is_there(o.field)}
+    if known:
+        require_bpf()
+    return {**(verify(kernel, known) if known else {}), **wrong}
 
 
 class _Memory:

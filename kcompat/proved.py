@@ -15,8 +15,8 @@ from kcompat.offsets import Offset, State
 # An event agrees with it, which is less than what a guess of many events has to say.
 BORNE_OUT = 0.9
 
-# Gets known offsets, returns which of them an event of the running kernel bore out and which it refuted; of a field
-# that is not in the answer it showed nothing. Raises KcompatError when it cannot tell at all.
+# Gets offsets, returns which of them an event of the running kernel bore out and which it refuted; of a field that is
+# not in the answer it showed nothing, as of absent ones that may be. Raises KcompatError when it cannot tell at all.
 Verify = Callable[[Kernel, Sequence[Offset]], Mapping[Field, bool]]
 
 

@@ -88,12 +88,10 @@ class DatabaseResolver:
 
     def _proved(self, kernel: Kernel, agreed: dict[Field, list[Stored]], doubted: dict[str, Field]) -> Iterator[Offset]:
         """Who is wrong in one field (`doubted`, by source) is believed in no other that nothing has shown."""
-        # Nothing can be seen of a field that is not there, so only known ones are put to the proof.
-        known = [answers[0].offset for answers in agreed.values() if answers[0].offset.state is State.KNOWN]
         held: Mapping[Field, bool] = {}
-        if self._verify and known:
+        if self._verify and agreed:
             try:
-                held = self._verify(kernel, known)
+                held = self._verify(kernel, [answers[0].offset for answers in agreed.values()])
             except KcompatError as error:
                 # None of it then, absent ones included: a memory that cannot be checked is not trusted.
                 for field in agreed:

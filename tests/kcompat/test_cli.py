@@ -174,6 +174,14 @@ def test_a_hit_is_verified_and_says_so(run, db, monkeypatch):
     assert one_line(done.stderr) == "kcompat: 1 field from the database, verified by one event"
 
 
+def test_only_an_absence_that_was_guessed_is_doubted(monkeypatch):
+    """No event is needed to see that it is wrong; BTF has looked at the struct."""
+    monkeypatch.setattr("guessers.absence.is_there", lambda field: True)
+    told = [Offset.absent(find("skc_net"), "guess", "not set"), Offset.absent(find("skc_cookie"), "btf", "no member")]
+
+    assert cli_sources._verify(Kernel.running(), told) == {find("skc_net"): False}
+
+
 def test_a_refuted_hit_is_asked_of_the_next_source(run, db, monkeypatch):
     field = find("skc_dport")
     remember(db, Offset.known(field, 999, "guess"))

@@ -17,7 +17,7 @@ DADDR, DPORT, COOKIE, NUM = find("skc_daddr"), find("skc_dport"), find("skc_cook
 
 
 def confirm(kernel, offsets):
-    return {o.field: True for o in offsets}
+    return {o.field: True for o in offsets if o.state is State.KNOWN}
 
 
 def refute_daddr(kernel, offsets):
@@ -80,13 +80,13 @@ def test_no_later_source_decides_a_dispute(db, kernel):
     assert (answer.state, answer.reason) == (State.UNKNOWN, "sources disagree: btf says 0, guess says absent")
 
 
-def test_verify_sees_the_known_offsets_once(db, kernel):
+def test_verify_sees_all_that_may_be_given_once(db, kernel):
     db.record(kernel, [Offset.known(DADDR, 0, "btf"), Offset.known(DPORT, 12, "guess"),
                        Offset.absent(COOKIE, "btf", "no such member")])
     seen = []
     answers = ask(db, kernel, DADDR, DPORT, COOKIE, verify=lambda k, offsets: seen.append((k, offsets)) or {})
     ((asked_kernel, offsets),) = seen
-    assert (asked_kernel, {o.field for o in offsets}) == (kernel, {DADDR, DPORT})
+    assert (asked_kernel, {o.field for o in offsets}) == (kernel, {DADDR, DPORT, COOKIE})
     assert answers[COOKIE].state is State.ABSENT
 
 
@@ -341,3 +341,10 @@ def test_each_width_of_a_field_answers_and_so_does_a_bitfield(db, kernel, held):
 def test_a_width_that_is_not_the_fields_is_not_believed_of_the_release_either(db, kernel):
     db.record(Kernel("cd" * 20, kernel.release, "", "x86_64"), [Offset.known(DADDR, 0, "btf", width=1)])
     assert ask(db, kernel, DADDR) == {}
+
+
+def test_a_remembered_absence_that_the_kernel_contradicts_is_quarantined(db, kernel):
+    db.record(kernel, [Offset.absent(COOKIE, "guess", "the configuration says so"), Offset.known(DPORT, 12, "btf")])
+    answers = ask(db, kernel, COOKIE, DPORT, verify=lambda kernel, offsets: {COOKIE: False, DPORT: True})
+    assert list(answers) == [DPORT]
+    assert {s.offset.field for s in db.offsets(kernel) if s.quarantined_at} == {COOKIE}
