@@ -6,8 +6,9 @@ import mmap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from kcompat import shuffled
 from kcompat.btf_types import Btf
-from kcompat.elf import MAGIC, Data, Elf, open_file
+from kcompat.elf import MAGIC, Data, Elf, is_elf, open_file
 from kcompat.errors import BadInput, Missing
 from kcompat.fields import Field, structs
 from kcompat.kernel import Kernel
@@ -46,9 +47,16 @@ class BtfResolver:
         self._path, self._base = path, base
 
     def resolve(self, kernel: Kernel, wanted: Sequence[Field]) -> Iterable[Offset]:
-        """Raises Missing when the file does not exist, BadInput when it is not BTF."""
+        """Raises Missing when the file does not exist, BadInput when it is not BTF.
+
+        BTF that somebody made for a kernel with shuffled structs has the order of its source, as the DWARF it is of.
+        """
         if not self._path.exists():
             raise Missing(_advice(self._path))
+        if is_elf(self._path):
+            data = open_file(self._path)
+            if shuffled.by_gcc(Elf(data, self._path), data):
+                return [Offset.unknown(f, self.name, shuffled.SHUFFLED) for f in wanted]
         btf = load(self._path, load(self._base) if self._base else None)
         found = btf.structs(structs(wanted))
         for module in self._modules(wanted, found):

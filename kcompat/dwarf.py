@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from kcompat import shuffled
 from kcompat.dwarf_abbreviations import AGGREGATES, Corrupt
 from kcompat.dwarf_headers import Header
 from kcompat.dwarf_names import Names
@@ -15,17 +15,12 @@ from kcompat.dwarf_units import Unit, Units
 from kcompat.elf import Data, Elf, open_file
 from kcompat.errors import BadInput, KcompatError, Missing
 from kcompat.fields import Field, structs
-from kcompat.kernel import BANNER, Kernel
+from kcompat.kernel import Kernel
 from kcompat.layout import Struct, offset_of
 from kcompat.offsets import Offset
 
 # What is walked for a name that stands nowhere a compiler would put it: a second's work, a module's every unit.
 _MAX_WALKED = 2 << 20
-# In the vermagic string of a kernel whose structs are shuffled, and of its modules (include/linux/vermagic.h).
-_RANDSTRUCT = re.compile(rb"RANDSTRUCT_(?:PLUGIN_)?[0-9a-f]{16}")
-_STRINGS = (".rodata", ".modinfo")
-SHUFFLED = ("this kernel's structs were shuffled by GCC's RANDSTRUCT plugin, and GCC's debug information has the order "
-            "of the source: only a guess on the running kernel can tell")
 _GNU_DWO_NAME = b"\xb0\x42"  # DW_AT_GNU_dwo_name as .debug_abbrev spells it (ULEB128)
 
 
@@ -41,12 +36,16 @@ class DwarfResolver:
         """Raises Missing when the file does not exist, BadInput when it holds no whole DWARF.
 
         Of a kernel that GCC's RANDSTRUCT plugin has shuffled nothing is known: that BTF is not made of its DWARF
-        (``depends on !GCC_PLUGIN_RANDSTRUCT``, lib/Kconfig.debug) has the same reason. Clang's DWARF is right.
+        (``depends on !GCC_PLUGIN_RANDSTRUCT``, lib/Kconfig.debug) has the same reason. Clang's DWARF is right. Nor is
+        anything of debug information kept apart that tells of no kernel in the order of its source.
         """
         elf, data = _opened(self._path)
-        found = _search(elf, structs(wanted))
-        if _shuffled_by_gcc(elf, data):
-            return [Offset.unknown(f, self.name, SHUFFLED) for f in wanted]
+        apart = shuffled.is_kept_apart(elf)
+        found = _search(elf, (*structs(wanted), shuffled.TASK) if apart else structs(wanted))
+        if shuffled.by_gcc(elf, data):
+            return [Offset.unknown(f, self.name, shuffled.SHUFFLED) for f in wanted]
+        if apart and not shuffled.is_in_order(found.get(shuffled.TASK)):
+            return [Offset.unknown(f, self.name, shuffled.UNTOLD) for f in wanted]
         return [offset_of(f, found.get(f.struct), self.name) for f in wanted]
 
 
@@ -79,15 +78,6 @@ def _search(elf: Elf, names: Iterable[str]) -> dict[str, Struct]:
     except Exception as error:
         # On corrupt input pyelftools lets out whatever its parsing ran into: KeyError, AssertionError, RecursionError.
         raise BadInput(path, f"corrupt DWARF: {type(error).__name__}: {error}") from error
-
-
-def _shuffled_by_gcc(elf: Elf, data: Data) -> bool:
-    def said(pattern: re.Pattern[bytes]) -> bytes | None:
-        sections = (s for name in _STRINGS if (s := elf.find(name)) and s.size)
-        hits = (pattern.search(data, s.offset, s.offset + s.size) for s in sections)
-        return next((hit[0] for hit in hits if hit), None)
-
-    return said(_RANDSTRUCT) is not None and b"clang version" not in (said(BANNER) or b"")
 
 
 def _refuse_what_lies_elsewhere(elf: Elf) -> None:

@@ -34,6 +34,11 @@ class Section:
     link: int
     info: int
 
+    @property
+    def is_empty_here(self) -> bool:
+        """Whether it has bytes in memory and none in the file."""
+        return self.kind == _SHT_NOBITS
+
 
 class Elf:
     """The headers of one ELF file, 32 or 64 bits, either byte order; every section is known to lie in the file."""

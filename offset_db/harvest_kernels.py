@@ -16,6 +16,7 @@ from kcompat.errors import BadInput
 from kcompat.fields import CATALOGUE
 from kcompat.kernel import Kernel, as_text, build_id_of_notes
 from kcompat.offsets import Offset, State
+from kcompat.shuffled import SHUFFLED, UNTOLD
 from offset_db.exchange_names import named_kernel
 from offset_db.harvest_images import banner_within, build_id_within, is_arm64_image
 from offset_db.harvest_report import Found
@@ -67,7 +68,7 @@ def found_in_elf(path: Path, name: Path, faults: list[str]) -> Found:
     broken: list[BadInput] = []
     for resolver in resolvers:
         try:
-            offsets += _told(resolver.resolve(kernel, CATALOGUE))
+            offsets += _told(resolver.resolve(kernel, CATALOGUE), path)
         except BadInput as error:
             broken.append(error)
     if broken and not offsets:
@@ -91,7 +92,7 @@ def _found_in_module(elf: Elf, path: Path, name: Path) -> Found:
         raise BadInput(path, f"the module {module} of no known kernel: it takes a build-id, x86_64 or arm64, and the "
                              "kernel's release in .modinfo or in its path")
     kernel = replace(named_kernel(release, "", machine), modules={module: build_id})
-    return _found(kernel, _told(DwarfResolver(path).resolve(kernel, owned)), path)
+    return _found(kernel, _told(DwarfResolver(path).resolve(kernel, owned), path), path)
 
 
 def module_of(name: Path) -> str:
@@ -117,7 +118,7 @@ def found_in_btf(path: Path, name: Path) -> Found:
         return _found_in_split(path)
     else:
         kernel = _named(Kernel.from_btf(path), path, name)
-    return _found(kernel, _told(BtfResolver(path).resolve(kernel, CATALOGUE)), path)
+    return _found(kernel, _told(BtfResolver(path).resolve(kernel, CATALOGUE), path), path)
 
 
 def found_in_bare(btf: Path, image: bytes, name: Path) -> Found:
@@ -128,7 +129,7 @@ def found_in_bare(btf: Path, image: bytes, name: Path) -> Found:
         kernel = replace(kernel, release=told[0], version=told[1])
     machine = "aarch64" if is_arm64_image(image) else kernel.machine
     kernel = replace(kernel, build_id=build_id_within(image) or kernel.build_id, machine=machine)
-    return _found(kernel, _told(BtfResolver(btf).resolve(kernel, CATALOGUE)), btf)
+    return _found(kernel, _told(BtfResolver(btf).resolve(kernel, CATALOGUE), btf), btf)
 
 
 def _kernel_of_elf(elf: Elf, path: Path, name: Path) -> Kernel:
@@ -154,7 +155,7 @@ def _found_in_split(path: Path) -> Found:
         raise BadInput(path, "split BTF: it needs its base, the kernel's own BTF, as vmlinux beside it")
     kernel = Kernel.running() if base == RUNNING else Kernel.from_btf(base)
     owned = [f for f in CATALOGUE if f.module == path.name]
-    offsets = _told(BtfResolver(path, base).resolve(kernel, owned or CATALOGUE[:1]))
+    offsets = _told(BtfResolver(path, base).resolve(kernel, owned or CATALOGUE[:1]), path)
     if not owned:
         raise Nothing(path, f"nothing wanted in it: the catalogue has no field of module {path.name}")
     return _found(kernel, offsets, path)
@@ -191,8 +192,14 @@ def _machine(path: Path) -> str:
     return next((machine for register, machine in _REGISTERS.items() if register in members), "")
 
 
-def _told(offsets: Iterable[Offset]) -> list[Offset]:
-    """What says something: a source without a struct, as small BTF files are, has nothing to be remembered by."""
+def _told(offsets: Iterable[Offset], path: Path) -> list[Offset]:
+    """What says something: a source without a struct, as small BTF files are, has nothing to be remembered by.
+
+    Raises BadInput where the structs may have been shuffled.
+    """
+    offsets = list(offsets)
+    if offsets and offsets[0].reason in (SHUFFLED, UNTOLD):
+        raise BadInput(path, offsets[0].reason)
     return [o for o in offsets if o.state is not State.UNKNOWN or o.candidates]
 
 

@@ -145,6 +145,17 @@ def test_btf_in_an_elf_section(tmp_path, order, bits):
     assert find(load(path).structs(["sample"])["sample"][0], "last") == Place(56, 4)
 
 
+@pytest.mark.parametrize("compiler, known", [("gcc (Debian 12.2.0-14) 12.2.0", False), ("clang version 16.0.6", True)])
+def test_btf_made_for_what_gcc_has_shuffled_is_not_known(tmp_path, compiler, known):
+    path = tmp_path / "vmlinux"
+    rodata = f"Linux version 6.12.117 ({compiler})\0 6.12 SMP RANDSTRUCT_e0bc614e4fd035a4\0".encode()
+    path.write_bytes(elf([(".rodata", 1, 2, rodata), (".BTF", 1, 0, every_kind().build())]))
+    field = Field("sample", "last", "int", (4,), ("last",), "sample")
+    answer, = BtfResolver(path).resolve(None, [field])
+    assert (answer.state is State.KNOWN) == known
+    assert known or "RANDSTRUCT" in answer.reason
+
+
 def test_an_elf_module_brings_its_distilled_base(tmp_path):
     base = every_kind()
     split = BtfBuilder(base=base)

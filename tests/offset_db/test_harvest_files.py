@@ -16,8 +16,10 @@ from kcompat.elf import Elf
 from kcompat.errors import BadInput
 from kcompat.fields import CATALOGUE, find
 from kcompat.kernel import Kernel
-from kcompat.offsets import State
+from kcompat.offsets import Offset, State
+from kcompat.shuffled import SHUFFLED, UNTOLD
 from kcompat.version import release_version
+from offset_db import harvest_kernels
 from offset_db.harvest_file import kernel_within, read
 from tests.kcompat.btf_builder import BtfBuilder
 from tests.kcompat.c_sample import SHARED, compiled, need, run
@@ -165,13 +167,31 @@ def test_broken_btf_is_told_and_costs_not_the_dwarf(tmp_path):
     assert "BTF" in report.faults[0] and {o.source for o in report.found[0].offsets} == {"dwarf"}
 
 
-def test_debug_information_kept_apart_has_the_build_id(tmp_path):
+def kept_apart(directory, task):
     need("objcopy", "gcc")
-    source = C_KERNEL + '__attribute__((section("__ksymtab"))) int symbol = 1;'
-    path = compiled(tmp_path, "-g", "-shared", "-nostdlib", "-Wl,--build-id=0x" + "cd" * 20, source=source, name="k")
-    run("objcopy", "--only-keep-debug", path, tmp_path / "vmlinux-5.4.0-test.debug")
+    source = C_KERNEL + f'{task} __attribute__((section("__ksymtab"))) int symbol = 1;'
+    path = compiled(directory, "-g", "-shared", "-nostdlib", "-Wl,--build-id=0x" + "cd" * 20, source=source, name="k")
+    run("objcopy", "--only-keep-debug", path, directory / "vmlinux-5.4.0-test.debug")
+    return directory / "vmlinux-5.4.0-test.debug"
 
-    kernel, offsets = only(tmp_path / "vmlinux-5.4.0-test.debug")
+
+@pytest.mark.parametrize("task", [
+    "struct task_struct { long state; struct { void *stack, *files; }; } the_task;", "struct task_struct *the_task;",
+    ""])
+def test_debug_information_kept_apart_that_may_be_of_a_shuffled_kernel_is_a_fault(tmp_path, task):
+    report = read(kept_apart(tmp_path, task))
+
+    assert not report.found and "RANDSTRUCT" in report.faults[0]
+
+
+@pytest.mark.parametrize("reason", [SHUFFLED, UNTOLD])
+def test_what_may_have_been_shuffled_is_not_merely_nothing(reason):
+    with pytest.raises(BadInput, match="RANDSTRUCT"):
+        harvest_kernels._told([Offset.unknown(find("skc_daddr"), "dwarf", reason)], Path("vmlinux"))
+
+
+def test_debug_information_kept_apart_has_the_build_id(tmp_path):
+    kernel, offsets = only(kept_apart(tmp_path, "struct task_struct { long state; void *stack, *files; } the_task;"))
 
     assert (kernel.build_id, kernel.release) == ("cd" * 20, "5.4.0-test") and offsets[DPORT, "dwarf"] == 40
 
