@@ -8,6 +8,7 @@ import fcntl
 import itertools
 import os
 import re
+import secrets
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,7 +28,9 @@ _IOC_SET_BPF = 0x40042408
 _ATTR_SIZE = 112
 _RETURNS = 1024
 _serial = itertools.count()
-_OURS = re.compile(r"^\w+:(\w+/kcompat_(\d+)_\d+) ", re.MULTILINE)
+# No other process makes names with it: a pid says who it was only within one namespace, and pid 1 comes back.
+_mark = secrets.token_hex(4)
+_OURS = re.compile(r"^\w+:(\w+/kcompat_(\d+)_(\w+)) ", re.MULTILINE)
 _tidied: set[str] = set()
 _CGROUP_NAMESPACE = Path("/proc/self/ns/cgroup")
 _FIRST_CGROUP_NAMESPACE = 0xEFFF_FFFB  # PROC_CGROUP_INIT_INO
@@ -176,13 +179,26 @@ def _through_tracefs(program: int, what: str, letter: str, where: str, name: str
     if what not in _tidied:
         _tidied.add(what)
         _take_away_orphans(root / f"{what}_events")
-    event = f"kcompat_{os.getpid()}_{next(_serial)}"
+    with suppress(_TakenAway):
+        return _as_event(program, root, what, letter, where, name)
+    return _as_event(program, root, what, letter, where, name)
+
+
+class _TakenAway(OSError):
+    """Before anything was attached to it, by one who began in that moment and took it for an orphan."""
+
+
+def _as_event(program: int, root: Path, what: str, letter: str, where: str, name: str) -> Attachment:
+    event = f"kcompat_{os.getpid()}_{_mark}_{next(_serial)}"
     _append(root / f"{what}_events", f"{letter}:{what}s/{event} {where}\n")
     try:
         number = int((root / "events" / f"{what}s" / event / "id").read_text())
         attached = _attach_event(program, name, _PERF_TYPE_TRACEPOINT, number, 0)
-    except OSError:
-        _append(root / f"{what}_events", f"-:{what}s/{event}\n")
+    except OSError as error:
+        try:
+            _append(root / f"{what}_events", f"-:{what}s/{event}\n")
+        except FileNotFoundError:
+            raise _TakenAway(errno.ENOENT, f"{name}: its event was taken away") from error
         raise
 
     def undo() -> None:
@@ -194,9 +210,14 @@ def _through_tracefs(program: int, what: str, letter: str, where: str, name: str
 
 
 def _take_away_orphans(events: Path) -> None:
-    """Who was killed left events, to which nothing is attached any more. One that is in use cannot be taken away."""
-    for group, pid in _OURS.findall(events.read_text()):
-        if not Path(f"/proc/{pid}").exists():
+    """Who was killed left events, to which nothing is attached any more. One that is in use cannot be taken away.
+
+    That is why those of our own pid that this process did not make may be tried: who was killed may have been pid 1 of
+    its container, as we are, and another container's pid 1 is at work with its own.
+    """
+    for group, pid, serial in _OURS.findall(events.read_text()):
+        is_another = int(pid) == os.getpid() and not serial.startswith(f"{_mark}_")
+        if is_another or not Path(f"/proc/{pid}").exists():
             with suppress(OSError):
                 _append(events, f"-:{group}\n")
 
