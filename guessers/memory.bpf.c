@@ -144,20 +144,24 @@ static __always_inline void keep_message(u32 hook, u64 address)
 	messages.update(&slot, &entry);
 }
 
-static __always_inline void read_chunk(int slot)
+/* Whether the order goes on. */
+static __always_inline int read_chunk(int slot)
 {
 	struct chunk answer = {};
 	u64 *address = wanted.lookup(&slot);
 
 	if (!address || !*address)
-		return;
+		return 0;
 	answer.status = bpf_probe_read(answer.bytes, CHUNK_SIZE, (const void *)*address);
 	chunks.update(&slot, &answer);
+	return 1;
 }
 
 static __always_inline int read_all(void)
 {
-#define R(n) read_chunk(n)
+#define R(n)                \
+	if (!read_chunk(n)) \
+	return 0
 	R(0);
 	R(1);
 	R(2);

@@ -25,6 +25,7 @@ from collector.flows import aggregate
 from guessers.namespace import Netns, add_ipv6, in_own_thread, wait_until_bindable
 from kcompat.errors import Unsupported
 from kcompat.kernel import Kernel
+from kcompat.offsets import Offsets
 from kcompat.preemption import preempts_programs
 from kcompat.version import running_version_code
 from tests.kernel import signs
@@ -996,3 +997,29 @@ def test_connections_that_come_and_go_between_flushes_are_counted_once(netflow):
     # What happened beside a flush a kprobe may have missed; never is more told than was.
     least = 1 if netflow.backend == "rawtp" else 0.95
     assert {what: pair for what, pair in told.items() if not least * pair[1] <= pair[0] <= pair[1]} == {}
+
+
+@pytest.mark.thorough  # another program, which a guest would have to compile
+def test_where_addresses_of_ipv6_are_not_known_its_sockets_have_none(offsets):
+    """They had what stands in the place of IPv4's."""
+    if not signs.IPV6:
+        pytest.skip("this kernel has no IPv6")
+    lacking = Offsets(o for field, o in offsets.items() if "_v6_" not in field.member)
+    seen = []
+    with Netflow(lacking, OPTIONS, running_version_code(Kernel.running().release)) as dataset:
+        try:
+            listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+        except OSError:
+            pytest.skip("there is no ::1 here")
+        with listener:
+            port = listener.getsockname()[1]
+            with socket.create_connection(("::1", port)) as client, listener.accept()[0] as server:
+                client.sendall(bytes(1000))
+                left = 1000
+                while left:
+                    left -= len(server.recv(left))
+        deadline = time.monotonic() + 10
+        while not sum(d.bytes_read for d in seen) and time.monotonic() < deadline:
+            seen += [d for d in dataset.flush() if d.transport == "tcp" and d.local_port == port]
+    assert sum(d.bytes_read for d in seen) == 1000
+    assert {d.local for d in seen} | {d.remote for d in seen} == {bytes(16)}
