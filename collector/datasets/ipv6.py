@@ -5,7 +5,7 @@ from __future__ import annotations
 from guessers.absence import has_ipv6
 from kcompat.errors import UnknownField
 from kcompat.fields import find
-from kcompat.offsets import Offsets, State
+from kcompat.offsets import Offset, Offsets, State
 
 _ADDRESSES = (find("skc_v6_daddr"), find("skc_v6_rcv_saddr"))
 
@@ -16,7 +16,8 @@ def reads_ipv6(name: str, offsets: Offsets) -> bool:
     Raises UnknownField where there are IPv6 sockets: programs without these fields would have no addresses for them,
     nor for what goes over IPv4 through them, and the canary could not show it.
     """
-    unknown = [offsets[field] for field in _ADDRESSES if offsets[field].state is State.UNKNOWN]
+    told = [offsets.get(field) or Offset.unknown(field, "none", "") for field in _ADDRESSES]
+    unknown = {o.field.name: o.reason or "" for o in told if o.state is State.UNKNOWN}
     if unknown and has_ipv6():
-        raise UnknownField(name, [o.field.name for o in unknown], {o.field.name: o.reason or "" for o in unknown})
-    return all(offsets[field].state is State.KNOWN for field in _ADDRESSES)
+        raise UnknownField(name, [*unknown], unknown)
+    return all(o.state is State.KNOWN for o in told)

@@ -29,6 +29,12 @@ def test_an_unknown_address_is_not_an_absent_one(monkeypatch, disputed):
         reads_ipv6("netflow", of_local(Offset.unknown(LOCAL, "db", "sources disagree", disputed=disputed)))
 
 
+def test_what_nobody_spoke_of_is_unknown_too(monkeypatch):
+    monkeypatch.setattr(ipv6, "has_ipv6", lambda: True)
+    with pytest.raises(UnknownField, match="no known offset for"):
+        reads_ipv6("netflow", Offsets())
+
+
 def test_where_no_ipv6_socket_can_be_made_nobody_misses_it(monkeypatch):
     monkeypatch.setattr(ipv6, "has_ipv6", lambda: False)
     assert not reads_ipv6("netflow", Offsets(Offset.unknown(f, "guess", "nothing to look at") for f in (REMOTE, LOCAL)))
