@@ -8,7 +8,6 @@ import fcntl
 import itertools
 import os
 import re
-import secrets
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,7 +28,7 @@ _ATTR_SIZE = 112
 _RETURNS = 1024
 _serial = itertools.count()
 # No other process makes names with it: a pid says who it was only within one namespace, and pid 1 comes back.
-_mark = secrets.token_hex(4)
+_mark = os.urandom(4).hex()
 _OURS = re.compile(r"^\w+:(\w+/kcompat_(\d+)_(\w+)) ", re.MULTILINE)
 _tidied: set[str] = set()
 _CGROUP_NAMESPACE = Path("/proc/self/ns/cgroup")

@@ -74,8 +74,9 @@ class Datagrams:
             yield FlowDelta(local, local_port, remote, remote_port, "udp", netns, pid, text(comm), WAYS[direction],
                             read - read_before, written - written_before)
         self._reported = seen
-        for sock in gone.difference(key[:8] for key in seen):
-            self._partners.delete(sock)
+        if gone:
+            for sock in gone.difference(key[:8] for key in seen):
+                self._partners.delete(sock)
         self._tell_ended({pid for pid in owners if not exists(pid, "")})
 
     def _tell_ended(self, ended: set[int]) -> None:
