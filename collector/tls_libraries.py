@@ -229,7 +229,6 @@ class TlsLibraries:
                 self._loaded.attachments.remove(attached[-1])
         log.info("TLS is read in %s: %s", path, ", ".join(name for hook in hooks for name in hook.functions))
 
-
     def _is_full(self, number: int, bound: int, what: str, path: str) -> bool:
         """Whether there is no room for one more, which is said once."""
         if number >= bound and what not in self._full_said:

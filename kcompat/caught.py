@@ -87,4 +87,5 @@ class Caught:
             try:
                 reload()
             except Exception:
+                # Whatever it was, the next SIGHUP is heard.
                 log.exception("SIGHUP")

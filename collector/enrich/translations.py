@@ -63,7 +63,7 @@ class Translations:
         self._asked_of = loaded_as()
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._source: Source = Trackers(self._told, self._book.forget)
+        self._source: Source = self._trackers()
         try:
             self._choose()
             self._source.rescan()
@@ -153,6 +153,9 @@ class Translations:
                 log.exception("translated destinations: trying again")
                 self._stop.wait(_RESCAN_S)
 
+    def _trackers(self) -> Trackers:
+        return Trackers(self._told, self._book.forget)
+
     def _choose(self) -> None:
         """Programs, once for each time the tracker is loaded; the lock is free while they are compiled and attached."""
         loaded = loaded_as()
@@ -160,17 +163,17 @@ class Translations:
             return
         self._tried = loaded
         if loaded is None:
-            self._take(Trackers(self._told, self._book.forget), _NOT_LOADED)
+            self._take(self._trackers(), _NOT_LOADED)
             return
         means = self._means
         try:
             made: Source = NfConn(means.offsets, means.version_code, means.backends, self._told)
         except KcompatError as error:
-            made, why = Trackers(self._told, self._book.forget), why_not(error)
+            made, why = self._trackers(), why_not(error)
             # Asked for anew where the tracker came after those that are known: once.
             self.lacks_offsets = isinstance(error, UnknownField) and loaded != self._asked_of
         except OSError as error:
-            made, why = Trackers(self._told, self._book.forget), str(error)
+            made, why = self._trackers(), str(error)
         else:
             why = ""
         log.info("translated destinations come from %s%s", made.how,
