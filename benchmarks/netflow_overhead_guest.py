@@ -18,9 +18,9 @@ from ci import apt
 from ci.apt import FetchError
 from ci.disk import NOT_FOR_GUESTS
 from ci.fetch import cache_dir, fetch
-from ci.headers import header_packages
+from ci.headers import unpack_headers
 from ci.job import Job
-from ci.kernels import DEBIAN_ARCHITECTURES, MATRIX, Entry, select
+from ci.kernels import MATRIX, Entry, select
 from ci.matrix import GUEST_ENVIRONMENT, REPOSITORY, run_command
 from ci.verdict import Outcome
 
@@ -82,13 +82,11 @@ def _bring_tools(into: Path) -> None:
 
 def _bring_headers(entry: Entry, work: Path, into: Path) -> None:
     """What Debian keeps in two trees, the flavour's and that of all flavours, in one. Raises FetchError."""
-    cache, architecture = cache_dir(), DEBIAN_ARCHITECTURES[entry.machine]
+    cache = cache_dir()
     image = fetch(entry, cache)
     with apt.lock(cache):
-        for suite, package in header_packages(entry, image, architecture, cache):
-            deb = apt.download(package, suite, architecture, cache, work)
-            apt.run(["dpkg-deb", "-x", str(deb), str(work / "headers")])
-    for tree in sorted((work / "headers/usr/src").iterdir()):
+        trees = unpack_headers(entry, image, cache, work)
+    for tree in sorted(trees.iterdir()):
         for part in ("arch", "include"):
             if (tree / part).is_dir():
                 shutil.copytree(tree / part, into / part, symlinks=True, dirs_exist_ok=True)

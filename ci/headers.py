@@ -59,7 +59,7 @@ def with_headers(entry: Entry, image: Image, cache: Path) -> Image:
         vmlinux = cache / "headers" / f"vmlinux-{image.release}_{image.version}_{architecture}-{key}"
         with apt.lock(cache):
             if not vmlinux.is_file():
-                _make(entry, image, architecture, cache, vmlinux, source, who["build_id"])
+                _make(entry, image, cache, vmlinux, source, who["build_id"])
     except (FetchError, ProductError) as error:
         return replace(image, notes=(*image.notes, f"no layout from headers: {error}"))
     return replace(image, vmlinux=vmlinux, judge=JUDGE)
@@ -101,27 +101,30 @@ def _key(source: str, who: Mapping[str, str | None]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
-def _make(
-    entry: Entry, image: Image, architecture: str, cache: Path, vmlinux: Path, source: str, build_id: str | None
-) -> None:
+def _make(entry: Entry, image: Image, cache: Path, vmlinux: Path, source: str, build_id: str | None) -> None:
     vmlinux.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpack-", dir=vmlinux.parent) as temporary:
         work = Path(temporary)
-        for suite, package in header_packages(entry, image, architecture, cache):
-            deb = apt.download(package, suite, architecture, cache, work)
-            apt.run(["dpkg-deb", "-x", str(deb), str(work / "x")])
-        tree = work / "x/usr/src" / f"linux-headers-{image.release}"
-        compile_layout(tree, entry.machine, source, build_id, work / "vmlinux")
+        trees = unpack_headers(entry, image, cache, work)
+        compile_layout(trees / f"linux-headers-{image.release}", entry.machine, source, build_id, work / "vmlinux")
         (work / "vmlinux").rename(vmlinux)
     log.info("compiled the structs of %s out of its headers", image.release)
 
 
-def header_packages(entry: Entry, image: Image, architecture: str,
-                    cache: Path) -> Iterator[tuple[str, Package]]:
-    """The headers of just this build, and the package with what is the same for all flavours, which they depend on.
+def unpack_headers(entry: Entry, image: Image, cache: Path, work: Path) -> Path:
+    """Downloads the kernel's headers into ``work``; gives what holds their trees. Raises FetchError.
 
-    Raises FetchError.
+    The caller holds the cache's lock.
     """
+    architecture = DEBIAN_ARCHITECTURES[entry.machine]
+    for suite, package in _packages(entry, image, architecture, cache):
+        deb = apt.download(package, suite, architecture, cache, work)
+        apt.run(["dpkg-deb", "-x", str(deb), str(work / "x")])
+    return work / "x/usr/src"
+
+
+def _packages(entry: Entry, image: Image, architecture: str, cache: Path) -> Iterator[tuple[str, Package]]:
+    """The headers of just this build, and the package with what is the same for all flavours, which they depend on."""
     name = f"linux-headers-{image.release}"
     for suite in entry.suites:
         packages = {p.name: p for p in parse_packages(apt.index(suite, architecture, cache), _DEPENDS)
