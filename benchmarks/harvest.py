@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import struct
 import sys
 import tempfile
@@ -112,13 +111,13 @@ def _harvest(directory: Path, jobs: int) -> _Run:
     """Raises KcompatError unless every file was harvested."""
     command = [sys.executable, "-c", "from kcompat.cli import main; main()", "--db", str(directory / f"{jobs}.db"),
                "harvest", str(directory / "btf"), "--jobs", str(jobs), "--json"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before_s = measure.children_s()
     seconds, out = measure.timed(command, _PATIENCE_S)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent_s = measure.children_s() - before_s
     told = json.loads(out)
     if told["failed"] or told["skipped"]:
         raise KcompatError(f"harvest: {len(told['failed'])} files failed, {len(told['skipped'])} were skipped")
-    return _Run(seconds, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    return _Run(seconds, spent_s)
 
 
 def _check(path: Path, files: int) -> None:

@@ -10,7 +10,6 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import socket
 import subprocess
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import measure
-from benchmarks.measure import Line, Repetitions, Result, Target, of, timed
+from benchmarks.measure import Line, Repetitions, Result, Target, children_s, of, timed
 from benchmarks.startup import TRACEFS, cpu_s, running
 from collector.config import Options
 from kcompat.errors import KcompatError, Missing
@@ -197,9 +196,9 @@ def _serving(namespace: str, home: Path) -> Iterator[None]:
 def _requests(namespace: str, home: Path, url: str) -> _Rate:
     """The processor time is wrk's and nginx's: on a machine where others are at work it says more than the rate."""
     workers = _children(int((home / "pid").read_text()))
-    before_s = _spent_s() + sum(map(cpu_s, workers))
+    before_s = children_s() + sum(map(cpu_s, workers))
     said = timed(_within(namespace, *_WRK, url))[1].decode()
-    spent_s = _spent_s() + sum(map(cpu_s, workers)) - before_s
+    spent_s = children_s() + sum(map(cpu_s, workers)) - before_s
     rate, count = re.search(r"Requests/sec:\s+([\d.]+)", said), re.search(r"(\d+) requests in", said)
     if not rate or not count or "Non-2xx" in said:
         raise KcompatError(f"wrk did not get what it asked for: {said}")
@@ -210,17 +209,11 @@ def _children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def _spent_s() -> float:
-    """Processor time of the children that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def _stream(namespace: str) -> _Rate:
-    before_s = _spent_s()
+    before_s = children_s()
     command = _within(namespace, sys.executable, "-m", "benchmarks.http_overhead", "stream", str(_RUN_S))
     rate = float(timed(command)[1])
-    return _Rate(rate, (_spent_s() - before_s) / (rate * _RUN_S))
+    return _Rate(rate, (children_s() - before_s) / (rate * _RUN_S))
 
 
 def _latency(namespace: str, home: Path) -> Line:

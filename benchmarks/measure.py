@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -146,6 +147,12 @@ def _jiffies() -> tuple[int, int]:
     """Of all processors since boot: idle (or waiting for a disk), and all together. proc_stat(5)."""
     numbers = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     return numbers[3] + numbers[4], sum(numbers)
+
+
+def children_s() -> float:
+    """Processor time of all children that have ended, and so of both ends of a load that is one's children."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def timed(command: Sequence[str], patience_s: float = _PATIENCE_S, fine: Container[int] = (0,)) -> tuple[float, bytes]:

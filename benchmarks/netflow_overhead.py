@@ -19,8 +19,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median, quantiles
 from typing import NamedTuple
 
+from benchmarks.measure import children_s
 from benchmarks.netflow_overhead_attached import EMPTY, NOBODY, attached, counting, everybody, spent
-from benchmarks.netflow_overhead_loads import Load, loads, processor_s
+from benchmarks.netflow_overhead_loads import Load, loads
 
 
 class Measured(NamedTuple):
@@ -70,9 +71,9 @@ def measured(known: Mapping[str, Load], who: Sequence[str], rounds: int, seconds
 
 def _once(load: Load, seconds: float) -> tuple[float, float]:
     """Units, and both ends' processor time for them: how fast they go by the clock is others' doing as well."""
-    before = processor_s()
+    before = children_s()
     units = load.run(seconds)
-    return units, processor_s() - before
+    return units, children_s() - before
 
 
 def table(results: Results, who: Iterable[str], kind: str, load: Load) -> Iterator[str]:

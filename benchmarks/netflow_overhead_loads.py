@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import socket
 import subprocess
@@ -17,8 +16,6 @@ from typing import NamedTuple
 from kcompat.errors import KcompatError
 
 _SOURCE = Path(__file__).with_name("netflow_load.c")
-# About what this machine's loopback moves in a second, and no less where it is slower.
-_STREAM_BYTES_A_SECOND = 2 << 30
 
 
 class Load(NamedTuple):
@@ -31,8 +28,8 @@ class Load(NamedTuple):
 
 
 @contextmanager
-def loads(bytes_a_second: int = _STREAM_BYTES_A_SECOND) -> Iterator[Mapping[str, Load]]:
-    """By name. Raises KcompatError without a compiler."""
+def loads(bytes_a_second: int) -> Iterator[Mapping[str, Load]]:
+    """By name; iperf3 moves so many bytes for each second. Raises KcompatError without a compiler."""
     with tempfile.TemporaryDirectory(prefix="kcompat-bench-") as directory:
         program = Path(directory) / "load"
         built = subprocess.run(["gcc", "-O2", "-o", str(program), str(_SOURCE)], capture_output=True, text=True,
@@ -47,12 +44,6 @@ def loads(bytes_a_second: int = _STREAM_BYTES_A_SECOND) -> Iterator[Mapping[str,
             found = {"iperf3": Load("iperf3's stream, by calls of 128 KiB, its default", "MB", 1e6,
                                     partial(_iperf3, bytes_a_second))} | found
         yield found
-
-
-def processor_s() -> float:
-    """Of all children that have ended, and so of both ends of a load."""
-    told = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return told.ru_utime + told.ru_stime
 
 
 def _ours(program: Path, kind: str, seconds: float) -> float:
