@@ -49,9 +49,12 @@ def with_other_times(pieces):
         yield piece._replace(other_ns=last[not piece.written])
 
 
-def told(ends, pieces):
+def told(ends, pieces, waits=None):
+    """`waits` is a request of 5 that has no response yet."""
     connections = HttpConnections()
     connections.opened("c", ends, 0)
+    if waits:
+        connections.asked("c", waits, 5)
     return [seen for piece in pieces for seen in connections.moved(piece)]
 
 
@@ -103,11 +106,8 @@ def test_what_was_not_captured_is_only_counted_past():
 
 
 def test_a_request_that_waits_since_before_is_paired():
-    connections = HttpConnections()
-    connections.opened("c", SERVER, 5)
-    connections.asked("c", b"HEAD /w", 5)
     answer = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 No\r\nContent-Length: 8\r\n\r\n"
-    (seen,) = connections.moved(Piece("c", 9, True, 700, answer, 5))
+    (seen,) = told(SERVER, [Piece("c", 9, True, 700, answer, 5)], waits=b"HEAD /w")
 
     assert (seen.exchange.method, seen.exchange.path, seen.exchange.status_code, seen.latency_ns) == (
         "HEAD", "/w", 404, 4)
@@ -120,39 +120,30 @@ CONTINUE, CREATED = b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 201 Created\r\n
 @pytest.mark.parametrize("body", [b"", b"some of the body", b"G"])
 def test_the_latency_of_an_upload_that_waits_for_100_begins_with_its_end(ends, body):
     """Nothing of the body is handed over, or its beginning; its end shows by when the last byte went that way."""
-    connections = HttpConnections()
-    connections.opened("c", ends, 5)
-    connections.asked("c", b"PUT /up", 5)
     asks, answers = ends.asks, not ends.asks
     pieces = [Piece("c", 9, answers, 0, CONTINUE, 5), *([Piece("c", 20, asks, 90, body, 9)] if body else []),
               Piece("c", 500, answers, len(CONTINUE), CREATED, 470),
               Piece("c", 600, asks, 90_000, b"GET /next HTTP/1.1\r\n\r\n", 500),
               Piece("c", 640, answers, len(CONTINUE + CREATED), CREATED, 600)]
-    seen = [seen for piece in pieces for seen in connections.moved(piece)]
+    seen = told(ends, pieces, waits=b"PUT /up")
 
     assert [(s.exchange.path, s.latency_ns) for s in seen] == [("/up", 30), ("/next", 40)]
 
 
 def test_a_request_behind_one_that_waits_is_not_the_end_of_it():
-    connections = HttpConnections()
-    connections.opened("c", SERVER, 5)
-    connections.asked("c", b"GET /a", 5)
     pieces = [Piece("c", 10, False, 60, b"GET /b HTTP/1.1\r\n\r\n", 0),
               Piece("c", 12, True, 0, CREATED, 10), Piece("c", 17, True, len(CREATED), CREATED, 10)]
-    seen = [seen for piece in pieces for seen in connections.moved(piece)]
+    seen = told(SERVER, pieces, waits=b"GET /a")
 
     assert [(s.exchange.path, s.latency_ns) for s in seen] == [("/a", 7), ("/b", 7)]
 
 
 def test_what_goes_by_behind_the_answer_of_one_that_waited_is_of_another():
-    connections = HttpConnections()
-    connections.opened("c", SERVER, 5)
-    connections.asked("c", b"GET /a", 5)
     # Of the request at 20 no piece was handed over, and its answer was.
     pieces = [Piece("c", 9, True, 0, CREATED, 5), Piece("c", 30, True, len(CREATED), CREATED, 20),
               Piece("c", 40, False, 99, b"GET /c HTTP/1.1\r\n\r\n", 30),
               Piece("c", 45, True, 2 * len(CREATED), CREATED, 40)]
-    seen = [seen for piece in pieces for seen in connections.moved(piece)]
+    seen = told(SERVER, pieces, waits=b"GET /a")
 
     assert [(s.exchange.path, s.latency_ns) for s in seen] == [("/a", 4), ("/c", 5)]
 

@@ -114,26 +114,16 @@ def test_an_answer_that_is_told_of_before_its_request_is_its_own(machine, first)
 
 
 @pytest.mark.parametrize("missed", [1, 2, 3])
-def test_a_request_that_was_missed_gives_a_client_no_other_the_answer(machine, missed):
-    client = End(machine)
+@pytest.mark.parametrize("asks", [True, False], ids=["client", "server"])
+def test_a_request_that_was_missed_gives_no_other_the_answer(machine, asks, missed):
+    end = End(machine)
+    ask, answer, moved = (end.writes, end.reads, "sent") if asks else (end.reads, end.writes, "taken")
     for number in range(1, 7):
         if number == missed:
-            client.moves_unseen(sent=request(f"/{number}"))
+            end.moves_unseen(**{moved: request(f"/{number}")})
         else:
-            client.writes(request(f"/{number}"))
-        client.reads(response(200 + number))
-    assert exchanges(machine) == {(f"/{n}", 200 + n): 1 for n in range(1, 7) if n != missed}
-
-
-@pytest.mark.parametrize("missed", [1, 2, 3])
-def test_a_request_that_was_missed_gives_a_server_no_other_the_answer(machine, missed):
-    server = End(machine)
-    for number in range(1, 7):
-        if number == missed:
-            server.moves_unseen(taken=request(f"/{number}"))
-        else:
-            server.reads(request(f"/{number}"))
-        server.writes(response(200 + number))
+            ask(request(f"/{number}"))
+        answer(response(200 + number))
     assert exchanges(machine) == {(f"/{n}", 200 + n): 1 for n in range(1, 7) if n != missed}
 
 

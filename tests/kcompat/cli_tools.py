@@ -10,6 +10,8 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.kcompat.btf_builder import BtfBuilder
 from tests.kcompat.elf_builder import elf, note
 
@@ -53,6 +55,9 @@ def nobody_can_run():
         return False
     return subprocess.run([*NOBODY, "test", "-r", ROOT / "kcompat/cli.py", "-a", "-x", sys.executable],
                           check=False, timeout=10).returncode == 0
+
+
+needs_nobody = pytest.mark.skipif(not nobody_can_run(), reason="cannot become somebody who is not root")
 
 
 def one_line(stderr):

@@ -23,14 +23,13 @@ from tests.kcompat.cli_tools import (
     environment,
     home_of_nobody,
     kcompat,
-    nobody_can_run,
+    needs_nobody,
     one_line,
     sock_common,
     vmlinux,
 )
 
 needs_btf = pytest.mark.skipif(not RUNNING.exists(), reason="this kernel has no BTF")
-needs_nobody = pytest.mark.skipif(not nobody_can_run(), reason="cannot become somebody who is not root")
 
 RECORDING = ROOT / "tests/data/recordings/6.18.44-rawtp.guess"
 

@@ -12,7 +12,7 @@ from collector.instance import Lock, StatusSocket
 from collector.status import ClusterStatus, DatasetStatus, KindStatus, NatStatus, SinkStatus, Status
 from kcompat.cli_status import status_text
 from kcompat.hook_status import HookState, HookStatus
-from tests.kcompat.cli_tools import NOBODY, environment, home_of_nobody, nobody_can_run, one_line
+from tests.kcompat.cli_tools import NOBODY, environment, home_of_nobody, needs_nobody, one_line
 
 NOTHING = Status(1, "box", "6.1", {"btf": 27}, 1000.0, 2000.0, 500.0, 60.0, 3, 1, (), ())
 PODS, JOBS = KindStatus("pods", 5, True, 3.5, 1), KindStatus("jobs", 0, False, None, 0)
@@ -38,7 +38,7 @@ def asked():
         yield ask
 
 
-@pytest.mark.skipif(not nobody_can_run(), reason="cannot become somebody who is not root")
+@needs_nobody
 def test_a_collector_that_only_root_may_ask_is_told_apart_from_none(asked):
     system = asked.home / "system"
     assert (done := asked(system)).returncode == 2 and "no kcompat collect runs here" in one_line(done.stderr)
@@ -57,7 +57,7 @@ def test_a_collector_that_only_root_may_ask_is_told_apart_from_none(asked):
     assert asked(system).returncode == 2
 
 
-@pytest.mark.skipif(not nobody_can_run(), reason="cannot become somebody who is not root")
+@needs_nobody
 def test_a_collector_that_has_ended_is_none_for_others_too(asked):
     Lock(asked.home / "system").close()
 

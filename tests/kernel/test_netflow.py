@@ -1002,8 +1002,7 @@ def test_connections_that_come_and_go_between_flushes_are_counted_once(netflow):
 @pytest.mark.thorough  # another program, which a guest would have to compile
 def test_where_addresses_of_ipv6_are_not_known_its_sockets_have_none(offsets):
     """They had what stands in the place of IPv4's."""
-    if not signs.IPV6:
-        pytest.skip("this kernel has no IPv6")
+    needs_ipv6()
     lacking = Offsets(o for field, o in offsets.items() if "_v6_" not in field.member)
     seen = []
     with Netflow(lacking, OPTIONS, running_version_code(Kernel.running().release)) as dataset:
