@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping
-from functools import cache
 from typing import TYPE_CHECKING, Any, get_args
 
+from collector.adapter import adapter
 from collector.config import Options
 from collector.config_keys import keys
 from collector.config_lines import Place
 from kcompat.log_lines import without_secrets
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
 # Where something is wrong, and what.
@@ -29,7 +28,7 @@ _PLAIN = (bool, int, float)
 
 def made(tree: Mapping[str, Any]) -> Options:
     """The options of what is right."""
-    options: Options = _adapter(Options).validate_python(tree)
+    options: Options = adapter(Options).validate_python(tree)
     return options
 
 
@@ -56,7 +55,7 @@ def lax(hint: Any, text: str) -> Any:
     from pydantic import ValidationError
 
     try:
-        return _adapter(hint).validate_python(text)
+        return adapter(hint).validate_python(text)
     except ValidationError:
         return text
 
@@ -76,17 +75,9 @@ def _strictly(path: list[str], tree: Any, hint: Any, *, timed: bool) -> Iterator
     if timed and isinstance(tree, str):
         return
     try:
-        _adapter(hint).validate_python(tree, strict=True)
+        adapter(hint).validate_python(tree, strict=True)
     except ValidationError as error:
         yield _complaint(error.errors(include_url=False)[0], tuple(path))
-
-
-@cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    """pydantic takes 60 ms and 16 MB, so it is imported where there is something to check."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(hint)
 
 
 def _complaint(error: ErrorDetails, within: Place = ()) -> Complaint:

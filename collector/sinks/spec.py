@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
+from collector.adapter import adapter
 from kcompat.errors import KcompatError
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 Options = TypeVar("Options")
 
@@ -59,7 +56,7 @@ def built(options: type[Options], values: Mapping[str, Any], spec: str | Mapping
     from pydantic import ValidationError
 
     try:
-        checked: Options = _adapter(options).validate_python(dict(values))  # type: ignore[arg-type]  # a class is hashable
+        checked: Options = adapter(options).validate_python(dict(values))  # type: ignore[arg-type]  # a class is hashable
         return checked
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -68,13 +65,6 @@ def built(options: type[Options], values: Mapping[str, Any], spec: str | Mapping
             raise KcompatError(f"sink {shown(spec)!r}: there is no key {key}") from None
         words = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         raise KcompatError(f"sink {shown(spec)!r}: {key}: {words}") from None
-
-
-@cache
-def _adapter(options: type[Any]) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(options)
 
 
 def shown(spec: str | Mapping[str, Any]) -> str:
