@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.measure import timed
 from kcompat.errors import KcompatError
 
 _SOURCE = Path(__file__).with_name("netflow_load.c")
+_PAGE = Path("/usr/share/nginx/html/index.html")  # of Debian's nginx-common
+_WRK = ("wrk", "-t1", "-c8", "-H", "Connection: close")
+# As Debian has it, but for its places, and one process alone: what it took is known when it has ended.
+_NGINX = """
+master_process off; daemon off; pid {home}/pid; error_log {home}/error.log;
+events {{ worker_connections 768; }}
+http {{
+  sendfile on; tcp_nopush on; types_hash_max_size 2048; include /etc/nginx/mime.types; access_log {home}/access.log;
+  client_body_temp_path {home}/body; proxy_temp_path {home}/proxy; fastcgi_temp_path {home}/fastcgi;
+  uwsgi_temp_path {home}/uwsgi; scgi_temp_path {home}/scgi; gzip on;
+  server {{
+    listen 127.0.0.1:{port}; root {page.parent}; index {page.name};
+    location / {{ try_files $uri $uri/ =404; }}
+  }}
+}}
+"""
 
 
 class Load(NamedTuple):
@@ -43,6 +63,9 @@ def loads(bytes_a_second: int) -> Iterator[Mapping[str, Load]]:
         if shutil.which("iperf3"):
             found = {"iperf3": Load("iperf3's stream, by calls of 128 KiB, its default", "MB", 1e6,
                                     partial(_iperf3, bytes_a_second))} | found
+        if shutil.which("nginx") and shutil.which("wrk"):
+            found["web"] = Load("short connections of wrk to nginx, each for Debian's own page", "connections", 1,
+                                partial(_web, Path(directory)))
         yield found
 
 
@@ -71,3 +94,30 @@ def _iperf3(bytes_a_second: int, seconds: float) -> float:
             return float(told["end"]["sum_received"]["bytes"])
         finally:
             server.kill()
+
+
+def _web(home: Path, seconds: float) -> float:
+    """A server that has begun and ended, and its client. Raises KcompatError with what either says."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    (home / "nginx.conf").write_text(_NGINX.format(home=home, port=port, page=_PAGE))
+    with subprocess.Popen(["nginx", "-c", home / "nginx.conf", "-e", home / "error.log"]) as server:
+        try:
+            while server.poll() is None and not _listens(port):
+                time.sleep(0.001)
+            if server.poll() is not None:
+                raise KcompatError(f"nginx does not start: {(home / 'error.log').read_text().strip()}")
+            said = timed((*_WRK, f"-d{max(1, round(seconds))}s", f"http://127.0.0.1:{port}/"))[1].decode()
+            server.send_signal(signal.SIGQUIT)
+            server.wait(10)
+        finally:
+            server.kill()
+    count = re.search(r"(\d+) requests in", said)
+    if not count or "Non-2xx" in said:
+        raise KcompatError(f"wrk did not get what it asked for: {said}")
+    return float(count[1])
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as asking:
+        return asking.connect_ex(("127.0.0.1", port)) == 0
