@@ -21,7 +21,8 @@ from collector.sinks.sink import CLOSE_DEADLINE_S
 from kcompat.bpf import compile_source, compiling_by
 from kcompat.caught import Caught
 from kcompat.cli_errors import log_as, say
-from kcompat.cli_sources import Request, answer, quarantine
+from kcompat.cli_memory import quarantine
+from kcompat.cli_sources import Request, answer
 from kcompat.compile_apart import compile_apart
 from kcompat.dialect import check
 from kcompat.errors import KcompatError, Missing

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from kcompat import cli, cli_sources
+from kcompat import cli, cli_memory, cli_sources
 from kcompat.btf import RUNNING
 from kcompat.cli import main
 from kcompat.cli_output import confidence, shortened
@@ -339,7 +339,7 @@ def test_a_guess_is_remembered_of_the_module_that_it_loaded(run, db, monkeypatch
     guesser = FakeGuesser(modules, Offset.known(status, 128, "guess"), Offset.known(dport, 12, "guess"))
     monkeypatch.setattr(cli_sources, "_guesser", lambda backend: guesser)
     monkeypatch.setattr(cli_sources, "_resolvers", only(guesser))
-    monkeypatch.setattr(cli_sources, "is_module", lambda name: is_module)
+    monkeypatch.setattr(cli_memory, "is_module", lambda name: is_module)
 
     assert run("resolve", "nf_conn.status").exit_code == run("resolve", "skc_dport").exit_code == 0
 

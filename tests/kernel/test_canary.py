@@ -9,7 +9,8 @@ import pytest
 from collector import pipeline
 from collector.canary import Refuted
 from collector.config import Options
-from kcompat.cli_sources import Request, quarantine
+from kcompat.cli_memory import quarantine
+from kcompat.cli_sources import Request
 from kcompat.fields import find
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offset, Offsets
