@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Interval, MinLen
 
-from collector.addresses import Cidr
+from collector.exclusions import KINDS as EXCLUSION_KINDS
+from collector.exclusions import NO_EXCLUSIONS, Exclusions
 from collector.redaction import KINDS as REDACTION_KINDS
 from collector.redaction import MASK, NO_REDACTIONS, Redactions
 from kcompat.errors import KcompatError
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 SHORTEST_INTERVAL_S = 1
 LONGEST_INTERVAL_S = 30 * 60
-DIRECTIONS = ("incoming", "outgoing")
-# The kernel's comm keeps 15 bytes of a name (TASK_COMM_LEN less the NUL).
-_COMM_BYTES = 15
-_EXCLUSION_KINDS = "cidr=NETWORK, port=NUMBER, process=NAME, direction=incoming|outgoing"
 # For every section: a key that does not exist is a mistake.
 FORBID = {"extra": "forbid"}
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -81,43 +77,6 @@ class Output:
             return value
 
         return core_schema.no_info_plain_validator_function(checked)
-
-
-@dataclass(frozen=True, slots=True)
-class Exclusions:
-    """Flows nobody wants: one is left out when any rule matches it. Addresses and ports match on either side."""
-
-    cidrs: tuple[Cidr, ...] = ()
-    ports: frozenset[int] = frozenset()
-    processes: frozenset[str] = frozenset()
-    directions: frozenset[str] = frozenset()
-
-    @classmethod
-    def parse(cls, rules: Iterable[str]) -> Exclusions:
-        """From rules as a user writes them: `cidr=10.0.0.0/8`, `port=22`, `process=sshd`, `direction=incoming`."""
-        cidrs: list[Cidr] = []
-        ports: set[int] = set()
-        processes: set[str] = set()
-        directions: set[str] = set()
-        for rule in rules:
-            kind, _, value = (part.strip() for part in rule.partition("="))
-            if not value:
-                raise _bad_rule(rule, f"expected one of {_EXCLUSION_KINDS}")
-            match kind:
-                case "cidr":
-                    cidrs.append(_cidr(rule, value))
-                case "port":
-                    ports.add(_port(rule, value))
-                case "process":
-                    # Both the whole name and what comm keeps of it: which one a flow carries depends on /proc.
-                    processes |= {value, value.encode()[:_COMM_BYTES].decode(errors="ignore")}
-                case "direction" if value in DIRECTIONS:
-                    directions.add(value)
-                case "direction":
-                    raise _bad_rule(rule, f"a direction is {' or '.join(DIRECTIONS)}")
-                case _:
-                    raise _bad_rule(rule, f"expected one of {_EXCLUSION_KINDS}")
-        return cls(tuple(cidrs), frozenset(ports), frozenset(processes), frozenset(directions))
 
 
 # Keys whose value is a list of rules, each a text KIND=VALUE.
@@ -243,8 +202,8 @@ class Options:
     ephemeral_port: Annotated[int, Interval(ge=0, le=0xFFFF), Restart,
                               "Client ports from here on are reported as *; 0 to 65535."] = 32768
     loopback: Annotated[bool, "Keep flows of the loopback interface."] = False
-    exclude: Annotated[Exclusions, RuleList(Exclusions.parse), f"Flows left out, by rules: {_EXCLUSION_KINDS}."
-                       ] = Exclusions()
+    exclude: Annotated[Exclusions, RuleList(Exclusions.parse), f"Flows left out, by rules: {EXCLUSION_KINDS}."
+                       ] = NO_EXCLUSIONS
     redact: Annotated[Redactions, RuleList(Redactions.parse),
                       f"What nobody shall read becomes {MASK}, by rules: {REDACTION_KINDS}. An expression is Python's; "
                       "where it has groups, only they are hidden. httpflow's paths, bash's cmd and message."
@@ -297,20 +256,3 @@ def endpoint(text: str) -> tuple[str, int]:
     if not found or not 0 < int(found[2]) <= 0xFFFF:
         raise ValueError("expected HOST:PORT, [HOST]:PORT or PORT")
     return (found[1] or "127.0.0.1").strip("[]"), int(found[2])
-
-
-def _cidr(rule: str, value: str) -> Cidr:
-    try:
-        return Cidr.of(ipaddress.ip_network(value))
-    except ValueError as error:
-        raise _bad_rule(rule, str(error)) from None
-
-
-def _port(rule: str, value: str) -> int:
-    if value.isascii() and value.isdigit() and 1 <= int(value) <= 0xFFFF:
-        return int(value)
-    raise _bad_rule(rule, "a port is a number from 1 to 65535")
-
-
-def _bad_rule(rule: str, fault: str) -> KcompatError:
-    return KcompatError(f"exclusion {rule!r}: {fault}")

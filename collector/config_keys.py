@@ -10,7 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from collector.config import RULES, Duration, Example, Exclusions, Options, Restart
+from collector.config import RULES, Duration, Example, Options, Restart
+from collector.exclusions import Exclusions
 from collector.redaction import Redactions
 
 PREFIX = "KCOMPAT_COLLECT_"

@@ -5,10 +5,11 @@ import tomllib
 
 import pytest
 
-from collector.config import Exclusions, Options
+from collector.config import Options
 from collector.config_check import exposure, judge
 from collector.config_keys import keys, sample
 from collector.config_reading import BadConfig, Given, assignment, read
+from collector.exclusions import Exclusions
 from collector.pipeline import DATASETS
 from kcompat.errors import KcompatError
 

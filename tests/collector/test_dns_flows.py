@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.config import Exclusions, Options
+from collector.config import Options
 from collector.dns_exchanges import Exchange, Exchanges
 from collector.dns_flows import DnsFlows
+from collector.exclusions import Exclusions
 from collector.protocols.packets import Segment
 from tests.collector.wire import TCP, UDP, packed, query, question, response
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.config import Exclusions, KubernetesOptions, Options
+from collector.config import KubernetesOptions, Options
 from collector.enrich.kubernetes_cluster import Cluster
 from collector.enrich.kubernetes_objects import Pod, Service
 from collector.enrich.stage import Stage
+from collector.exclusions import Exclusions
 from collector.flows import FlowDelta, aggregate
 from collector.record import tagged, to_json, to_lines
 from tests.collector import plain_flows

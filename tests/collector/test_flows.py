@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.config import Exclusions, Options
+from collector.config import Options
+from collector.exclusions import Exclusions
 from collector.flows import ENRICHER_TAGS, FlowDelta, aggregate
 
 OPTIONS = Options("box")

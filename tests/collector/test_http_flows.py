@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from collector.config import Exclusions, Options
+from collector.config import Options
+from collector.exclusions import Exclusions
 from collector.http_exchanges import Ends, Seen
 from collector.http_flows import HttpFlows, template_of
 from collector.protocols.exchange import Exchange

@@ -41,7 +41,7 @@ def test_the_contracts_are_kept():
     ("kcompat/kernel.py", "from offset_db.db import Database"),
     ("guessers/search.py", "from offset_db.db import Database"),
     ("offset_db/rows.py", "import guessers.search"),
-    ("guessers/verdicts.py", "from collector.config import Exclusions"),
+    ("guessers/verdicts.py", "from collector.exclusions import Exclusions"),
     ("offset_db/trust.py", "from kcompat.cli_output import emit"),
     ("collector/flows.py", "import kcompat.cli"),
     ("ci/console.py", "from kcompat.errors import KcompatError"),
