@@ -225,7 +225,7 @@ def render(db: Path | None, dataset: str, dialect: str | None, source: str, vmli
       kcompat render netflow --source btf
       sudo kcompat render netflow --source btf --dialect 4.4
     """
-    from kcompat.cli_collect import rendered, rendered_for
+    from kcompat.cli_render import rendered, rendered_for
 
     text = rendered(dataset, Request(source, vmlinux, db, running_only=True), os.uname().nodename)
     fits = True

@@ -1,11 +1,10 @@
-"""`kcompat collect` and `kcompat render`: offsets in, records or C out, with signals turned into a last flush."""
+"""`kcompat collect`: offsets in, records out, with signals turned into a last flush."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
-import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,13 +17,12 @@ from collector.ctnetlink import is_loaded
 from collector.instance import Lock, StatusSocket, run_dir
 from collector.sinks.outputs import Outputs
 from collector.sinks.sink import CLOSE_DEADLINE_S
-from kcompat.bpf import compile_source, compiling_by
+from kcompat.bpf import compiling_by
 from kcompat.caught import Caught
 from kcompat.cli_errors import log_as, say
 from kcompat.cli_memory import quarantine
 from kcompat.cli_sources import Request, answer
 from kcompat.compile_apart import compile_apart
-from kcompat.dialect import check
 from kcompat.errors import KcompatError, Missing
 from kcompat.fields import CONNTRACK
 from kcompat.heap import few_arenas
@@ -41,11 +39,6 @@ log = logging.getLogger(__name__)
 _END_S, _LEAST_S = 4.0, 0.5
 
 
-def rendered(dataset: str, request: Request, nodename: str) -> str:
-    """The C of the dataset with this kernel's offsets; where they came from goes to standard error."""
-    return pipeline.render(dataset, offsets_of(request, (dataset,))[1], Options(nodename))
-
-
 def offsets_of(request: Request, datasets: tuple[str, ...]) -> tuple[Kernel, Offsets]:
     """What these datasets need of this kernel: nobody is asked where they need nothing."""
     wanted = pipeline.wanted(datasets)
@@ -54,25 +47,6 @@ def offsets_of(request: Request, datasets: tuple[str, ...]) -> tuple[Kernel, Off
     got = answer(request, wanted, () if is_loaded() else [f for f in wanted if f.module == CONNTRACK])
     say(got.origin)
     return got.kernel, got.offsets
-
-
-def rendered_for(dialect: str, source: str) -> tuple[str, bool]:
-    """The C of `rendered` under a comment on how each program fares in an old kernel; and whether the probes do.
-
-    Probes are the hooks every dialect has: where one of their programs is refused, there is no dataset. What is told to
-    raw tracepoints and to cgroups where there are any, probes tell elsewhere. Compiling makes maps, which root may.
-    """
-    require_bpf()
-    fits = check(compile_source(source), dialect)
-    loads = sum(fit.loads for fit in fits)
-    lines = [f"/* BPF of Linux {dialect}: {loads} of {len(fits)} programs load.", " *"]
-    for fit in fits:
-        what = f"{fit.instructions} instructions, {fit.stack} bytes of stack" if fit.loads else "; ".join(fit.refusals)
-        lines.append(f" * {fit.program}: {what}")
-    helpers = sorted({helper for fit in fits if fit.loads for helper in fit.helpers})
-    lines += [" *", *(f" * {line}" for line in textwrap.wrap(f"helpers: {', '.join(helpers)}", 100)), " */", ""]
-    return "\n".join(lines) + source, all(fit.loads for fit in fits
-                                              if not fit.program.startswith(("rawtp__", "cgroup__")))
 
 
 def run(request: Request, options: Options, *, duration: float | None, again: Callable[[], Options],
