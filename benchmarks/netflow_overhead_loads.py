@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import signal
 import socket
@@ -16,25 +15,23 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks import web
 from benchmarks.measure import timed
 from kcompat.errors import KcompatError
 
 _SOURCE = Path(__file__).with_name("netflow_load.c")
-_PAGE = Path("/usr/share/nginx/html/index.html")  # of Debian's nginx-common
 _WRK = ("wrk", "-t1", "-c8", "-H", "Connection: close")
-# As Debian has it, but for its places, and one process alone: what it took is known when it has ended.
-_NGINX = """
-master_process off; daemon off; pid {home}/pid; error_log {home}/error.log;
-events {{ worker_connections 768; }}
-http {{
-  sendfile on; tcp_nopush on; types_hash_max_size 2048; include /etc/nginx/mime.types; access_log {home}/access.log;
-  client_body_temp_path {home}/body; proxy_temp_path {home}/proxy; fastcgi_temp_path {home}/fastcgi;
-  uwsgi_temp_path {home}/uwsgi; scgi_temp_path {home}/scgi; gzip on;
-  server {{
-    listen 127.0.0.1:{port}; root {page.parent}; index {page.name};
-    location / {{ try_files $uri $uri/ =404; }}
-  }}
-}}
+# One process alone: what it took is known when it has ended.
+_NGINX = f"""
+master_process off; daemon off; pid {{home}}/pid; error_log {{home}}/error.log;
+events {{{{ worker_connections 768; }}}}
+http {{{{
+  {web.HTTP}
+  server {{{{
+    listen 127.0.0.1:{{port}};
+    {web.SITE}
+  }}}}
+}}}}
 """
 
 
@@ -100,7 +97,7 @@ def _web(home: Path, seconds: float) -> float:
     """A server that has begun and ended, and its client. Raises KcompatError with what either says."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    (home / "nginx.conf").write_text(_NGINX.format(home=home, port=port, page=_PAGE))
+    (home / "nginx.conf").write_text(_NGINX.format(home=home, port=port))
     with subprocess.Popen(["nginx", "-c", home / "nginx.conf", "-e", home / "error.log"]) as server:
         try:
             while server.poll() is None and not _listens(port):
@@ -112,10 +109,7 @@ def _web(home: Path, seconds: float) -> float:
             server.wait(10)
         finally:
             server.kill()
-    count = re.search(r"(\d+) requests in", said)
-    if not count or "Non-2xx" in said:
-        raise KcompatError(f"wrk did not get what it asked for: {said}")
-    return float(count[1])
+    return web.requests_of(said)
 
 
 def _listens(port: int) -> bool:
