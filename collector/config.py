@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 # How a key is added: a line in `Options` or in a section of it, annotated with its bounds and, last, what it does.
 # From there it has its place in the TOML file, in `kcompat config sample`, in the environment and after --set, and
-# pydantic, which is loaded only to read what a user wrote, checks it.
+# pydantic checks it, where what a user wrote is not evidently right. Notes of our own thus say twice what they take:
+# to pydantic, and as `evident` to `collector.evident`.
 
 SHORTEST_INTERVAL_S = 1
 LONGEST_INTERVAL_S = 30 * 60
@@ -50,6 +51,10 @@ class Duration:
 
         return core_schema.no_info_before_validator_function(seconds, handler(source))
 
+    @staticmethod
+    def evident(value: Any, made: Callable[[Any], Any]) -> Any:
+        return made(seconds(value))
+
 
 class Endpoint:
     """HOST:PORT, [HOST]:PORT or PORT alone, which is at 127.0.0.1."""
@@ -57,12 +62,17 @@ class Endpoint:
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
         from pydantic_core import core_schema
 
-        def checked(value: str | None) -> str | None:
-            if value is not None:
-                endpoint(value)
-            return value
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
 
-        return core_schema.no_info_after_validator_function(checked, handler(source))
+    @classmethod
+    def evident(cls, value: Any, made: Callable[[Any], Any]) -> str | None:
+        return cls._checked(made(value))
+
+    @staticmethod
+    def _checked(value: str | None) -> str | None:
+        if value is not None:
+            endpoint(value)
+        return value
 
 
 class Output:
@@ -71,12 +81,13 @@ class Output:
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
         from pydantic_core import core_schema
 
-        def checked(value: Any) -> str | dict[str, Any]:
-            if not isinstance(value, str | dict):
-                raise ValueError("must be text, or a table")
-            return value
+        return core_schema.no_info_plain_validator_function(self.evident)
 
-        return core_schema.no_info_plain_validator_function(checked)
+    @staticmethod
+    def evident(value: Any, made: object = None) -> str | dict[str, Any]:
+        if not isinstance(value, str | dict):
+            raise ValueError("must be text, or a table")
+        return value
 
 
 # Keys whose value is a list of rules, each a text KIND=VALUE.
@@ -102,6 +113,11 @@ class RuleList:
         # One by one, so that each that is wrong is told, with its place.
         rules = core_schema.list_schema(core_schema.no_info_after_validator_function(checked, core_schema.str_schema()))
         return core_schema.no_info_after_validator_function(self.parse, rules)
+
+    def evident(self, value: Any, made: object = None) -> Any:
+        if type(value) is not list or not all(type(rule) is str for rule in value):
+            raise ValueError("must be a list of texts")
+        return self.parse(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collector.adapter import adapter
 from collector.config import Options
 from collector.config_keys import keys
 from collector.config_lines import Place
+from collector.evident import Unsure, evident, evident_text
 from kcompat.log_lines import without_secrets
 
 if TYPE_CHECKING:
@@ -28,12 +29,23 @@ _PLAIN = (bool, int, float)
 
 def made(tree: Mapping[str, Any]) -> Options:
     """The options of what is right."""
-    options: Options = adapter(Options).validate_python(tree)
+    options: Options
+    try:
+        options = evident(Options, tree)
+    except Unsure:
+        options = adapter(Options).validate_python(tree)
     return options
 
 
 def complaints(tree: Mapping[str, Any], lenient: Collection[str]) -> Iterator[Complaint]:
     """What is wrong with the types. For all keys but the `lenient` ones "10" is no number and "yes" not true."""
+    try:
+        evident(Options, tree)
+    except Unsure:
+        pass
+    else:
+        return
+
     from pydantic import ValidationError
 
     for key in keys().values():
@@ -52,7 +64,10 @@ def plain(hint: Any) -> bool:
 
 def lax(hint: Any, text: str) -> Any:
     """The number or truth that a text of the environment or of a command line is; the text where it is none."""
-    from pydantic import ValidationError
+    try:
+        return evident_text(hint, text)
+    except Unsure:
+        from pydantic import ValidationError
 
     try:
         return adapter(hint).validate_python(text)

@@ -35,6 +35,9 @@ class Checked:
 
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
+    def evident(self, value: Any, made: Callable[[Any], Any]) -> str:
+        return self.check(made(value))
+
 
 def _with_hosts(url: str) -> str:
     """With a host, or several with commas between them, and ports that can be."""

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from collector.adapter import adapter
+from collector.evident import Unsure, evident
 from kcompat.errors import KcompatError
 
 Options = TypeVar("Options")
@@ -53,10 +54,16 @@ def path_values(spec: str | Mapping[str, Any]) -> dict[str, Any]:
 
 def built(options: type[Options], values: Mapping[str, Any], spec: str | Mapping[str, Any]) -> Options:
     """The values as options, checked; KcompatError says the first that is wrong."""
-    from pydantic import ValidationError
+    checked: Options
+    try:
+        checked = evident(options, dict(values))
+    except Unsure:
+        from pydantic import ValidationError
+    else:
+        return checked
 
     try:
-        checked: Options = adapter(options).validate_python(dict(values))  # type: ignore[arg-type]  # a class is hashable
+        checked = adapter(options).validate_python(dict(values))  # type: ignore[arg-type]  # a class is hashable
         return checked
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
