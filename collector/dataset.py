@@ -83,6 +83,10 @@ def require(name: str, trial: Callable[[], str]) -> None:
         raise Unsupported(f"{name} is off: {error.strerror}") from error
 
 
+def nothing(_: Options) -> None:
+    """Of a dataset that has nothing to make ready."""
+
+
 def no_fields() -> Sequence[Field]:
     """Of a dataset that needs no offsets, so that it runs where no field is known."""
     return ()
@@ -93,10 +97,11 @@ class Dataset:
     """One row. `start` raises KcompatError where it cannot run; `wanted` are the fields its programs can use.
 
     `render` is its C as it will be compiled, None where it has none: it raises UnknownField when an indispensable
-    offset is not known.
+    offset is not known. `prepare` returns at once; what it begins is done while the kernel judges programs.
     """
 
     name: str
     start: Callable[[Setup], Running]
     wanted: Callable[[], Sequence[Field]] = no_fields
     render: Callable[[Offsets, Options], str] | None = None
+    prepare: Callable[[Options], None] = nothing

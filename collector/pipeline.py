@@ -158,6 +158,8 @@ class Pipeline:
 
     def _start(self) -> None:
         for name in dict.fromkeys(self.options.datasets):
+            DATASETS[name].prepare(self.options)
+        for name in dict.fromkeys(self.options.datasets):
             self._begin(name)
         failed = [one.error for one in self._datasets.values() if one.error]
         if failed and not self._keeps_trying and not any(one.running for one in self._datasets.values()):

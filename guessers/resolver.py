@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from guessers.guess import Guess, guess
 from guessers.hooks import BACKENDS, Backend
 from kcompat.errors import KcompatError
 from kcompat.fields import CATALOGUE, Field
 from kcompat.kernel import Kernel
 from kcompat.offsets import Offset
 from kcompat.probe import require_bpf
+
+if TYPE_CHECKING:
+    from guessers.guess import Guess
 
 
 class GuessResolver:
@@ -38,5 +41,8 @@ class GuessResolver:
             return [Offset.unknown(field, "none", f"not worth a guess while {field.module} is not loaded")
                     for field in wanted]
         require_bpf()
+        # What a start that finds everything in the database does without.
+        from guessers.guess import guess
+
         self.last = guess(CATALOGUE, backends=self._backends, near=self.near)
         return [self.last.offsets[field] for field in wanted]

@@ -7,7 +7,9 @@ the one that others may call. x86-64 alone: what is known of other machines is t
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -47,6 +49,13 @@ def nearest(code: bytes, base: int, arguments: Sequence[int]) -> int | None:
         if number == _NEAR or _is_branch(instruction) or kept & _written(instruction):
             return None
     return None
+
+
+def prepare() -> None:
+    """Imports what the first question would, 40 ms: for a thread beside one that waits for the kernel."""
+    if platform.machine() == "x86_64":
+        with suppress(Exception):  # whoever asks will be told
+            _disassembler()
 
 
 def is_emulated(instruction: bytes) -> bool:
@@ -183,7 +192,7 @@ def _targets(instructions: Iterable[Instruction]) -> set[int]:
 
 @cache
 def _disassembler() -> Any:
-    # It takes memory, which whoever has no TLS library is spared.
+    # It takes memory, which whoever looks into no TLS is spared.
     import capstone
 
     made = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)

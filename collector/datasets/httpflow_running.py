@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from collector import nf_conn
 from collector.canary import Refuted
+from collector.config import Options
 from collector.dataset import Dataset, Setup
 from collector.datasets import httpflow
 from collector.datasets.ipv6 import reads_ipv6
@@ -19,6 +20,7 @@ from collector.http_exchanges import Ends, Seen
 from collector.http_flows import HttpFlows, name_of_host
 from collector.packed_flows import Target
 from collector.record import Record
+from kcompat import probe_sites
 from kcompat.fields import Field
 from kcompat.hook_status import HookStatus
 from kcompat.load import Loaded
@@ -138,4 +140,10 @@ def wanted() -> tuple[Field, ...]:
     return httpflow.wanted() + nf_conn.wanted()
 
 
-DATASET = Dataset(httpflow.NAME, HttpflowRunning, wanted, httpflow.render)
+def prepare(options: Options) -> None:
+    """To read TLS libraries takes what takes long to import."""
+    if options.http_tls:
+        threading.Thread(target=probe_sites.prepare, name=f"{httpflow.NAME} prepare", daemon=True).start()
+
+
+DATASET = Dataset(httpflow.NAME, HttpflowRunning, wanted, httpflow.render, prepare)
