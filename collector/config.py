@@ -115,7 +115,7 @@ class RuleList:
         return core_schema.no_info_after_validator_function(self.parse, rules)
 
     def evident(self, value: Any, made: object = None) -> Any:
-        if type(value) is not list or not all(type(rule) is str for rule in value):
+        if type(value) is not list or not all(type(rule) is str and rule.isprintable() for rule in value):
             raise ValueError("must be a list of texts")
         return self.parse(value)
 

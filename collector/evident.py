@@ -60,6 +60,8 @@ def _of(hint: Any, value: Any) -> Any:
         return {_of(parts[0], key): _of(parts[1], one) for key, one in value.items()}
     if is_dataclass(hint):
         return _of_class(hint, value)
+    if type(value) is str:
+        value.encode()  # half a pair of surrogates is what an environment has in place of what is no UTF-8
     if hint is Path and type(value) is str:
         return Path(value)
     if hint is float and type(value) is int:

@@ -20,7 +20,8 @@ from collector.evident import Unsure, evident, evident_text
 from collector.sinks.options import Http, Lines, Otlp
 
 ODD = st.sampled_from([None, True, False, 0, 1, 59, -1, 1 << 70, 0.5, float("nan"), float("inf"), "", "auto", "on",
-                       "90s", "1m30s", "9435", "[::1]:80", "port=22", "path=/a", "no", "http://h/", "://", [],
+                       "90s", "1m30s", "9435", "[::1]:80", "port=22", "path=/a", "no", "http://h/", "://", "\udcff", [],
+                       ["\udcff"], ["process=\udcff"], {"a": "\udcff"},
                        ["netflow"], [1], ["port=22"], ["command=x"], ["port=99999"], [{"kind": "datakit"}], {},
                        {"a": "b"}, {"a": 1}])
 NAMES = st.sampled_from([*keys(), "nothing", "offsets.nothing"])
