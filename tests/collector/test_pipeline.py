@@ -47,6 +47,21 @@ def test_counters_of_a_dataset_that_was_taken_out_and_put_in_again_go_on(monkeyp
     assert summary.records == len(sink.records)
 
 
+def test_everything_is_prepared_before_anything_is_started(monkeypatch):
+    done = []
+
+    def row(name):
+        def start(setup):
+            done.append(f"start {name}")
+            return Scripted(setup)
+
+        return Dataset(name, start, prepare=lambda options: done.append(f"prepare {name} of {options.host}"))
+
+    monkeypatch.setattr(pipeline, "DATASETS", {name: row(name) for name in ("one", "two", "three")})
+    pipeline.Pipeline(Options("box", datasets=("two", "one")), Offsets(), Kept()).run(threading.Event(), 0.01)
+    assert done == ["prepare two of box", "prepare one of box", "start two", "start one"]
+
+
 def test_a_configuration_that_comes_while_another_is_taken_over_is_not_lost(monkeypatch):
     monkeypatch.setattr(pipeline, "DATASETS", {"one": Dataset("one", Scripted)})
     first, stop = Options("box", datasets=("one",), interval_s=1), threading.Event()

@@ -1,7 +1,9 @@
 """Where uprobes are cheap: on code that gcc makes here, on code written to mislead, and on any bytes at all."""
 
+import platform
 import shutil
 import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -150,3 +152,16 @@ def test_any_bytes_have_an_answer(code, arguments):
     assert found is None or is_emulated(code[found - BASE:])
     assert inner(code, BASE, lambda at: at % 2 == 0) is None or len(code) > 10
     leaves(code, BASE)
+
+
+def test_preparing_imports_the_disassembler_and_nothing_else_does():
+    said = subprocess.run([sys.executable, "-c", """
+import sys
+from collector import pipeline
+before = "capstone" in sys.modules
+from kcompat import probe_sites
+probe_sites.prepare()
+print(before, "capstone" in sys.modules, probe_sites._disassembler.cache_info().currsize)"""],
+                          capture_output=True, text=True, check=True)
+    is_here = platform.machine() == "x86_64"
+    assert said.stdout == f"False {is_here} {int(is_here)}\n"
