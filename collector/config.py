@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Interval, MinLen
 
+from collector.evident import evident
 from collector.exclusions import KINDS as EXCLUSION_KINDS
 from collector.exclusions import NO_EXCLUSIONS, Exclusions
 from collector.redaction import KINDS as REDACTION_KINDS
@@ -114,10 +115,8 @@ class RuleList:
         rules = core_schema.list_schema(core_schema.no_info_after_validator_function(checked, core_schema.str_schema()))
         return core_schema.no_info_after_validator_function(self.parse, rules)
 
-    def evident(self, value: Any, made: object = None) -> Any:
-        if type(value) is not list or not all(type(rule) is str and rule.isprintable() for rule in value):
-            raise ValueError("must be a list of texts")
-        return self.parse(value)
+    def evident(self, value: Any, made: object) -> Any:
+        return self.parse(evident(tuple[str, ...], value))
 
 
 @dataclass(frozen=True, slots=True)

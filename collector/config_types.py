@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, get_args
 
-from collector.adapter import adapter
+from collector.adapter import Invalid, judged, validated
 from collector.config import Options
 from collector.config_keys import keys
 from collector.config_lines import Place
@@ -29,32 +30,22 @@ _PLAIN = (bool, int, float)
 
 def made(tree: Mapping[str, Any]) -> Options:
     """The options of what is right."""
-    options: Options
-    try:
-        options = evident(Options, tree)
-    except Unsure:
-        options = adapter(Options).validate_python(tree)
+    options: Options = validated(Options, tree)
     return options
 
 
 def complaints(tree: Mapping[str, Any], lenient: Collection[str]) -> Iterator[Complaint]:
     """What is wrong with the types. For all keys but the `lenient` ones "10" is no number and "yes" not true."""
-    try:
+    with suppress(Unsure):
         evident(Options, tree)
-    except Unsure:
-        pass
-    else:
         return
-
-    from pydantic import ValidationError
-
     for key in keys().values():
         if key.path not in lenient and plain(key.hint):
             yield from _strictly(key.path.split("."), tree, key.hint, timed=key.timed)
     try:
         made(tree)
-    except ValidationError as error:
-        yield from map(_complaint, error.errors(include_url=False))
+    except Invalid as error:
+        yield from map(_complaint, error.errors)
 
 
 def plain(hint: Any) -> bool:
@@ -64,15 +55,11 @@ def plain(hint: Any) -> bool:
 
 def lax(hint: Any, text: str) -> Any:
     """The number or truth that a text of the environment or of a command line is; the text where it is none."""
-    try:
+    with suppress(Unsure):
         return evident_text(hint, text)
-    except Unsure:
-        from pydantic import ValidationError
-
-    try:
-        return adapter(hint).validate_python(text)
-    except ValidationError:
-        return text
+    with suppress(Invalid):
+        return judged(hint, text)
+    return text
 
 
 def no_such(name: str) -> str:
@@ -81,8 +68,6 @@ def no_such(name: str) -> str:
 
 
 def _strictly(path: list[str], tree: Any, hint: Any, *, timed: bool) -> Iterator[Complaint]:
-    from pydantic import ValidationError
-
     for name in path:
         if not isinstance(tree, Mapping) or name not in tree:
             return
@@ -90,9 +75,9 @@ def _strictly(path: list[str], tree: Any, hint: Any, *, timed: bool) -> Iterator
     if timed and isinstance(tree, str):
         return
     try:
-        adapter(hint).validate_python(tree, strict=True)
-    except ValidationError as error:
-        yield _complaint(error.errors(include_url=False)[0], tuple(path))
+        judged(hint, tree, strict=True)
+    except Invalid as error:
+        yield _complaint(error.errors[0], tuple(path))
 
 
 def _complaint(error: ErrorDetails, within: Place = ()) -> Complaint:

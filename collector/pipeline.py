@@ -157,9 +157,10 @@ class Pipeline:
         self._next.append(options)
 
     def _start(self) -> None:
-        for name in dict.fromkeys(self.options.datasets):
+        names = dict.fromkeys(self.options.datasets)
+        for name in names:
             DATASETS[name].prepare(self.options)
-        for name in dict.fromkeys(self.options.datasets):
+        for name in names:
             self._begin(name)
         failed = [one.error for one in self._datasets.values() if one.error]
         if failed and not self._keeps_trying and not any(one.running for one in self._datasets.values()):

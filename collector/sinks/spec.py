@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from collector.adapter import adapter
-from collector.evident import Unsure, evident
+from collector.adapter import Invalid, validated
 from kcompat.errors import KcompatError
 
 Options = TypeVar("Options")
@@ -54,19 +53,11 @@ def path_values(spec: str | Mapping[str, Any]) -> dict[str, Any]:
 
 def built(options: type[Options], values: Mapping[str, Any], spec: str | Mapping[str, Any]) -> Options:
     """The values as options, checked; KcompatError says the first that is wrong."""
-    checked: Options
     try:
-        checked = evident(options, dict(values))
-    except Unsure:
-        from pydantic import ValidationError
-    else:
+        checked: Options = validated(options, dict(values))
         return checked
-
-    try:
-        checked = adapter(options).validate_python(dict(values))  # type: ignore[arg-type]  # a class is hashable
-        return checked
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+    except Invalid as error:
+        first = error.errors[0]
         key = ".".join(map(str, first["loc"]))
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             raise KcompatError(f"sink {shown(spec)!r}: there is no key {key}") from None

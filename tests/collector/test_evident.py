@@ -39,7 +39,7 @@ def tree(set_keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def both(hint: Any, value: Any) -> None:
-    """If it is sure, then of what pydantic says, to the type; strictly too where that is asked."""
+    """If it is sure, then of what pydantic says, to the type."""
     try:
         sure = evident(hint, value)
     except Unsure:
