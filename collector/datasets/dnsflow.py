@@ -31,10 +31,10 @@ from kcompat.privileges import explained
 log = logging.getLogger(__name__)
 
 NAME = MEASUREMENT
-# The first namespaces, the machine's own before all, get rings for bursts of 56,000 packets; many others smaller ones,
+# The first namespaces, the machine's own before all, get rings for bursts of 45,000 packets; many others smaller ones,
 # in which a trickle too may wait for 2.4 s: eight blocks of 64 KiB, 0.4 s, were not enough on a busy machine. A ring is
 # resident whether it is used or not. Of half the size, now and then one was full after 20,000 queries at full speed.
-_LARGE_RINGS, _LARGE, _SMALL = 2, Shape(1 << 16, 160), Shape(1 << 14, 48)
+_LARGE_RINGS, _LARGE, _SMALL = 2, Shape(1 << 16, 128), Shape(1 << 14, 48)
 _MAX_NAMESPACES = 512
 _RESCAN_S = 1.0
 # Looking for namespaces takes a stat of every process: never more than this share of a processor.
