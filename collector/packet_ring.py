@@ -82,23 +82,25 @@ class PacketRing:
         return self._socket.fileno()
 
     def packets(self) -> Iterator[Packet]:
-        """What is there, oldest first. A block is the kernel's again when its last packet has been taken."""
+        """Those of the oldest block that is full or old enough; none where there is no such block.
+
+        It is the kernel's again when its last packet has been taken.
+        """
         memory = self._memory
         assert memory is not None
-        for _ in range(self._shape.blocks):
-            base = self._block * self._shape.block
-            if not _U32.unpack_from(memory, base + _BLOCK_STATUS)[0] & _STATUS_USER:
-                return
-            count, first = _U32.unpack_from(memory, base + _BLOCK_PACKETS)[0], _U32.unpack_from(
-                memory, base + _BLOCK_FIRST)[0]
-            at = base + first
-            for _ in range(count):
-                ahead, seconds, nanoseconds, captured, length, _, begin, _ = _PACKET.unpack_from(memory, at)
-                yield Packet(seconds * 1_000_000_000 + nanoseconds, memory[at + begin:at + begin + captured],
-                             captured == length)
-                at += ahead
-            _U32.pack_into(memory, base + _BLOCK_STATUS, 0)
-            self._block = (self._block + 1) % self._shape.blocks
+        base = self._block * self._shape.block
+        if not _U32.unpack_from(memory, base + _BLOCK_STATUS)[0] & _STATUS_USER:
+            return
+        count, first = _U32.unpack_from(memory, base + _BLOCK_PACKETS)[0], _U32.unpack_from(
+            memory, base + _BLOCK_FIRST)[0]
+        at = base + first
+        for _ in range(count):
+            ahead, seconds, nanoseconds, captured, length, _, begin, _ = _PACKET.unpack_from(memory, at)
+            yield Packet(seconds * 1_000_000_000 + nanoseconds, memory[at + begin:at + begin + captured],
+                         captured == length)
+            at += ahead
+        _U32.pack_into(memory, base + _BLOCK_STATUS, 0)
+        self._block = (self._block + 1) % self._shape.blocks
 
     def count_losses(self) -> int:
         """How many more packets were lost since it was asked last; reading the kernel's number makes it 0."""

@@ -18,7 +18,7 @@ from collector.dns_exchanges import PORT, Exchange, Exchanges
 from collector.dns_flows import MEASUREMENT, DnsFlows
 from collector.dns_namespaces import Here, Namespace
 from collector.namespaces import ONLY, Refused, doors
-from collector.packet_ring import RETIRE_MS, Shape
+from collector.packet_ring import RETIRE_MS, Packet, Shape
 from collector.port_filter import port_filter
 from collector.protocols import packets
 from collector.record import Record
@@ -222,23 +222,32 @@ class Dnsflow:
         """Takes everything out of the rings, then finds what has waited too long: in this order, or an answer that is
         there already would come too late.
         """
-        done = self._done
+        # In turns: one ring that is filled as fast as it is emptied would let the others fill up.
+        for _ in range(_LARGE.blocks):
+            if not sum(self._take(netns, namespace.ring.packets()) for netns, namespace in self._namespaces.items()):
+                break
         for netns, namespace in self._namespaces.items():
-            saw = partial(self._exchanges.saw, netns)
-            for time_ns, data, is_whole in namespace.ring.packets():
-                segment = packets.parse(data)
-                if segment is None:
-                    continue
-                if not is_whole and segment.is_whole:
-                    segment = segment._replace(is_whole=False)
-                for exchange in saw(segment, time_ns):
-                    done(exchange)
             if lost := namespace.ring.count_losses():
                 self._packets_lost += lost
                 log.warning("%s lost %d packets: the ring of network namespace %d was full", NAME, lost, netns)
         # Packets of the last moment may not have been handed over yet.
         for exchange in self._exchanges.expired(time.time_ns() - int(_SETTLE_S * 1e9)):
-            done(exchange)
+            self._done(exchange)
+
+    def _take(self, netns: int, some: Iterable[Packet]) -> int:
+        """How many these were."""
+        saw, done = partial(self._exchanges.saw, netns), self._done
+        number = 0
+        for time_ns, data, is_whole in some:
+            number += 1
+            segment = packets.parse(data)
+            if segment is None:
+                continue
+            if not is_whole and segment.is_whole:
+                segment = segment._replace(is_whole=False)
+            for exchange in saw(segment, time_ns):
+                done(exchange)
+        return number
 
     def _done(self, exchange: Exchange) -> None:
         self._flows.add(exchange)
