@@ -25,7 +25,8 @@ def test_a_loss_is_of_each_round_and_a_share_is_without_the_clock():
 
 
 def test_every_load_moves_something_and_its_processor_time_is_known():
-    with loads(bytes_a_second=20 << 20) as known:
+    # iperf3's server counts nothing of what still lies in the sockets' buffers, of some MB, when its client ends.
+    with loads(bytes_a_second=1 << 30) as known:
         assert ("iperf3" in known) == bool(shutil.which("iperf3"))
         for load in known.values():
             before = children_s()
