@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from guessers.facts import SO_MARK, SO_PROTOCOL, Facts, exact, facts, settled
 from guessers.haul import Haul
 from guessers.memory import KernelMemory, ReadFault
 from guessers.pointers import SockSample
-from guessers.search import Sample
+from guessers.search import Encodings, Sample
 from guessers.stimulus import End, Stimulus
 from kcompat.fields import Field, find
 
@@ -98,12 +98,11 @@ class Sampler:
         with suppress(BlockingIOError):
             act()
         telling = [codes for codes in known.values() if len(codes[0]) >= 2 and any(codes[0])]
-        for copy in self.memory.copies():
-            # Address checks and the loopback's input side route too: only the key that holds all we chose is ours.
-            if copy.hook.object == name and all(any(c in copy.data for c in codes) for codes in telling):
-                self.haul.flows[name].append(Sample(copy.data, known, None, end.label))
-                return
-        self.haul.miss(f"no hook copied the {name} of {end.label}")
+        key = whole_key([copy.data for copy in self.memory.copies() if copy.hook.object == name], telling)
+        if key is None:
+            self.haul.miss(f"no hook copied the {name} of {end.label}")
+        else:
+            self.haul.flows[name].append(Sample(key, known, None, end.label))
 
 
 def _is_his(window: bytes, known: Facts) -> bool:
@@ -113,6 +112,23 @@ def _is_his(window: bytes, known: Facts) -> bool:
     """
     codes = known.get(find("sk_mark")) or known.get(find("skc_num")) or (b"",)
     return any(code in window for code in codes)
+
+
+def whole_key(copies: Iterable[bytes], telling: Collection[Encodings]) -> bytes | None:
+    """The copy that holds all we chose, in fewest bytes from its beginning; None when none does.
+
+    Address checks and the loopback's input side route too, by keys that lack some of it. A copy reaches beyond the
+    key, though, and what lies behind one on the stack may be left of a key of ours.
+    """
+    ends = {copy: end for copy in copies if (end := _end_of_all(copy, telling)) is not None}
+    return min(ends, key=ends.__getitem__, default=None)
+
+
+def _end_of_all(copy: bytes, telling: Iterable[Encodings]) -> int | None:
+    """Where the last of the values ends; None when one is missing."""
+    ends = [min((at + len(c) for c in codes if (at := copy.find(c)) >= 0), default=None) for codes in telling]
+    found = [end for end in ends if end is not None]
+    return max(found, default=0) if len(found) == len(ends) else None
 
 
 def flow_facts(end: End, local: tuple[str, int], remote: tuple[str, int]) -> Facts:
