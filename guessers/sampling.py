@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from guessers.facts import SO_MARK, SO_PROTOCOL, Facts, exact, facts, settled
@@ -120,15 +120,13 @@ def whole_key(copies: Iterable[bytes], telling: Collection[Encodings]) -> bytes 
     Address checks and the loopback's input side route too, by keys that lack some of it. A copy reaches beyond the
     key, though, and what lies behind one on the stack may be left of a key of ours.
     """
-    ends = {copy: end for copy in copies if (end := _end_of_all(copy, telling)) is not None}
-    return min(ends, key=ends.__getitem__, default=None)
+    whole = [copy for copy in copies if all(any(c in copy for c in codes) for codes in telling)]
+    return min(whole, key=partial(_end_of_all, telling), default=None)
 
 
-def _end_of_all(copy: bytes, telling: Iterable[Encodings]) -> int | None:
-    """Where the last of the values ends; None when one is missing."""
-    ends = [min((at + len(c) for c in codes if (at := copy.find(c)) >= 0), default=None) for codes in telling]
-    found = [end for end in ends if end is not None]
-    return max(found, default=0) if len(found) == len(ends) else None
+def _end_of_all(telling: Iterable[Encodings], copy: bytes) -> int:
+    """Where the last of the values ends, each of which is there."""
+    return max((min(copy.find(c) + len(c) for c in codes if c in copy) for codes in telling), default=0)
 
 
 def flow_facts(end: End, local: tuple[str, int], remote: tuple[str, int]) -> Facts:
